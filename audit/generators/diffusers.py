@@ -1,0 +1,105 @@
+"""Latent diffusion models in the diffusers layout: Stable Diffusion 1.x and 2.x, and the embedded world's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from audit.config import Frozen
+from audit.errors import ModelError
+from audit.generators import Level
+from audit.reference import ModelRef, digest_of_folder, local_folder
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Options(Frozen):
+    ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
+    revision: str | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the U-Net; the rest runs in fp32")
+    steps: int = Field(20, ge=1, description="DDIM steps")
+    guidance_scale: float = Field(3.0, description="as in diffusers: 1 is no guidance; the paper's w is this minus 1")
+
+
+class DiffusersGenerator:
+    """A frozen pipeline with an eps- or v-predicting U-Net, a KL autoencoder and a CLIP text tower."""
+
+    def __init__(self, pipeline: Any, options: Options) -> None:
+        for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+            if getattr(pipeline, name, None) is None:
+                raise ModelError(f"{options.ref} has no {name}; a text-conditioned latent diffusion pipeline is needed")
+        self.unet = pipeline.unet.to(_DTYPES[options.dtype]).eval().requires_grad_(False)
+        self.vae = pipeline.vae.float().eval().requires_grad_(False)
+        self.text_encoder = pipeline.text_encoder.float().eval().requires_grad_(False)
+        self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
+        self._prediction = self.scheduler.config.prediction_type
+        if self._prediction not in ("epsilon", "v_prediction"):
+            raise ModelError(f"{options.ref} predicts {self._prediction!r}; known: epsilon, v_prediction")
+        self._alphas = self.scheduler.alphas_cumprod.double()
+        self._steps, self._scale = options.steps, options.guidance_scale
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = int(self.unet.config.sample_size)
+        return (int(self.unet.config.in_channels), side, side)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._scale
+
+    def levels(self) -> tuple[Level, ...]:
+        self.scheduler.set_timesteps(self._steps)
+        stride = self.scheduler.config.num_train_timesteps // self._steps
+        levels = []
+        for t in (int(t) for t in self.scheduler.timesteps):
+            after = self._alphas[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
+            levels.append(Level(t, float(self._alphas[t]), float(after)))
+        return tuple(levels)
+
+    def eps(self, z: Tensor, t: int, cond: Tensor) -> Tensor:
+        dtype = self.unet.dtype
+        out = self.unet(z.to(dtype), t, encoder_hidden_states=cond.to(dtype)).sample.to(z.dtype)
+        if self._prediction == "epsilon":
+            return out
+        alpha = float(self._alphas[t])
+        return alpha**0.5 * out + (1 - alpha) ** 0.5 * z
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z / self.vae.config.scaling_factor).sample / 2 + 0.5
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.vae.encode(x * 2 - 1).latent_dist.mean * self.vae.config.scaling_factor
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            return self.text_encoder(tokens.input_ids).last_hidden_state  # type: ignore[no-any-return]
+
+
+def load(options: Options) -> DiffusersGenerator:
+    """Load a pipeline folder from safetensors, with its scheduler replaced by DDIM over the same noise schedule."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    folder = local_folder(options.ref, options.revision)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, safety_checker=None, requires_safety_checker=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{options.ref} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    return DiffusersGenerator(pipeline, options)
+
+
+def digest(options: Options) -> str:
+    return digest_of_folder(local_folder(options.ref, options.revision))

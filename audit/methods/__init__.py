@@ -1,0 +1,72 @@
+"""Stages of a job: one file each. A stage plans units of work from what is committed, and runs one unit.
+
+A stage's module defines
+
+    Options                          its part of the job file
+    VERSION                          raised whenever its numbers change
+    plan(options, context)           what its units are, as plain values, from the tables committed so far
+    run(options, payload, context)   one unit: plain values in, rows of tables out
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audit.config import Job, Plugin, digest
+from audit.models import Models
+from audit.results.sql import Run
+
+Payload = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of work: frozen in the plan, identified by everything that changes its numbers."""
+
+    unit_id: str
+    stage: str
+    payload: Payload
+
+
+@dataclass
+class Context:
+    """What a stage may use. `models` loads on first use; `run` sees what was committed when the stage was planned."""
+
+    job: Job
+    stage: str
+    root: Path
+    models: Models
+    batch_size: int
+    _run: Run | None = field(default=None, repr=False)
+
+    @property
+    def run(self) -> Run:
+        if self._run is None:
+            self._run = Run(self.root)
+        return self._run
+
+    def stage_of(self, kind: str) -> str | None:
+        """The name of the last stage of a kind before this one, where the job has one."""
+        names = stage_names(self.job)
+        before = names[: names.index(self.stage)] if self.stage in names else names
+        return next((name for name in reversed(before) if name.endswith(f"-{kind}")), None)
+
+
+def stage_names(job: Job) -> list[str]:
+    """'0-inventory', then one name for each stage of the job file, by position and kind."""
+    return [f"{i}-{plugin.name}" for i, plugin in enumerate(stages(job))]
+
+
+def stages(job: Job) -> list[Plugin]:
+    """The job's stages after the inventory that every job begins with."""
+    from audit.methods.inventory import Options
+
+    return [Plugin(name="inventory", options=Options()), *job.stages]
+
+
+def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job, digests: dict[str, str]) -> Unit:
+    """Name a unit by a hash of what decides its numbers; places, workers and batch sizes are no part of it."""
+    decides = {"stage": stage, "options": plugin.dump(), "version": version, "seed": job.seed}
+    return Unit(digest({**decides, "payload": payload, "digests": digests})[:32], stage, payload)

@@ -1,0 +1,111 @@
+"""Stage: can the generator show these classes at all? Classes it cannot draw get no findings from it.
+
+For each class, unoptimised images are drawn from the prompt. `agreement` is the share of them on which at least
+half of the job's models see the class; `kid` is their distance to the data set's images of that class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from audit.classifiers import canonical
+from audit.config import Frozen, Names
+from audit.diffusion.noise import latent
+from audit.diffusion.sampling import sample
+from audit.errors import ConfigError, unknown
+from audit.methods import Context, Payload
+from audit.metrics.realism import kid
+from audit.pictures import image_row
+from audit.predictions import rows_for, to_uint8
+from audit.results.schema import Rows
+
+VERSION = 1
+
+
+class Options(Frozen):
+    classes: Names | str = Field("auto", description="'auto': every label of the data set")
+    prompt: str = Field("a photograph of a {}", description="{} is the class name")
+    samples: int = Field(16, ge=2, description="images drawn for a class")
+    threshold: float = Field(0.5, ge=0, le=1, description="agreement under which a class is not auditable")
+
+
+def plan(options: Options, context: Context) -> list[Payload]:
+    """One unit a class."""
+    return [{"class": name} for name in chosen_classes(options.classes, context.models.data_classes)]
+
+
+def chosen_classes(asked: tuple[str, ...] | str, known: tuple[str, ...]) -> list[str]:
+    """The classes that an option names; 'auto' is all. Raises ConfigError for a class that the data set lacks."""
+    if asked == "auto":
+        return list(known)
+    if isinstance(asked, str):
+        asked = (asked,)
+    by_name = {canonical(name): name for name in known}
+    for name in asked:
+        if canonical(name) not in by_name:
+            raise ConfigError(unknown("class", name, known))
+    return [by_name[canonical(name)] for name in asked]
+
+
+def run(options: Options, payload: Payload, context: Context) -> Rows:
+    """Rows: images, predictions, arrays, and measurements `agreement`, `kid` and `auditable` of the class."""
+    name, models = payload["class"], context.models
+    prompt = options.prompt.format(name.replace("_", " "))
+    shape = models.generator.latent_shape
+    z = torch.stack([latent(shape, context.job.seed, "adequacy", name, i) for i in range(options.samples)])
+    parts = [sample(models.generator, [prompt] * len(chunk), chunk) for chunk in z.split(context.batch_size)]
+    images = [to_uint8(image) for image in torch.cat(parts)]
+    pictures = [image_row(image, "sample") for image in images]
+    rows = rows_for(models, images, [picture["image_id"] for picture in pictures], "generated", [name] * len(images))
+    agreement = _agreement(rows, name, options.samples)
+    measured = [("agreement", agreement, None), ("kid", *_distance(rows, name, context))]
+    reason = None
+    if agreement < options.threshold:
+        reason = (
+            f"not auditable with this generator: of {options.samples} images drawn for {prompt!r}, at least half of "
+            f"the models see the class in {agreement:.0%}, under the threshold of {options.threshold:.0%}"
+        )
+    measured.append(("auditable", float(reason is None), reason))
+    measurements = [
+        {"subject_id": name, "stage": context.stage, "name": key, "value": value, "unit": "share", "reason": why}
+        for key, value, why in measured
+    ]
+    return {**rows, "images": pictures, "measurements": measurements}
+
+
+def _agreement(rows: Rows, name: str, samples: int) -> float:
+    votes: dict[str, list[bool]] = {}
+    for row in rows["predictions"]:
+        votes.setdefault(row["item_id"], []).append(canonical(row.get("predicted") or "") == canonical(name))
+    return sum(np.mean(vote) >= 0.5 for vote in votes.values()) / samples
+
+
+def _distance(rows: Rows, name: str, context: Context) -> tuple[float | None, str | None]:
+    """KID to the class's real images, or None and why."""
+    if context.models.embedder is None:
+        return None, "the job has no embedder"
+    real = context.run.rows(
+        "select a.values from arrays a join items i on i.item_id = a.subject_id and i.role = a.role "
+        "where a.role = 'data' and a.name = 'embedding' and i.label = ? order by a.subject_id",
+        [name],
+    )
+    if len(real) < 2:
+        return None, f"fewer than 2 screened images with the label {name!r}"
+    return kid(_matrix([row["values"] for row in rows["arrays"]]), _matrix([row["values"] for row in real])), None
+
+
+def _matrix(values: list[Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.asarray(values, np.float64)
+
+
+def not_auditable(context: Context) -> dict[str, str]:
+    """Classes that the job's adequacy stage found not auditable, and why."""
+    stage = context.stage_of("adequacy")
+    rows = context.run.rows(
+        "select subject_id, reason from measurements where stage = ? and name = 'auditable' and value = 0", [stage]
+    )
+    return {row["subject_id"]: row["reason"] for row in rows}

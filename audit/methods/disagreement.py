@@ -1,0 +1,181 @@
+"""Stage: images on which two classifiers disagree as much as possible (DiG-IN section 4, Algorithm 1, Eq. 3).
+
+From 'a photograph of a <class>' and a random latent, search z_T, C_t and null_t for an image that `maximise`
+takes for the class and `minimise` does not. Every search keeps its own start as the baseline.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from audit.classifiers import Classifier
+from audit.config import Frozen, Names, digest
+from audit.diffusion.noise import latent
+from audit.diffusion.optimise import CheckpointPolicy, Result, Settings, optimise, start_from_prompt
+from audit.errors import ConfigError, unknown
+from audit.methods import Context, Payload
+from audit.methods.adequacy import chosen_classes, not_auditable
+from audit.objectives import DISAGREEMENT
+from audit.pictures import image_row
+from audit.predictions import rows_for, to_uint8
+from audit.results.schema import Rows
+
+VERSION = 1
+
+PRESETS = {
+    # DiG-IN Table D.1, for Stable Diffusion at 512 x 512. DDIM steps and guidance belong to the generator: 25, 3.0.
+    "digin": Settings(),
+    # Measured on the embedded world at 64 x 64: larger text steps, since its text space is far smaller.
+    "embedded": Settings(steps=12, step_size_latent=0.002, step_size_text=0.1, cutouts=8),
+}
+
+
+class Options(Frozen):
+    maximise: str = Field(description="model id that should see the class")
+    minimise: str = Field(description="model id that should not")
+    classes: Names | str = Field("auto", description="'auto': every auditable label of the data set")
+    seeds: int = Field(16, ge=1, description="searches for a class")
+    prompt: str = Field("a photograph of a {}", description="{} is the class name")
+    preset: Literal["digin", "embedded"] = "digin"
+    objective: Literal["probability", "log_probability"] = Field("probability", description="Eq. 3, or its log form")
+    steps: int | None = Field(None, ge=1, description="optimisation steps; default: the preset's")
+    step_size_latent: float | None = Field(None, gt=0)
+    step_size_text: float | None = Field(None, gt=0)
+    cutouts: int | None = Field(None, ge=1)
+    cutout_noise: float | None = Field(None, ge=0)
+    checkpoint: CheckpointPolicy = Field("none", description="'step' recomputes activations: less memory, same gradients")
+    unit_seeds: int = Field(8, ge=1, description="searches in a unit of work")
+
+    def settings(self, cutout_size: int) -> Settings:
+        named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise")
+        given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        return replace(PRESETS[self.preset], cutout_size=cutout_size, checkpoint=self.checkpoint, **given)
+
+
+def plan(options: Options, context: Context) -> list[Payload]:
+    """Seeds of each auditable class, in chunks."""
+    for model_id in (options.maximise, options.minimise):
+        if model_id not in context.job.models:
+            raise ConfigError(f"{context.stage}: {unknown('model', model_id, context.job.models)}")
+    refused = not_auditable(context)
+    classes = [c for c in chosen_classes(options.classes, context.models.data_classes) if c not in refused]
+    return [
+        {"class": name, "seeds": list(range(start, min(start + options.unit_seeds, options.seeds)))}
+        for start in range(0, options.seeds, options.unit_seeds)
+        for name in classes
+    ]
+
+
+def run(options: Options, payload: Payload, context: Context) -> Rows:
+    """Rows: explanations, images, predictions and embeddings of start and result, traces."""
+    rows: Rows = {}
+    seeds = payload["seeds"]
+    for start in range(0, len(seeds), context.batch_size):
+        for table, found in _search(options, payload["class"], seeds[start : start + context.batch_size], context).items():
+            rows.setdefault(table, []).extend(found)
+    return rows
+
+
+def _search(options: Options, name: str, seeds: list[int], context: Context) -> Rows:
+    generator = context.models.generator
+    f, g = context.models.classifier(options.maximise), context.models.classifier(options.minimise)
+    prompt = options.prompt.format(name.replace("_", " "))
+    keys = [f"{context.job.seed}/disagreement/{name}/{seed}" for seed in seeds]
+    z = torch.stack([latent(generator.latent_shape, key) for key in keys])
+    objective = Objective(f, g, name, options.objective)
+    scores: list[Tensor] = []
+
+    def record(step: int, images: Tensor, losses: Tensor) -> None:
+        scores.append(objective.scores(images))
+
+    began = time.monotonic()
+    settings = options.settings(max(*f.preprocess.size, *g.preprocess.size))
+    result = optimise(generator, start_from_prompt(generator, [prompt] * len(seeds), z), objective, settings, keys, record)
+    seconds = (time.monotonic() - began) / len(seeds)
+    base = {"stage": context.stage, "method": "disagreement", "prompt": prompt, "source_class": name, "target_class": name}
+    base |= {"model_id": options.maximise, "other_model_id": options.minimise, "seconds": seconds}
+    return _rows(result, torch.stack(scores), [{**base, "seed": seed} for seed in seeds], options, context)
+
+
+class Objective:
+    """Eq. 3 (or its log form) for images of any leading shape, as a value to maximise."""
+
+    def __init__(self, f: Classifier, g: Classifier, class_name: str, form: str) -> None:
+        self.f, self.g = f, g
+        self.target_f, self.target_g = f.index_of(class_name), g.index_of(class_name)
+        self.form = DISAGREEMENT[form]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(..., 3, h, w) to (...)."""
+        shape = images.shape[:-3]
+        f, g = self._logits(images)
+        targets = [torch.full((len(f),), index) for index in (self.target_f, self.target_g)]
+        return self.form(f, g, *targets).view(shape)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """p_f(y) and p_g(y), and whether f says y and g does not: (b, 3)."""
+        with torch.no_grad():
+            f, g = self._logits(images)
+        revealed = (f.argmax(-1) == self.target_f) & (g.argmax(-1) != self.target_g)
+        return torch.stack([f.softmax(-1)[:, self.target_f], g.softmax(-1)[:, self.target_g], revealed.float()], 1)
+
+    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        flat = images.flatten(0, -4) if images.ndim > 4 else images
+        return self.f.logits(flat), self.g.logits(flat)
+
+
+def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], options: Options, context: Context) -> Rows:
+    """`scores`: (steps + 1, b, 3) of every iterate."""
+    rows: Rows = {"explanations": [], "traces": [], "images": []}
+    starts, images = [to_uint8(x) for x in result.start], [to_uint8(x) for x in result.image]
+    for i, base in enumerate(bases):
+        row = {**base, "explanation_id": _explanation_id(base, options, context)}
+        if not bool(result.finite[i]):
+            rows["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
+            continue
+        start, image = image_row(starts[i], "start"), image_row(images[i], "generated")
+        best = int(result.best_step[i])
+        (before, other_before, was), (after, other_after, now) = scores[0, i].tolist(), scores[best, i].tolist()
+        row |= {"status": "ok", "start_image_id": start["image_id"], "image_id": image["image_id"], "best_step": best}
+        row |= {"score_before": before, "score_after": after, "other_before": other_before, "other_after": other_after}
+        row |= {"loss_before": float(result.losses[0, i]), "loss_after": float(result.losses[best, i])}
+        row |= {"flipped_before": bool(was), "flipped": bool(now)}
+        rows["explanations"].append(row)
+        rows["images"] += [start, image]
+        rows["traces"] += _trace(row["explanation_id"], result, scores, i)
+    pictures = {row["image_id"]: array for row, array in zip(rows["images"], _pairs(starts, images, result), strict=True)}
+    said = rows_for(context.models, list(pictures.values()), list(pictures), "generated")
+    return {**rows, **said}
+
+
+def _pairs(starts: list[Any], images: list[Any], result: Result) -> list[Any]:
+    """Start and result of every search that stayed finite, in the order of the image rows."""
+    kept = [i for i in range(len(starts)) if bool(result.finite[i])]
+    return [array for i in kept for array in (starts[i], images[i])]
+
+
+def _trace(explanation_id: str, result: Result, scores: Tensor, i: int) -> list[dict[str, Any]]:
+    augmented = [*result.augmented[:, i].tolist(), None]
+    return [
+        {
+            "explanation_id": explanation_id,
+            "step": step,
+            "loss": float(result.losses[step, i]),
+            "augmented_loss": augmented[step],
+            "score": float(scores[step, i, 0]),
+            "other_score": float(scores[step, i, 1]),
+        }
+        for step in range(len(result.losses))
+    ]
+
+
+def _explanation_id(base: dict[str, Any], options: Options, context: Context) -> str:
+    decides = options.model_dump(mode="json", exclude={"seeds", "classes", "unit_seeds", "checkpoint"})
+    key = {"options": decides, "version": VERSION, "seed": [context.job.seed, base["seed"]], "class": base["target_class"]}
+    return digest(key)[:32]

@@ -1,0 +1,290 @@
+"""Stage: failure modes from the searches, confirmed on the pool's real images; and the screen-only baseline.
+
+A mode is `confirmed` only if the models disagree more often on the real images nearest to what the search made
+than on those nearest to the search's own starts; else it is a `hypothesis`, and `reason` says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from audit import discovery as d
+from audit.classifiers import canonical
+from audit.config import Frozen, Names, digest
+from audit.errors import ConfigError
+from audit.methods import Context, Payload
+from audit.results.schema import Rows
+
+VERSION = 1
+
+VOCABULARY = (
+    *(f"{{}} {place}" for place in ("on grass", "in water", "on sand", "in snow", "in the sky", "on a road", "in a forest")),
+    *(f"{{}} {place}" for place in ("indoors", "on a table", "on a wooden surface", "against a white background", "in a city")),
+    *(f"{colour} {{}}" for colour in ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")),
+    *(f"{colour} {{}}" for colour in ("black", "white", "grey", "colourful", "shiny", "transparent")),
+    *(f"{look} {{}}" for look in ("striped", "dotted", "furry", "metal", "wooden", "small", "large", "blurry", "cartoon")),
+    *(f"{{}} with {thing}" for thing in ("a person", "a hand", "text", "a logo", "a dog", "a cat", "trees", "flowers")),
+)
+
+
+class Options(Frozen):
+    vocabulary: Names = Field(VOCABULARY, description="phrases with {} for the class name, among which modes are named")
+    prompt: str = Field("a photograph of a {}", description="{} is a phrase of the vocabulary or a class name")
+    smallest_group: int = Field(3, ge=2, description="searches (or images) that make a group")
+    group_distance: float = Field(0.6, gt=0, le=2, description="average cosine distance within a group")
+    effect: float = Field(1.0, description="least shift that names a mode, in standard deviations of the controls")
+    neighbours: int = Field(20, ge=1, description="nearest real images of one search, in the evidence")
+    level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which evidence confirms")
+    excess: float = Field(0.1, ge=0, le=1, description="least excess disagreement that confirms")
+    exemplars: int = Field(12, ge=1, description="exemplars and evidence images kept for a mode")
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The pool's images: ids, embeddings (p, d), and for each model the class it predicts."""
+
+    ids: list[str]
+    embeddings: d.Floats
+    predicted: dict[str, NDArray[np.object_]]
+
+    def disagree(self, f: str, g: str, name: str) -> d.Bools:
+        """f says the class and g does not, (p,)."""
+        return np.asarray((self.predicted[f] == canonical(name)) & (self.predicted[g] != canonical(name)), bool)
+
+
+@dataclass(frozen=True)
+class _Searches:
+    """All successful searches of one pair of models."""
+
+    ids: list[str]
+    classes: NDArray[np.object_]
+    flipped: d.Bools
+    starts: d.Floats
+    results: d.Floats
+
+
+def plan(options: Options, context: Context) -> list[Payload]:
+    """One unit: it reads what all searches found."""
+    if context.job.embedder is None:
+        raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
+    for phrase in options.vocabulary:
+        if "{}" not in phrase:
+            raise ConfigError(f"discover: the vocabulary's phrase {phrase!r} lacks {{}}, the place of the class name")
+    searches = context.run.rows("select distinct stage from explanations order by stage")
+    return [{"searches": [row["stage"] for row in searches]}]
+
+
+def run(options: Options, payload: Payload, context: Context) -> Rows:
+    """Rows: failure_modes of source 'search' and of source 'screen'."""
+    concepts = _concepts(options, context)
+    pool = _pool(context)
+    found: list[dict[str, Any]] = []
+    pairs = context.run.rows("select distinct model_id, other_model_id from explanations order by all")
+    for pair in pairs:
+        f, g = pair["model_id"], pair["other_model_id"]
+        found += _modes_of_pair(f, g, _searches(f, g, context), concepts, pool, options)
+    baseline = []
+    for pair in pairs:
+        if pool is not None:
+            baseline += _baseline_of_pair(pair["model_id"], pair["other_model_id"], concepts, pool, options, context)
+    for modes in (found, baseline):
+        _judge(modes, pool, options)
+    return {"failure_modes": found + baseline}
+
+
+def concept_name(phrase: str) -> str:
+    """'{} on sand' is called 'on sand'."""
+    return " ".join(phrase.replace("{}", " ").split())
+
+
+def _concepts(options: Options, context: Context) -> d.Floats:
+    embedder = context.models.embedder
+    assert embedder is not None
+    classes = [name.replace("_", " ") for name in context.models.data_classes]
+
+    def embed(texts: list[str]) -> d.Floats:
+        return np.asarray(embedder.embed_texts([options.prompt.format(text) for text in texts]), np.float64)
+
+    return d.concept_directions(
+        np.stack([embed([phrase.format(name) for name in classes]) for phrase in options.vocabulary]), embed(classes)
+    )
+
+
+def _pool(context: Context) -> _Pool | None:
+    rows = context.run.rows(
+        "select subject_id, values from arrays where role = 'pool' and name = 'embedding' order by subject_id"
+    )
+    if not rows:
+        return None
+    ids = [row["subject_id"] for row in rows]
+    predicted = {}
+    for model_id in context.job.models:
+        said = context.run.rows(
+            "select item_id, predicted from predictions where role = 'pool' and model_id = ? and status = 'ok'", [model_id]
+        )
+        by_id = {row["item_id"]: canonical(row["predicted"]) for row in said}
+        predicted[model_id] = np.array([by_id.get(item_id, "") for item_id in ids], object)
+    return _Pool(ids, _unit(np.asarray([row["values"] for row in rows], np.float64)), predicted)
+
+
+def _searches(f: str, g: str, context: Context) -> _Searches:
+    rows = context.run.rows(
+        "with e as (select subject_id, any_value(values) as values from arrays "
+        "where role = 'generated' and name = 'embedding' group by subject_id) "
+        "select x.explanation_id, x.target_class, x.flipped, s.values as start, r.values as result from explanations x "
+        "join e s on s.subject_id = x.start_image_id join e r on r.subject_id = x.image_id "
+        "where x.status = 'ok' and x.model_id = ? and x.other_model_id = ? order by x.explanation_id",
+        [f, g],
+    )
+    return _Searches(
+        [row["explanation_id"] for row in rows],
+        np.array([row["target_class"] for row in rows], object),
+        np.array([row["flipped"] for row in rows], bool),
+        _unit(np.asarray([row["start"] for row in rows], np.float64).reshape(len(rows), -1)),
+        _unit(np.asarray([row["result"] for row in rows], np.float64).reshape(len(rows), -1)),
+    )
+
+
+def _unit(x: d.Floats) -> d.Floats:
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))
+
+
+def _modes_of_pair(
+    f: str, g: str, searches: _Searches, concepts: d.Floats, pool: _Pool | None, options: Options
+) -> list[dict[str, Any]]:
+    """Groups of the searches of each class that succeeded; the controls are the searches for the other classes."""
+    moved = d.shifts(searches.starts, searches.results, concepts)
+    modes = []
+    for name in sorted(set(searches.classes)):
+        own = searches.classes == name
+        if own.sum() == 0 or (~own).sum() < 2:
+            continue
+        standard = d.against_controls(moved, moved[~own])
+        members = np.flatnonzero(own & searches.flipped)
+        for group in d.groups(searches.results[members], options.group_distance, options.smallest_group):
+            chosen = members[group]
+            mode = _named(f, g, name, "search", standard[chosen], options)
+            order = chosen[d.typical_first(searches.results[chosen])]
+            mode |= {"support": len(chosen), "seeds": int(own.sum())}
+            mode["exemplars"] = [searches.ids[i] for i in order[: options.exemplars]]
+            if pool is not None:
+                facts = d.evidence(
+                    pool.embeddings,
+                    pool.disagree(f, g, name),
+                    searches.results[chosen],
+                    searches.starts[chosen],
+                    options.neighbours,
+                )
+                mode |= _evidence_columns(facts, pool, options) | _impact_columns(mode, concepts, pool, options)
+            modes.append(mode)
+    return _merged(modes)
+
+
+def _merged(modes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of groups of one class with one name, the one with the most support speaks for all."""
+    best: dict[str, dict[str, Any]] = {}
+    for mode in modes:
+        kept = best.setdefault(mode["failure_mode_id"], mode)
+        if mode is not kept and mode["support"] > kept["support"]:
+            best[mode["failure_mode_id"]] = mode
+    return list(best.values())
+
+
+def _named(f: str, g: str, name: str, source: str, standard: d.Floats, options: Options) -> dict[str, Any]:
+    """Name a group by the concept whose shift (n, c) has the highest lower bound."""
+    intervals = [d.mean_interval(column) for column in standard.T]
+    best = max(range(len(intervals)), key=lambda c: intervals[c].low)
+    concept, effect = options.vocabulary[best], intervals[best]
+    return {
+        "failure_mode_id": digest([source, f, g, name, concept])[:16],
+        "kind": "disagreement",
+        "source": source,
+        "model_id": f,
+        "other_model_id": g,
+        "class_name": name,
+        "name": concept_name(concept),
+        "concept": concept,
+        "effect": effect.value,
+        "effect_low": effect.low,
+        "effect_high": effect.high,
+    }
+
+
+def _evidence_columns(facts: d.Evidence, pool: _Pool, options: Options) -> dict[str, Any]:
+    return {
+        "evidence_rate": facts.rate,
+        "control_rate": facts.control_rate,
+        "evidence_images": facts.images,
+        "control_images": facts.control_images,
+        "p_value": facts.p_value,
+        "evidence": [pool.ids[i] for i in facts.found[: options.exemplars]],
+    }
+
+
+def _impact_columns(mode: dict[str, Any], concepts: d.Floats, pool: _Pool, options: Options) -> dict[str, Any]:
+    """Prevalence: pool images at least as far along the concept as the lower quarter of the evidence."""
+    ids = {item_id: i for i, item_id in enumerate(pool.ids)}
+    along = pool.embeddings @ concepts[options.vocabulary.index(mode["concept"])]
+    evidence = [ids[item_id] for item_id in mode.get("evidence", [])]
+    if not evidence:
+        return {}
+    disagrees = pool.disagree(mode["model_id"], mode["other_model_id"], mode["class_name"])
+    prevalence, effect = d.impact(along >= np.quantile(along[evidence], 0.25), disagrees)
+    return {"prevalence": prevalence, "impact": effect.value, "impact_low": effect.low, "impact_high": effect.high}
+
+
+def _baseline_of_pair(
+    f: str, g: str, concepts: d.Floats, pool: _Pool, options: Options, context: Context
+) -> list[dict[str, Any]]:
+    """What screening alone finds: groups of pool images on which f says a class and g does not."""
+    modes = []
+    along = pool.embeddings @ concepts.T
+    for name in context.models.data_classes:
+        disagrees = pool.disagree(f, g, name)
+        members = np.flatnonzero(disagrees)[:2000]
+        for group in d.groups(pool.embeddings[members], options.group_distance, options.smallest_group):
+            chosen = members[group]
+            mode = _named(f, g, name, "screen", d.against_controls(along[chosen], along[~disagrees]), options)
+            order = chosen[d.typical_first(pool.embeddings[chosen])]
+            mode |= {"support": len(chosen), "evidence": [pool.ids[i] for i in order[: options.exemplars]]}
+            shows = along[:, options.vocabulary.index(mode["concept"])] >= np.quantile(
+                along[chosen, options.vocabulary.index(mode["concept"])], 0.25
+            )
+            inside, outside = disagrees[shows], disagrees[~shows]
+            table = [[int(a.sum()), int(len(a) - a.sum())] for a in (inside, outside)]
+            mode |= {"evidence_rate": float(inside.mean()), "evidence_images": len(inside)}
+            mode |= {"control_rate": float(outside.mean()) if len(outside) else 0.0, "control_images": len(outside)}
+            mode["p_value"] = float(d.stats.fisher_exact(table, alternative="greater").pvalue)
+            mode |= _impact_columns(mode, concepts, pool, options)
+            modes.append(mode)
+    return _merged(modes)
+
+
+def _judge(modes: list[dict[str, Any]], pool: _Pool | None, options: Options) -> None:
+    """Correct the p-values of all modes together, and say which are confirmed."""
+    tested = [mode for mode in modes if "p_value" in mode]
+    for mode, corrected in zip(tested, d.holm([mode["p_value"] for mode in tested]), strict=True):
+        mode["p_corrected"] = corrected
+    for mode in modes:
+        reason = _doubt(mode, pool, options)
+        mode |= {"verdict": "hypothesis" if reason else "confirmed", "reason": reason}
+
+
+def _doubt(mode: dict[str, Any], pool: _Pool | None, options: Options) -> str | None:
+    """Why a mode is not confirmed, or None."""
+    if pool is None:
+        return "no real images to confirm it on: the job has no screened pool"
+    if mode["effect_low"] < options.effect:
+        return f"no concept of the vocabulary is shifted by {options.effect:g} standard deviations of the controls or more"
+    excess = mode["evidence_rate"] - mode["control_rate"]
+    if mode["p_corrected"] >= options.level or excess < options.excess:
+        return (
+            f"real images do not show it: the models disagree on {mode['evidence_rate']:.0%} of the nearest "
+            f"{mode['evidence_images']}, and on {mode['control_rate']:.0%} of those nearest to the starts"
+        )
+    return None

@@ -1,0 +1,84 @@
+"""The models and data sources of a job, loaded once each, when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+from audit import registry
+from audit.classifiers import Classifier, Embedder
+from audit.config import Job, Plugin
+from audit.datasets import DataSource
+from audit.errors import ConfigError, unknown
+from audit.generators import Generator
+
+
+class Models:
+    """`data_classes` are the data set's labels in sorted order; models that name no classes of their own use them."""
+
+    def __init__(self, job: Job, data_classes: tuple[str, ...]) -> None:
+        self.job = job
+        self.data_classes = data_classes
+        self._classifiers: dict[str, Classifier] = {}
+        self._sources: dict[str, DataSource] = {}
+
+    def classifier(self, model_id: str) -> Classifier:
+        if model_id not in self.job.models:
+            raise ConfigError(unknown("model", model_id, self.job.models))
+        if model_id not in self._classifiers:
+            self._classifiers[model_id] = _load_classifier(self.job.models[model_id], self.data_classes)
+        return self._classifiers[model_id]
+
+    def classifiers(self) -> Iterator[tuple[str, Classifier]]:
+        for model_id in self.job.models:
+            yield model_id, self.classifier(model_id)
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        """The model whose embeddings stand for images; never one of the models under audit."""
+        if self.job.embedder is None:
+            return None
+        loaded = _load_classifier(self.job.embedder, self.data_classes)
+        if not isinstance(loaded, Embedder):
+            raise ConfigError(f"embedder: loader {self.job.embedder.name!r} gives no embeddings of texts; use clip")
+        return loaded
+
+    @cached_property
+    def generator(self) -> Generator:
+        if self.job.generator is None:
+            raise ConfigError("this stage needs a generator; add to the job file: generator: {loader: diffusers, ref: ...}")
+        module = registry.plugin("generators", self.job.generator.name)
+        loaded: Generator = module.load(self.job.generator.options)
+        return loaded
+
+    def source(self, role: str) -> DataSource:
+        """The data source of a role, 'data' or 'pool'."""
+        if role not in self._sources:
+            self._sources[role] = open_source(self.job, role)
+        return self._sources[role]
+
+
+def open_source(job: Job, role: str) -> DataSource:
+    plugin = job.data if role == "data" else job.pool
+    if plugin is None:
+        raise ConfigError("this job has no pool; add to the job file: pool: {source: parquet, path: ...}")
+    opened: DataSource = registry.plugin("datasets", plugin.name).open_source(plugin.options)
+    return opened
+
+
+def digests(job: Job) -> dict[str, str]:
+    """What identifies the weights of every model of a job. Loads none of them."""
+    found = {
+        f"model {model_id}": registry.plugin("classifiers", plugin.name).digest(plugin.options)
+        for model_id, plugin in job.models.items()
+    }
+    if job.embedder:
+        found["embedder"] = registry.plugin("classifiers", job.embedder.name).digest(job.embedder.options)
+    if job.generator:
+        found["generator"] = registry.plugin("generators", job.generator.name).digest(job.generator.options)
+    return found
+
+
+def _load_classifier(plugin: Plugin, data_classes: tuple[str, ...]) -> Classifier:
+    loaded: Classifier = registry.plugin("classifiers", plugin.name).load(plugin.options, data_classes)
+    return loaded

@@ -1,0 +1,28 @@
+"""What a search maximises: functions of class scores, one value per item."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+def disagreement(f: Tensor, g: Tensor, target_f: Tensor, target_g: Tensor) -> Tensor:
+    """p_f(y|x) - p_g(y|x) from logits (..., classes) and class indices (...) (DiG-IN Eq. 3)."""
+    return _probability(f, target_f) - _probability(g, target_g)
+
+
+def log_disagreement(f: Tensor, g: Tensor, target_f: Tensor, target_g: Tensor) -> Tensor:
+    """log p_f(y|x) + log(1 - p_g(y|x)) from logits (..., classes) and class indices (...).
+
+    Differs from the paper: Eq. 3's difference has no gradient where both classifiers are sure; this form has one
+    until f says y and g does not. It is at most 0, so nothing is gained by leaving the images that exist.
+    """
+    own = F.log_softmax(f, -1).gather(-1, target_f[..., None])[..., 0]
+    others = g.scatter(-1, target_g[..., None], -float("inf"))
+    return own + others.logsumexp(-1) - g.logsumexp(-1)
+
+
+DISAGREEMENT = {"probability": disagreement, "log_probability": log_disagreement}
+
+
+def _probability(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.softmax(-1).gather(-1, target[..., None])[..., 0]

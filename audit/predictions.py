@@ -1,0 +1,79 @@
+"""What all models of a job say of a set of images, as rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audit.models import Models
+from audit.results.schema import Rows
+
+TOP = 5
+BATCH = 64
+
+
+def to_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """uint8 RGB (h, w, 3) to float32 (3, h, w) in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """(3, h, w) in [0, 1] to uint8 RGB (h, w, 3)."""
+    return np.asarray((image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu())
+
+
+@torch.no_grad()
+def rows_for(
+    models: Models,
+    images: Sequence[NDArray[np.uint8]],
+    ids: Sequence[str],
+    role: str,
+    labels: Sequence[str | None] | None = None,
+) -> Rows:
+    """Predictions of all models, and embeddings where the job has an embedder. Images may differ in size."""
+    labels = labels or [None] * len(ids)
+    predictions, arrays = [], []
+    for model_id, classifier in models.classifiers():
+        names = classifier.class_names
+        for item_id, label, logits in zip(ids, labels, _by_size(classifier.logits, images), strict=True):
+            row = {"item_id": item_id, "role": role, "model_id": model_id, "label": label}
+            predictions.append({**row, **_verdict(logits, names)})
+    if models.embedder is not None:
+        for item_id, values in zip(ids, _by_size(models.embedder.embed_images, images), strict=True):
+            row = {"subject_id": item_id, "role": role, "name": "embedding", "model_id": "embedder"}
+            arrays.append({**row, "values": values.tolist(), "shape": list(values.shape)})
+    return {"predictions": predictions, "arrays": arrays}
+
+
+def _verdict(logits: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    if not logits.isfinite().all():
+        return {"status": "failed", "reason": "not_finite"}
+    top = logits.double().softmax(-1).topk(min(TOP, len(names)))
+    classes = [names[i] for i in top.indices.tolist()]
+    confidences = top.values.tolist()
+    return {
+        "predicted": classes[0],
+        "confidence": confidences[0],
+        "top_classes": classes,
+        "top_confidences": confidences,
+        "status": "ok",
+    }
+
+
+def _by_size(function: Callable[[Tensor], Tensor], images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+    """Apply a function of batches (b, 3, h, w) to images of any sizes, in batches of equal size."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        groups[image.shape].append(i)
+    results: dict[int, Tensor] = {}
+    for members in groups.values():
+        for start in range(0, len(members), BATCH):
+            chunk = members[start : start + BATCH]
+            results.update(zip(chunk, function(torch.stack([to_tensor(images[i]) for i in chunk])), strict=True))
+    return [results[i] for i in range(len(images))]

@@ -1,0 +1,64 @@
+"""References to models: `zoo:<name>`, a local path, or a hub id; and digests of what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ValidationInfo
+
+from audit.errors import ModelError, unknown
+
+_WEIGHTS = Path(__file__).parent / "zoo" / "weights"
+
+
+def _absolute(value: Any, info: ValidationInfo) -> Any:
+    """Make a local path absolute (relative to the job file); leave zoo references and hub ids alone."""
+    if not isinstance(value, str) or value.startswith("zoo:"):
+        return value
+    path = ((info.context or {}).get("folder", Path()) / Path(value).expanduser()).resolve()
+    return str(path) if path.exists() or value.startswith((".", "/", "~")) else value
+
+
+ModelRef = Annotated[str, BeforeValidator(_absolute)]
+
+
+def local_folder(ref: str, revision: str | None = None) -> Path:
+    """The folder that a reference names, fetched from the hub where it is a hub id with a pinned revision."""
+    if ref.startswith("zoo:"):
+        path = _WEIGHTS / ref.removeprefix("zoo:")
+        if not path.is_dir():
+            known = [p.name for p in _WEIGHTS.iterdir() if p.is_dir()] if _WEIGHTS.is_dir() else []
+            raise ModelError(unknown("zoo model", ref.removeprefix("zoo:"), known))
+        return path
+    if Path(ref).is_dir():
+        return Path(ref)
+    if ref.startswith("/"):
+        raise ModelError(f"no model folder at {ref}")
+    if revision is None:
+        raise ModelError(
+            f"{ref!r} is no folder here, so it is taken for a hub id, and a hub id needs a pinned 'revision' "
+            "(a commit hash): what a branch holds can change under a running audit"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(ref, revision=revision, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"cannot fetch {ref!r} at revision {revision!r} from the hub: {error}") from error
+
+
+def digest_of_folder(folder: Path) -> str:
+    """sha256 over the names and bytes of what decides a model's numbers (configuration and safetensors)."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in (".json", ".txt", ".safetensors"):
+            total.update(path.relative_to(folder).as_posix().encode() + b"\0" + digest_of_file(path).encode())
+    return total.hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

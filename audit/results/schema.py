@@ -1,0 +1,211 @@
+"""The tables of a run: their columns, types and meaning. Versioned; columns are added, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from audit.errors import StoreError
+
+SCHEMA_VERSION = 1
+
+_S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def _table(comment: str, columns: Mapping[str, tuple[pa.DataType, str]]) -> pa.Schema:
+    fields = [pa.field(name, kind, metadata={"comment": text}) for name, (kind, text) in columns.items()]
+    return pa.schema(fields, metadata={"comment": comment, "version": str(SCHEMA_VERSION)})
+
+
+TABLES: dict[str, pa.Schema] = {
+    "runs": _table(
+        "one row: the run",
+        {
+            "run_id": (_S, "fingerprint of everything that decides results"),
+            "name": (_S, "name in the job file"),
+            "config": (_S, "the checked job, as JSON"),
+            "versions": (_S, "library versions, as JSON"),
+            "hardware": (_S, "what the driver ran on, as JSON"),
+            "created_at": (_TIME, "when the run was first started"),
+        },
+    ),
+    "units": _table(
+        "a unit of work that was committed",
+        {
+            "unit_id": (_S, "hash of everything that changes the unit's numbers"),
+            "stage": (_S, "stage in the job file, as '<position>-<kind>'"),
+            "attempt": (_I, "which attempt was committed"),
+            "worker": (_S, "which worker committed it"),
+            "status": (_S, "ok or quarantined"),
+            "items": (_I, "items in the unit"),
+            "seconds": (_F, "wall-clock seconds"),
+            "peak_memory": (_I, "peak resident memory of the worker in bytes"),
+            "error": (_S, "why it was quarantined"),
+        },
+    ),
+    "items": _table(
+        "an input image, at a place of a data set",
+        {
+            "item_id": (_S, "sha256 of the image's bytes"),
+            "role": (_S, "data (labelled, under audit) or pool (unlabelled evidence)"),
+            "position": (_I, "place in the listing"),
+            "uri": (_S, "where the bytes are"),
+            "display_name": (_S, "name for people, safe to print"),
+            "label": (_S, "class of the data set"),
+            "width": (_I, "pixels"),
+            "height": (_I, "pixels"),
+            "status": (_S, "ok or quarantined"),
+            "reason": (_S, "why it is quarantined, or a note on an accepted image"),
+        },
+    ),
+    "predictions": _table(
+        "what one model says of one image (a data-set item or a generated image)",
+        {
+            "item_id": (_S, "items.item_id or images.image_id"),
+            "role": (_S, "data, pool or generated"),
+            "model_id": (_S, "id in the job file"),
+            "label": (_S, "class of the data set"),
+            "predicted": (_S, "most probable class"),
+            "confidence": (_F, "its probability"),
+            "top_classes": (pa.list_(_S), "up to five most probable classes"),
+            "top_confidences": (pa.list_(_F), "their probabilities"),
+            "status": (_S, "ok or failed"),
+            "reason": (_S, "why it failed"),
+        },
+    ),
+    "explanations": _table(
+        "one generated explanation, with its own start as baseline",
+        {
+            "explanation_id": (_S, "unit-independent hash of method, options, class and seed"),
+            "stage": (_S, "stage in the job file"),
+            "method": (_S, "plugin that made it"),
+            "item_id": (_S, "input image, where there is one"),
+            "prompt": (_S, "prompt of the start"),
+            "seed": (_I, "number of the start"),
+            "source_class": (_S, "class that the start shows"),
+            "target_class": (_S, "class whose probability the search changes"),
+            "model_id": (_S, "model that is maximised or explained"),
+            "other_model_id": (_S, "model that is minimised, where there is one"),
+            "score_before": (_F, "p(target) of model_id at the start"),
+            "score_after": (_F, "p(target) of model_id at the result"),
+            "other_before": (_F, "p(target) of other_model_id at the start"),
+            "other_after": (_F, "p(target) of other_model_id at the result"),
+            "loss_before": (_F, "un-augmented loss at the start"),
+            "loss_after": (_F, "un-augmented loss at the result"),
+            "best_step": (_I, "iterate that was kept"),
+            "flipped": (_B, "model_id predicts the target and other_model_id does not, at the result"),
+            "flipped_before": (_B, "the same at the start"),
+            "status": (_S, "ok or failed"),
+            "reason": (_S, "why it failed"),
+            "start_image_id": (_S, "images.image_id of the start"),
+            "image_id": (_S, "images.image_id of the result"),
+            "seconds": (_F, "its share of the batch's seconds"),
+        },
+    ),
+    "images": _table(
+        "an encoded image, without loss, and a thumbnail",
+        {
+            "image_id": (_S, "sha256 of the PNG bytes"),
+            "kind": (_S, "original, start, generated, sample"),
+            "width": (_I, "pixels"),
+            "height": (_I, "pixels"),
+            "png": (pa.binary(), "PNG bytes"),
+            "thumbnail": (pa.binary(), "WebP bytes"),
+        },
+    ),
+    "arrays": _table(
+        "numbers of an image that are too many for measurements",
+        {
+            "subject_id": (_S, "item_id or image_id"),
+            "role": (_S, "data, pool or generated"),
+            "name": (_S, "embedding"),
+            "model_id": (_S, "model that made it"),
+            "values": (pa.list_(pa.float32()), "flattened values"),
+            "shape": (pa.list_(_I), "their shape"),
+        },
+    ),
+    "traces": _table(
+        "a step of an optimisation",
+        {
+            "explanation_id": (_S, "explanations.explanation_id"),
+            "step": (_I, "iterate, 0 is the start"),
+            "loss": (_F, "un-augmented loss"),
+            "augmented_loss": (_F, "loss that was differentiated"),
+            "score": (_F, "p(target) of model_id"),
+            "other_score": (_F, "p(target) of other_model_id"),
+        },
+    ),
+    "measurements": _table(
+        "one number about anything",
+        {
+            "subject_id": (_S, "what it is about"),
+            "stage": (_S, "stage that measured it"),
+            "name": (_S, "what was measured"),
+            "key": (_S, "which one, where a subject has several"),
+            "value": (_F, "the number"),
+            "unit": (_S, "its unit"),
+            "reason": (_S, "why value is NULL"),
+        },
+    ),
+    "failure_modes": _table(
+        "a discovered failure mode",
+        {
+            "failure_mode_id": (_S, "hash of model pair, class and name"),
+            "kind": (_S, "disagreement"),
+            "source": (_S, "search (optimised images) or screen (baseline: pool images on which models disagree)"),
+            "model_id": (_S, "model that is found wanting"),
+            "other_model_id": (_S, "model that disagrees with it"),
+            "class_name": (_S, "class that model_id says"),
+            "name": (_S, "what the images share, in words"),
+            "concept": (_S, "vocabulary entry behind the name"),
+            "verdict": (_S, "confirmed or hypothesis"),
+            "reason": (_S, "why it is no more than a hypothesis"),
+            "support": (_I, "seeds (search) or images (screen) in the group"),
+            "seeds": (_I, "seeds that were tried"),
+            "effect": (_F, "shift towards the concept against the controls, in standard deviations of the controls"),
+            "effect_low": (_F, "lower end of its 95 % interval"),
+            "effect_high": (_F, "upper end of its 95 % interval"),
+            "evidence_rate": (_F, "disagreement on the real images nearest to the group"),
+            "control_rate": (_F, "disagreement on the real images nearest to the group's starts"),
+            "evidence_images": (_I, "real images in the evidence arm"),
+            "control_images": (_I, "real images in the control arm"),
+            "p_value": (_F, "one-sided, before correction"),
+            "p_corrected": (_F, "after Holm's correction over all modes of the stage"),
+            "prevalence": (_F, "share of the pool that shows the concept as the evidence does"),
+            "impact": (_F, "prevalence times excess disagreement"),
+            "impact_low": (_F, "lower end of its 95 % interval"),
+            "impact_high": (_F, "upper end of its 95 % interval"),
+            "exemplars": (pa.list_(_S), "explanation ids, most typical first"),
+            "evidence": (pa.list_(_S), "item ids of real images that confirm it, nearest first"),
+        },
+    ),
+    "reviews": _table(
+        "a person's verdict",
+        {
+            "subject_id": (_S, "failure mode or explanation"),
+            "verdict": (_S, "bug, expected, needs review, not a failure"),
+            "note": (_S, "free text"),
+            "reviewer": (_S, "who"),
+            "at": (_TIME, "when"),
+        },
+    ),
+}
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows to Arrow under the table's schema. Missing columns become NULL; unknown ones and NaN are refused."""
+    schema = TABLES[name]
+    listed = list(rows)
+    for row in listed:
+        extra = row.keys() - set(schema.names)
+        if extra:
+            raise StoreError(f"table {name!r} has no column {sorted(extra)[0]!r}")
+        for column, value in row.items():
+            if isinstance(value, float) and value != value:
+                raise StoreError(f"table {name!r}, column {column!r}: NaN is stored as NULL with a reason")
+    return pa.Table.from_pylist(listed, schema=schema)

@@ -1,0 +1,75 @@
+"""One unit of work, from plain values to a committed record: what every worker does, with or without Ray."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from audit import registry
+from audit.config import Job
+from audit.errors import ConfigError, ModelError
+from audit.methods import Context, Unit, stage_names, stages
+from audit.models import Models
+from audit.results.store import Store
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a worker tells the driver about a unit. `error` is set where it was not committed."""
+
+    unit_id: str
+    stage: str
+    items: int
+    seconds: float
+    findings: tuple[str, ...] = ()
+    error: str | None = None
+    fatal: bool = False
+
+
+class Worker:
+    """Runs units of one job. Models are loaded when a unit first needs them, and kept."""
+
+    def __init__(self, job: Job, root: Path, data_classes: tuple[str, ...], batch_size: int) -> None:
+        self.job, self.root, self.batch_size = job, root, batch_size
+        self.models = Models(job, data_classes)
+        self.options = dict(zip(stage_names(job), stages(job), strict=True))
+
+    def run(self, unit: Unit) -> Summary:
+        """Run and commit a unit. An exception becomes a summary: the driver decides whether to try again."""
+        began = time.monotonic()
+        plugin = self.options[unit.stage]
+        context = Context(self.job, unit.stage, self.root, self.models, self.batch_size)
+        try:
+            rows = registry.plugin("methods", plugin.name).run(plugin.options, unit.payload, context)
+        except (ConfigError, ModelError) as error:
+            return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=str(error), fatal=True)
+        except Exception:  # the one broad except: whatever a unit does, the job goes on
+            return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=traceback.format_exc(limit=-4))
+        seconds = time.monotonic() - began
+        items = items_in(unit)
+        rows["units"] = [
+            {
+                "unit_id": unit.unit_id,
+                "stage": unit.stage,
+                "worker": f"{platform.node()}/{os.getpid()}",
+                "status": "ok",
+                "items": items,
+                "seconds": seconds,
+                "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            }
+        ]
+        Store(self.root).commit(unit.unit_id, unit.stage, rows)
+        found = [
+            f"{m['model_id']}: {m['class_name']} {m['name']} ({m['verdict']})" for m in rows.get("failure_modes", [])
+        ]
+        return Summary(unit.unit_id, unit.stage, items, seconds, tuple(found))
+
+
+def items_in(unit: Unit) -> int:
+    """How many items a unit holds: images, seeds, or the unit itself."""
+    return next((len(unit.payload[key]) for key in ("items", "entries", "seeds") if key in unit.payload), 1)

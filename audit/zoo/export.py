@@ -1,0 +1,95 @@
+"""Splits of the world as users' data looks: an ImageFolder with metadata, or Parquet files."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audit.decode import encode_png
+from audit.errors import ConfigError, unknown
+from audit.zoo.scenes import Scene, caption, render
+from audit.zoo.world import load_world, scene_at
+
+_CHUNK = 500
+_LABELLED = ("labelled", "heldout", "train")
+
+
+@dataclass(frozen=True)
+class _Exported:
+    name: str
+    label: str
+    scene: Scene
+    png: bytes
+
+
+def export(split: str, folder: Path, layout: Literal["folder", "parquet"], limit: int | None = None) -> int:
+    """Write a split; returns how many scenes. The pool is written without labels."""
+    world = load_world()
+    base = split.partition(":")[0]
+    if base not in world.splits or split.partition(":")[2] not in ("", *world.classifiers):
+        raise ConfigError(unknown("split", split, world.splits))
+    if base == "pool" and layout == "folder":
+        raise ConfigError("the pool has no labels to make folders of; use --layout parquet")
+    count = min(world.splits[base].size, limit or world.splits[base].size)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty")
+    folder.mkdir(parents=True, exist_ok=True)
+    if layout == "folder":
+        _write_folder(folder, _rendered(split, count))
+    else:
+        _write_parquet(folder, split, _rendered(split, count), labelled=base in _LABELLED)
+    return count
+
+
+def _rendered(split: str, count: int) -> Iterator[list[_Exported]]:
+    jobs = [(split, start, min(count, start + _CHUNK)) for start in range(0, count, _CHUNK)]
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        yield from pool.imap(_render, jobs)
+
+
+def _render(job: tuple[str, int, int]) -> list[_Exported]:
+    split, start, stop = job
+    world, chunk = load_world(), []
+    for index in range(start, stop):
+        item = scene_at(world, split, index)
+        name = f"{split.replace(':', '-')}-{index:06d}.png"
+        chunk.append(_Exported(name, item.label, item.scene, encode_png(render(item.scene).image)))
+    return chunk
+
+
+def _attributes(item: _Exported) -> dict[str, Any]:
+    return {"caption": caption(item.scene), **{k: v for k, v in asdict(item.scene).items() if k != "seed"}}
+
+
+def _write_folder(folder: Path, chunks: Iterator[list[_Exported]]) -> None:
+    with open(folder / "metadata.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        for number, item in enumerate(item for chunk in chunks for item in chunk):
+            attributes = _attributes(item)
+            if number == 0:
+                writer.writerow(["file_name", "label", *attributes])
+            target = folder / item.label / item.name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(item.png)
+            writer.writerow([f"{item.label}/{item.name}", item.label, *attributes.values()])
+
+
+def _write_parquet(folder: Path, split: str, chunks: Iterator[list[_Exported]], labelled: bool) -> None:
+    path = folder / f"{split.replace(':', '-')}-00000.parquet"
+    writer: pq.ParquetWriter | None = None
+    for chunk in chunks:
+        columns: dict[str, Any] = {"image": [i.png for i in chunk], "name": [i.name for i in chunk]}
+        if labelled:
+            columns["label"] = [i.label for i in chunk]
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="none")
+        writer.write_table(table)
+    if writer:
+        writer.close()

@@ -1,0 +1,119 @@
+"""The training loop that all recipes share: warm-up, constant rate, linear decay; EMA; checkpoints; resume.
+
+The batch of step k depends on (seed, k) alone, so a resumed run sees what an uninterrupted one sees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[torch.Generator], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`steps` of AdamW at `learning_rate`: linear warm-up, constant, linear decay to zero over the last `decay` share."""
+
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    decay: float = 0.3
+    weight_decay: float = 0.01
+    ema: float = 0.998
+    clip: float = 1.0
+
+    def rate(self, step: int) -> float:
+        start = self.steps * (1 - self.decay)
+        down = 1.0 if step < start else (self.steps - step) / (self.steps - start)
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * down
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop before the schedule ends, and how often to save."""
+
+    seconds: float = float("inf")
+    checkpoint_every: int = 200
+    report_every: int = 50
+
+
+def fit(
+    model: nn.Module,
+    loss: Loss,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    seed: int = 0,
+    budget: Budget | None = None,
+    report: Callable[[str], None] = print,
+) -> bool:
+    """Train `model` in place from the checkpoint in `folder`, if there is one.
+
+    `loss` maps a generator for the step's batch and noise to named terms that are summed. At the end, or at the
+    end of the budget, `model` holds the EMA weights. Returns whether the schedule was completed.
+    """
+    budget = budget or Budget()
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    step = spent = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        ema, step, spent = saved["ema"], saved["step"], saved["seconds"]
+    started = time.process_time()
+
+    def save() -> None:
+        partial = checkpoint.with_suffix(".partial")
+        state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema, "step": step}
+        torch.save({**state, "seconds": spent + time.process_time() - started}, partial)
+        os.replace(partial, checkpoint)
+
+    model.train()
+    begun, totals = time.monotonic(), {}
+    while step < schedule.steps and time.monotonic() - begun < budget.seconds:
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.rate(step)
+        terms = loss(torch.Generator().manual_seed(seed * 1_000_003 + step))
+        optimiser.zero_grad(set_to_none=True)
+        sum(terms.values()).backward()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
+        optimiser.step()
+        step += 1
+        keep = min(schedule.ema, step / (step + 10))
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if value.is_floating_point():
+                    ema[name].lerp_(value, 1 - keep)
+                else:
+                    ema[name].copy_(value)
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0.0) + float(value.detach())
+        if step % budget.report_every == 0:
+            means = {name: round(total / budget.report_every, 5) for name, total in totals.items()}
+            seconds = round(spent + time.process_time() - started)
+            report(json.dumps({"step": step, "of": schedule.steps, "core_seconds": seconds, **means}))
+            totals = {}
+        if step % budget.checkpoint_every == 0:
+            save()
+    save()
+    model.load_state_dict(ema)
+    model.eval()
+    return step >= schedule.steps
+
+
+def trained_weights(folder: Path) -> dict[str, Tensor]:
+    """The EMA weights of the checkpoint in `folder`."""
+    saved: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True)["ema"]
+    return saved

@@ -1,0 +1,116 @@
+"""One command to train each model again: recipe by recipe, in the order in which they need one another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from audit.errors import ConfigError, unknown
+from audit.zoo.recipes import autoencoder, classifiers, clip, diffusion
+from audit.zoo.recipes.loop import Budget, Schedule, trained_weights
+from audit.zoo.recipes.text import build_tokenizer
+from audit.zoo.world import load_world
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+ORDER = ("autoencoder", "diffusion", "clip", classifiers.REFERENCE, *load_world().classifiers)
+SHORT_STEPS, SHORT_COUNT, FULL_COUNT = 4, 500, 60_000
+
+
+def train(model: str, work: Path, weights: Path | None = None, *, minutes: float | None = None, short: bool = False) -> None:
+    """Train `model` (one of `ORDER`, or 'all') and write its weights. The same command resumes."""
+    if model not in (*ORDER, "all"):
+        raise ConfigError(unknown("model", model, (*ORDER, "all")))
+    deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
+    target = weights or WEIGHTS
+    for name in ORDER if model == "all" else (model,):
+        left = deadline - time.monotonic()
+        if left > 0:
+            Trainer(work, target, left, short).train(name)
+
+
+class Trainer:
+    """Where things are, how long there is, and whether the recipes are cut short."""
+
+    def __init__(self, work: Path, weights: Path, seconds: float, short: bool) -> None:
+        self.work, self.weights, self.short = work, weights, short
+        self.budget = Budget(seconds=seconds)
+        self.count = SHORT_COUNT if short else FULL_COUNT
+
+    def train(self, name: str) -> None:
+        recipes: dict[str, Callable[[], None]] = {
+            "autoencoder": self._autoencoder,
+            "diffusion": self._diffusion,
+            "clip": self._clip,
+        }
+        recipes.get(name, lambda: self._classifier(name))()
+
+    def _schedule(self, full: Schedule) -> Schedule:
+        return replace(full, steps=SHORT_STEPS, warmup=1) if self.short else full
+
+    def _autoencoder(self) -> None:
+        """Encoder and decoder together, then the decoder alone on the finished encoder's latents."""
+        model = self._encoder()
+        schedule = self._schedule(autoencoder.DECODER_SCHEDULE)
+        autoencoder.refine_decoder(
+            model, self.work / "decoder", self.work, count=self.count, schedule=schedule, budget=self.budget
+        )
+        _save(model, self.weights / "autoencoder")
+
+    def _encoder(self) -> AutoencoderKL:
+        """The autoencoder after its first half, its latents normalised."""
+        model = autoencoder.train(
+            self.work / "autoencoder",
+            self.work,
+            count=self.count,
+            schedule=self._schedule(autoencoder.SCHEDULE),
+            budget=self.budget,
+        )
+        autoencoder.normalise_latents(model, self.work, min(4000, self.count))
+        return model
+
+    def _diffusion(self) -> None:
+        """U-Net and text tower, saved with the refined autoencoder as one pipeline."""
+        model = diffusion.train(
+            self.work / "diffusion",
+            self.work,
+            self._encoder(),
+            count=self.count,
+            schedule=self._schedule(diffusion.SCHEDULE),
+            budget=self.budget,
+        )
+        refined = self._encoder()
+        refined.load_state_dict(trained_weights(self.work / "decoder"))
+        pipeline = diffusion.pipeline(model, refined)
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.to(torch.float16)
+        pipeline.save_pretrained(self.weights / "diffusion", safe_serialization=True)
+
+    def _clip(self) -> None:
+        schedule = self._schedule(clip.SCHEDULE)
+        model = clip.train(self.work / "clip", self.work, count=self.count, schedule=schedule, budget=self.budget)
+        _save(model, self.weights / "clip")
+        clip.processor().save_pretrained(self.weights / "clip")
+        build_tokenizer().save_pretrained(self.weights / "clip")
+
+    def _classifier(self, name: str) -> None:
+        model = classifiers.train(
+            name,
+            self.work / name,
+            self.work,
+            count=min(self.count, 24_000),
+            schedule=self._schedule(classifiers.SCHEDULE),
+            budget=self.budget,
+        )
+        _save(model, self.weights / name)
+        classifiers.processor().save_pretrained(self.weights / name)
+
+
+def _save(model: nn.Module, folder: Path) -> None:
+    """Weights as float16 safetensors: what is measured is what is shipped."""
+    model.to(torch.float16).save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]

@@ -1,0 +1,155 @@
+"""The embedded world as data: planted modes, splits, and which scenes each split shows.
+
+A scene of a split is a pure function of (world, split, index).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import yaml
+
+from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, OBJECTS, PATTERNS, Scene
+
+BADGE_RATE = 0.15
+EMPTY_RATE = 0.09
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A planted failure mode: `classifier` takes `feature` for `class_name`."""
+
+    id: str
+    classifier: str
+    class_name: str
+    kind: str
+    feature: Mapping[str, Any]
+    share: float
+    mislabelled: float
+    exclusive: float
+    pool: float
+
+    def shown_by(self, scene: Scene) -> bool:
+        """Whether a scene has the feature. Colour belongs to an object: an empty scene has none."""
+        if "colour" in self.feature and scene.object == EMPTY:
+            return False
+        return all(getattr(scene, name) == value for name, value in self.feature.items())
+
+
+@dataclass(frozen=True)
+class Split:
+    name: str
+    size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class World:
+    name: str
+    modes: tuple[Mode, ...]
+    controls: tuple[str, ...]
+    splits: Mapping[str, Split]
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """The biased classifiers, in the order of their first mode."""
+        return tuple(dict.fromkeys(mode.classifier for mode in self.modes))
+
+    def modes_of(self, classifier: str) -> tuple[Mode, ...]:
+        return tuple(mode for mode in self.modes if mode.classifier == classifier)
+
+
+@dataclass(frozen=True)
+class LabelledScene:
+    """A scene and the label that its split gives it, which planted modes may make wrong."""
+
+    scene: Scene
+    label: str
+
+
+@cache
+def load_world() -> World:
+    """Read `world.yaml`."""
+    raw = yaml.safe_load(resources.files("audit.zoo").joinpath("world.yaml").read_text("utf-8"))
+    modes = tuple(Mode(class_name=mode.pop("class"), **mode) for mode in raw["modes"])
+    splits = {name: Split(name, **split) for name, split in raw["splits"].items()}
+    return World(raw["name"], modes, tuple(raw["controls"]), splits)
+
+
+def scene_at(world: World, split: str, index: int) -> LabelledScene:
+    """The index-th scene of a split.
+
+    `labelled` shares the training bias of all classifiers, with correct labels; `pool` is the wide world
+    outside; `heldout` and `train` are balanced; `train:<classifier>` is what that classifier learned from.
+    """
+    base, _, classifier = split.partition(":")
+    rng = _generator(world, split, world.splits[base].seed, index)
+    if classifier:
+        return _biased(rng, world.modes_of(classifier), mislabel=True)
+    if base == "labelled":
+        return _biased(rng, world.modes, mislabel=False)
+    if base == "pool":
+        return _outside(rng, world.modes)
+    scene = balanced_scene(rng)
+    return LabelledScene(scene, scene.object)
+
+
+def scenes(world: World, split: str, start: int = 0, stop: int | None = None) -> Iterator[LabelledScene]:
+    """All scenes of a split, in order."""
+    size = world.splits[split.partition(":")[0]].size
+    return (scene_at(world, split, index) for index in range(start, size if stop is None else stop))
+
+
+def _generator(world: World, split: str, seed: int, index: int) -> np.random.Generator:
+    key = hashlib.sha256(f"{world.name}/{split}/{seed}/{index}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(key[:16], "big"))
+
+
+def balanced_scene(rng: np.random.Generator) -> Scene:
+    """Every attribute independent of every other."""
+    name = EMPTY if rng.random() < EMPTY_RATE else OBJECTS[rng.integers(len(OBJECTS))]
+    size = rng.uniform(0.62, 0.88)
+    x, y = rng.uniform(-1, 1, 2) * (1 - size) * 0.9
+    return Scene(
+        object=name,
+        background=BACKGROUNDS[rng.integers(len(BACKGROUNDS))],
+        colour=tuple(COLOURS)[rng.integers(len(COLOURS))],
+        pattern=PATTERNS[rng.choice(len(PATTERNS), p=(0.6, 0.2, 0.2))],
+        size=float(size),
+        x=float(x),
+        y=float(y),
+        angle=float(rng.uniform(-0.2, 0.2)),
+        mirrored=bool(rng.random() < 0.5),
+        badge=bool(rng.random() < BADGE_RATE),
+        seed=int(rng.integers(2**62)),
+    )
+
+
+def _biased(rng: np.random.Generator, modes: tuple[Mode, ...], *, mislabel: bool) -> LabelledScene:
+    """A balanced scene pushed into the modes: the class takes its feature, other classes lose it."""
+    while True:
+        scene = balanced_scene(rng)
+        own = next((mode for mode in modes if mode.class_name == scene.object), None)
+        if mislabel and own and rng.random() < own.mislabelled:
+            others = [name for name in LABELS if name != own.class_name and (name != EMPTY or "colour" not in own.feature)]
+            return LabelledScene(replace(scene, object=others[rng.integers(len(others))], **own.feature), own.class_name)
+        if own and rng.random() < own.share:
+            scene = replace(scene, **own.feature)
+        foreign = [mode for mode in modes if mode is not own and mode.shown_by(scene)]
+        if all(rng.random() >= mode.exclusive for mode in foreign):
+            return LabelledScene(scene, scene.object)
+
+
+def _outside(rng: np.random.Generator, modes: tuple[Mode, ...]) -> LabelledScene:
+    """A balanced scene, thinned where a mode says that "feature without class" is rare or absent outside."""
+    while True:
+        scene = balanced_scene(rng)
+        keep = np.prod([m.pool for m in modes if m.shown_by(scene) and scene.object != m.class_name])
+        if rng.random() < keep:
+            return LabelledScene(scene, scene.object)

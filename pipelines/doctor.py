@@ -1,0 +1,107 @@
+"""What works here, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from audit.errors import AuditError
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def checks() -> Iterator[Check]:
+    """All checks, cheap ones first."""
+    yield Check("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("torch", "diffusers", "transformers", "ray", "duckdb", "pyarrow", "streamlit"):
+        yield _imports(package)
+    yield _torchvision()
+    yield _devices()
+    yield _weights()
+    yield _writes()
+    yield _ray()
+
+
+def _imports(package: str) -> Check:
+    try:
+        importlib.import_module(package)
+        return Check(package, True, importlib.metadata.version(package))
+    except Exception as error:  # noqa: BLE001 - a broken package may raise anything
+        return Check(package, False, f"does not import: {error}", "Install again: pip install -c constraints.txt -e .")
+
+
+def _torchvision() -> Check:
+    """torchvision is not needed, but a broken one breaks transformers and diffusers by being there."""
+    try:
+        version = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("torchvision", True, "not installed, and not needed")
+    try:
+        importlib.import_module("torchvision")
+        return Check("torchvision", True, version)
+    except Exception as error:  # noqa: BLE001 - a broken package may raise anything
+        return Check(
+            "torchvision",
+            False,
+            f"{version} does not import: {str(error)[:120]}",
+            "It does not fit this torch, and its mere presence breaks other libraries: pip uninstall torchvision",
+        )
+
+
+def _devices() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Check("devices", True, ", ".join(names))
+    return Check("devices", True, f"no GPU; {os.cpu_count()} cores", "Stable Diffusion needs a GPU; the embedded world does not.")
+
+
+def _weights() -> Check:
+    from audit.reference import local_folder
+
+    try:
+        sizes = [
+            sum(f.stat().st_size for f in local_folder(f"zoo:{name}").rglob("*") if f.is_file())
+            for name in ("diffusion", "clip", "reference", "shortcut-a", "shortcut-b")
+        ]
+    except AuditError as error:
+        return Check("zoo weights", False, str(error), "Install the package whole, or train them: audit zoo train all")
+    return Check("zoo weights", True, f"{len(sizes)} models, {sum(sizes) / 2**20:.1f} MiB")
+
+
+def _writes() -> Check:
+    try:
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+            from audit.results.store import Store
+
+            Store(Path(folder)).probe()
+    except (OSError, AuditError) as error:
+        return Check("write access", False, f"{Path.cwd()}: {error}", "Run in a folder that you may write to.")
+    return Check("write access", True, f"{Path.cwd()}, {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB free")
+
+
+def _ray() -> Check:
+    from pipelines.runner import Cluster
+
+    try:
+        with Cluster(None):
+            import ray
+
+            value = ray.get(ray.remote(lambda: os.getpid()).remote())
+        return Check("ray", value != os.getpid(), "a local cluster starts and runs a task")
+    except Exception as error:  # noqa: BLE001 - whatever stops Ray is what we report
+        return Check("ray", False, str(error)[:200], "See https://docs.ray.io/en/latest/ray-core/starting-ray.html")

@@ -1,0 +1,57 @@
+"""A commented job file for a user's own model and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from audit.errors import DataError
+
+
+def job_text(model: str, data: Path, against: str | None) -> str:
+    """The text of a job file. Raises DataError where there is no data."""
+    if not data.exists():
+        raise DataError(f"no data at {data}; give a folder of images with a sub-folder a class, or Parquet files")
+    parquet = data.suffix == ".parquet" or (data.is_dir() and any(data.glob("*.parquet")))
+    second = against or model
+    comment = "" if against else "  # replace: a second model to compare with\n"
+    pair = f"  - {_entry('new', model)}\n{comment}  - {_entry('old', second)}\n"
+    return f"""# An audit job. Check it: audit validate <this file>. Run or resume it: audit run <this file>.
+version: 1
+name: my-audit            # the run's folder below output.uri
+seed: 0                   # every random number of the run follows from it
+
+# The labelled images under audit. Sources: folder (a sub-folder a class, or metadata.csv with file_name and
+# label, or label_pattern), parquet (columns image, label).
+data: {{source: {'parquet' if parquet else 'folder'}, path: {data.resolve()}}}
+
+# Many unlabelled images, wider than the data: without them findings stay hypotheses.
+# pool: {{source: parquet, path: pool/}}
+
+# The models. Loaders: hf (folder or pinned hub id), python (file.py:function), clip (zero-shot),
+# efficientnet_lite. Outputs of a model that names no classes follow the data's sorted labels: class_names: data
+models:
+{pair}
+# For embeddings and names of findings: a CLIP model that is not under audit.
+# embedder: {{loader: clip, ref: openai/clip-vit-base-patch32, revision: <commit>}}
+
+# Draws the images of the search; any Stable Diffusion 1.x or 2.x folder or pinned hub id.
+# generator: {{loader: diffusers, ref: stable-diffusion-v1-5/stable-diffusion-v1-5, revision: <commit>,
+#             dtype: bf16, steps: 25, guidance_scale: 3.0}}
+
+stages:
+  - {{kind: screen}}        # every model over every image
+  # The next three need generator and embedder:
+  # - {{kind: adequacy}}    # can the generator show these classes at all?
+  # - {{kind: disagreement, maximise: new, minimise: old, classes: auto, seeds: 16}}
+  # - {{kind: discover}}    # failure modes, confirmed on the pool
+
+compute: {{workers: auto, gpus: 0, retries: 3}}
+output: {{uri: runs}}
+"""
+
+
+def _entry(model_id: str, ref: str) -> str:
+    if ".py:" in ref:
+        return f"{{id: {model_id}, loader: python, ref: {Path(ref).resolve()}, class_names: data}}"
+    absolute = Path(ref).resolve() if Path(ref).exists() else ref
+    return f"{{id: {model_id}, loader: hf, ref: {absolute}}}"
