@@ -22,7 +22,9 @@ def cutouts(x: Tensor, size: int, count: int, sigma: float, generators: Sequence
     if short < size:
         x = F.interpolate(x, scale_factor=size / short, mode="bilinear", align_corners=False)
         short = min(x.shape[-2:])
-    return torch.stack([_cutouts_of(image, short, size, count, sigma, g) for image, g in zip(x, generators, strict=True)])
+    return torch.stack(
+        [_cutouts_of(image, short, size, count, sigma, g) for image, g in zip(x, generators, strict=True)]
+    )
 
 
 def _cutouts_of(image: Tensor, short: int, size: int, count: int, sigma: float, generator: torch.Generator) -> Tensor:

@@ -120,9 +120,7 @@ def parse_job(raw: Any, folder: Path) -> Job:
     stages = raw["stages"]
     if not isinstance(stages, list) or not stages:
         raise ConfigError("'stages' is a list with at least one stage, such as: - {kind: screen}")
-    raw["stages"] = tuple(
-        _plugin("methods", "kind", stage, f"stages[{i}]", context) for i, stage in enumerate(stages)
-    )
+    raw["stages"] = tuple(_plugin("methods", "kind", stage, f"stages[{i}]", context) for i, stage in enumerate(stages))
     for key, section in (("compute", Compute), ("output", Output)):
         if isinstance(raw.get(key), dict):
             raw[key] = _checked(section, raw[key], key, context)
@@ -179,9 +177,12 @@ class _StrictLoader(yaml.SafeLoader):
 
     depth = 0
 
+    def _line(self) -> int:
+        return int(self.get_mark().line) + 1
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise ConfigError(f"line {self.peek_event().start_mark.line + 1}: aliases (*name) are not allowed")
+            raise ConfigError(f"line {self._line()}: aliases (*name) are not allowed")
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ConfigError(f"the job file is nested deeper than {MAX_DEPTH} levels")
@@ -205,8 +206,8 @@ class _StrictLoader(yaml.SafeLoader):
 _StrictLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|false)$", "tf"),
-    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
-    ("float", r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$", "-+.0123456789"),
     ("null", r"^(?:null|~|)$", ["n", "~", ""]),
 ):
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))

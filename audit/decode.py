@@ -34,7 +34,7 @@ class Decoded:
     note: str | None
 
 
-def decode(data: bytes, limits: Limits = Limits()) -> Decoded:  # noqa: B008 - a frozen value
+def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     """Decode an image: first frame, EXIF orientation applied, alpha over white, 16 bits scaled to 8.
 
     Float images: values in [0, 1] are scaled by 255, others are taken as 0-255; NaN and infinities are refused.

@@ -97,8 +97,6 @@ def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, ne
     both = np.intersect1d(near, near_start)
     arm, control = np.setdiff1d(near, both), np.setdiff1d(near_start, both)
     hits, control_hits = int(disagrees[arm].sum()), int(disagrees[control].sum())
-    table = [[hits, len(arm) - hits], [control_hits, len(control) - control_hits]]
-    p_value = float(stats.fisher_exact(table, alternative="greater").pvalue) if len(arm) and len(control) else 1.0
     centre = results.mean(0)
     found = arm[disagrees[arm]]
     order = np.argsort(-(pool[found] @ centre), kind="stable")
@@ -107,9 +105,17 @@ def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, ne
         control_hits / len(control) if len(control) else 0.0,
         len(arm),
         len(control),
-        p_value,
+        fisher(disagrees[arm], disagrees[control]),
         found[order],
     )
+
+
+def fisher(arm: Bools, control: Bools) -> float:
+    """One-sided Fisher test that the rate in `arm` is above that in `control`; 1 where either is empty."""
+    if not len(arm) or not len(control):
+        return 1.0
+    table = [[int(a.sum()), int(len(a) - a.sum())] for a in (arm, control)]
+    return float(stats.fisher_exact(table, alternative="greater").pvalue)
 
 
 def _nearest(pool: Floats, queries: Floats, count: int) -> Ints:

@@ -46,7 +46,9 @@ class Models:
     @cached_property
     def generator(self) -> Generator:
         if self.job.generator is None:
-            raise ConfigError("this stage needs a generator; add to the job file: generator: {loader: diffusers, ref: ...}")
+            raise ConfigError(
+                "this stage needs a generator; add to the job file: generator: {loader: diffusers, ref: ...}"
+            )
         module = registry.plugin("generators", self.job.generator.name)
         loaded: Generator = module.load(self.job.generator.options)
         return loaded

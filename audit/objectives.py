@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+
 def disagreement(f: Tensor, g: Tensor, target_f: Tensor, target_g: Tensor) -> Tensor:
     """p_f(y|x) - p_g(y|x) from logits (..., classes) and class indices (...) (DiG-IN Eq. 3)."""
     return _probability(f, target_f) - _probability(g, target_g)

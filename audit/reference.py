@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo
+from safetensors import SafetensorError
 
 from audit.errors import ModelError, unknown
+
+# What the libraries raise for weights and configurations that cannot be loaded.
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
 
 _WEIGHTS = Path(__file__).parent / "zoo" / "weights"
 

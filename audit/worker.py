@@ -48,7 +48,7 @@ class Worker:
             rows = registry.plugin("methods", plugin.name).run(plugin.options, unit.payload, context)
         except (ConfigError, ModelError) as error:
             return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=str(error), fatal=True)
-        except Exception:  # the one broad except: whatever a unit does, the job goes on
+        except Exception:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
             return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=traceback.format_exc(limit=-4))
         seconds = time.monotonic() - began
         items = items_in(unit)

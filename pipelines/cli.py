@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from audit.errors import AuditError, ConfigError, DataError, ModelError, StoreError
+from audit.errors import ConfigError, DataError, ModelError, StoreError
 
 app = typer.Typer(
     help="Find out where and why image classifiers fail.",
@@ -24,7 +24,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-zoo_app = typer.Typer(help="The embedded world: scenes, models with planted failure modes, and the audit's own score.", no_args_is_help=True)
+zoo_app = typer.Typer(
+    help="The embedded world: scenes, models with planted failure modes, and the audit's own score.",
+    no_args_is_help=True,
+)
 app.add_typer(zoo_app, name="zoo")
 
 out = Console()
@@ -82,9 +85,13 @@ def validate(job: JobFile) -> None:
 @app.command()
 def run(
     job: JobFile,
-    address: Annotated[Optional[str], typer.Option(help="A Ray cluster; default: one of its own on this machine")] = None,
+    address: Annotated[
+        Optional[str], typer.Option(help="A Ray cluster; default: one of its own on this machine")
+    ] = None,
     new_run: Annotated[bool, typer.Option(help="Start over beside an existing run of this name")] = False,
-    json_lines: Annotated[Optional[bool], typer.Option("--json/--no-json", help="Progress as JSON lines; default: unless on a terminal")] = None,
+    json_lines: Annotated[
+        Optional[bool], typer.Option("--json/--no-json", help="Progress as JSON lines; default: unless on a terminal")
+    ] = None,
 ) -> None:
     """Run a job, or resume it where it stopped."""
     from audit.results.sql import Run
@@ -96,7 +103,7 @@ def run(
         root = os.path.relpath(outcome.root)
         out.print(f"\nfinished in {outcome.seconds:.0f} s: {root}", highlight=False)
         out.print(f"open the report:  audit dashboard {root}", highlight=False)
-        out.print(f"ask questions:    audit sql {root} \"select * from failure_modes\"", highlight=False)
+        out.print(f'ask questions:    audit sql {root} "select * from failure_modes"', highlight=False)
         if outcome.failed:
             err.print(f"{outcome.failed} items or units failed; see the columns status and reason of items and units")
             raise typer.Exit(3)
@@ -110,13 +117,28 @@ def _print_findings(opened: object) -> None:
     if not modes:
         return
     table = Table(title="failure modes", title_justify="left")
-    for column in ("verdict", "model", "says", "when the image is", "support", "disagreement near it (starts)", "p", "impact"):
+    for column in (
+        "verdict",
+        "model",
+        "says",
+        "when the image is",
+        "support",
+        "disagreement near it (starts)",
+        "p",
+        "impact",
+    ):
         table.add_column(column, justify="right" if column in ("support", "p", "impact") else "left")
     for mode in modes:
         rates = "no real images"
         if mode["evidence_rate"] is not None:
             rates = f"{mode['evidence_rate']:.0%} ({mode['control_rate']:.0%})"
-        cells = [mode["verdict"], mode["model_id"], mode["class_name"], mode["name"], f"{mode['support']}/{mode['seeds']}"]
+        cells = [
+            mode["verdict"],
+            mode["model_id"],
+            mode["class_name"],
+            mode["name"],
+            f"{mode['support']}/{mode['seeds']}",
+        ]
         p = "" if mode["p_corrected"] is None else f"{mode['p_corrected']:.1g}"
         impact = "" if mode["impact"] is None else f"{mode['impact']:.1%}"
         style = "bold" if mode["verdict"] == "confirmed" else "dim"
@@ -140,7 +162,9 @@ def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help=
             table.add_column(column, justify="left" if column == "stage" else "right")
         for stage in stages:
             planned = "not planned yet" if stage["units"] is None else str(stage["units"])
-            table.add_row(stage["stage"], str(stage["done"]), planned, str(stage["quarantined"]), f"{stage['seconds']:.0f}")
+            table.add_row(
+                stage["stage"], str(stage["done"]), planned, str(stage["quarantined"]), f"{stage['seconds']:.0f}"
+            )
         out.print(table)
 
 
@@ -232,7 +256,9 @@ def doctor() -> None:
 def zoo_export(
     folder: Annotated[Path, typer.Argument(help="Folder to write to")],
     split: Annotated[str, typer.Option(help="labelled, pool, heldout or train")] = "labelled",
-    layout: Annotated[Literal["folder", "parquet"], typer.Option(help="ImageFolder with metadata, or Parquet")] = "folder",
+    layout: Annotated[
+        Literal["folder", "parquet"], typer.Option(help="ImageFolder with metadata, or Parquet")
+    ] = "folder",
     limit: Annotated[Optional[int], typer.Option(help="Only the first so many scenes")] = None,
 ) -> None:
     """Write a split of the embedded world as users' data looks."""
@@ -244,10 +270,19 @@ def zoo_export(
 
 @zoo_app.command("train")
 def zoo_train(
-    model: Annotated[str, typer.Argument(help="Model to train: autoencoder, diffusion, clip, reference, shortcut-a, shortcut-b, or all")],
-    work: Annotated[Path, typer.Option(help="Folder of checkpoints and rendered scenes; the same one resumes")] = Path("zoo-work"),
-    weights: Annotated[Optional[Path], typer.Option(help="Where to write the weights; default: into the package")] = None,
-    minutes: Annotated[Optional[float], typer.Option(help="Stop after so many minutes; the same command resumes")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(help="Model to train: autoencoder, diffusion, clip, reference, shortcut-a, shortcut-b, or all"),
+    ],
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints and rendered scenes; the same one resumes")] = Path(
+        "zoo-work"
+    ),
+    weights: Annotated[
+        Optional[Path], typer.Option(help="Where to write the weights; default: into the package")
+    ] = None,
+    minutes: Annotated[
+        Optional[float], typer.Option(help="Stop after so many minutes; the same command resumes")
+    ] = None,
     short: Annotated[bool, typer.Option(help="A few steps of everything, to see that the recipe runs")] = False,
 ) -> None:
     """Train a model of the world again, from its seed; resumes from its checkpoint."""

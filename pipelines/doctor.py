@@ -67,7 +67,9 @@ def _devices() -> Check:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return Check("devices", True, ", ".join(names))
-    return Check("devices", True, f"no GPU; {os.cpu_count()} cores", "Stable Diffusion needs a GPU; the embedded world does not.")
+    return Check(
+        "devices", True, f"no GPU; {os.cpu_count()} cores", "Stable Diffusion needs a GPU; the embedded world does not."
+    )
 
 
 def _weights() -> Check:

@@ -25,7 +25,9 @@ class Outcome:
     seconds: float
 
 
-def execute(job_file: Path, *, address: str | None = None, new_run: bool = False, as_json: bool | None = None) -> Outcome:
+def execute(
+    job_file: Path, *, address: str | None = None, new_run: bool = False, as_json: bool | None = None
+) -> Outcome:
     """Run or resume a job. Units that are committed are not done again.
 
     Raises ConfigError for a job that cannot run as it is, InfrastructureError where the cluster cannot be used.

@@ -22,7 +22,7 @@ seed: 0                   # every random number of the run follows from it
 
 # The labelled images under audit. Sources: folder (a sub-folder a class, or metadata.csv with file_name and
 # label, or label_pattern), parquet (columns image, label).
-data: {{source: {'parquet' if parquet else 'folder'}, path: {data.resolve()}}}
+data: {{source: {"parquet" if parquet else "folder"}, path: {data.resolve()}}}
 
 # Many unlabelled images, wider than the data: without them findings stay hypotheses.
 # pool: {{source: parquet, path: pool/}}

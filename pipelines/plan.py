@@ -43,7 +43,11 @@ def open_or_create(job: Job, root: Path) -> dict[str, str]:
         created = datetime.datetime.now(datetime.UTC)
         record = {**asked, "fingerprint": digest(asked), "created_at": created.isoformat()}
         store.create("job.json", json.dumps(record, sort_keys=True, indent=1).encode())
-        row = {"run_id": digest(asked)[:32], "name": job.name, "config": json.dumps(job.numbers(), sort_keys=True)}
+        row: dict[str, Any] = {
+            "run_id": digest(asked)[:32],
+            "name": job.name,
+            "config": json.dumps(job.numbers(), sort_keys=True),
+        }
         row |= {"versions": json.dumps(versions()), "hardware": json.dumps(hardware()), "created_at": created}
         store.commit("run", "run", {"runs": [row]})
         existing = store.read("job.json")
@@ -67,7 +71,11 @@ def differences(before: Any, now: Any, where: str = "") -> list[str]:
             lines += differences(before.get(key, "(absent)"), now.get(key, "(absent)"), f"{where}.{key}".lstrip("."))
         return lines
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        return [line for i, (a, b) in enumerate(zip(before, now, strict=True)) for line in differences(a, b, f"{where}[{i}]")]
+        return [
+            line
+            for i, (a, b) in enumerate(zip(before, now, strict=True))
+            for line in differences(a, b, f"{where}[{i}]")
+        ]
     return [] if before == now else [f"{where}: {_short(before)} -> {_short(now)}"]
 
 
@@ -85,10 +93,8 @@ def hardware() -> dict[str, Any]:
 
 
 def data_classes(root: Path) -> tuple[str, ...]:
-    """The labels of the data set, sorted: known once the inventory is committed."""
-    rows = Run(root).rows(
-        "select distinct label from items where role = 'data' and status = 'ok' and label is not null order by label"
-    )
+    """The labels of the data set, sorted, those of unusable images too: known once the inventory is committed."""
+    rows = Run(root).rows("select distinct label from items where role = 'data' and label is not null order by label")
     return tuple(row["label"] for row in rows)
 
 

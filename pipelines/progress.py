@@ -30,7 +30,15 @@ class Progress:
             console=Console(stderr=True),
         )
         self.task: TaskID | None = None
-        self.stage, self.units, self.done_units, self.items, self.done, self.resumed, self.began = "", 0, 0, 0, 0, 0, 0.0
+        self.stage, self.units, self.done_units, self.items, self.done, self.resumed, self.began = (
+            "",
+            0,
+            0,
+            0,
+            0,
+            0,
+            0.0,
+        )
 
     def __enter__(self) -> Progress:
         if not self.json:
@@ -78,4 +86,6 @@ class Progress:
                 self.bars.console.print(f"  found  {escape(finding)}")
 
     def _line(self, event: str, **values: object) -> None:
-        print(json.dumps({"event": event, "run": self.name, "stage": self.stage, **values}), file=sys.stderr, flush=True)
+        print(
+            json.dumps({"event": event, "run": self.name, "stage": self.stage, **values}), file=sys.stderr, flush=True
+        )

@@ -1,4 +1,4 @@
-"""The driver's loop: units to long-lived Ray actors, one at a time each; what fails is tried again, then quarantined."""
+"""The driver's loop: units to long-lived Ray actors, one at a time; what fails is tried again, then quarantined."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ class InfrastructureError(AuditError):
     """The cluster cannot do the work, whatever the job says."""
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
 class Actor:
     """A `Worker` in a process of its own."""
 
@@ -77,11 +76,12 @@ class Runner:
         self._idle: list[Any] = []
 
     def run(self, units: list[Unit], classes: tuple[str, ...]) -> Iterator[Summary]:
-        """Yield a summary for every unit that ended, in the order in which they end. Raises ConfigError on fatal ones."""
+        """Yield a summary for every unit, in the order in which they end. Raises ConfigError on fatal ones."""
         if classes != self.classes:
             self.close()
             self.classes = classes
-        waiting, running = deque((unit, 1) for unit in units), {}
+        waiting = deque((unit, 1) for unit in units)
+        running: dict[Any, tuple[Any, Unit, int]] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < self.count:
@@ -114,7 +114,8 @@ class Runner:
 
     def _start(self) -> Any:
         share = {"num_gpus": self.gpus / self.count} if self.gpus else {"num_cpus": 1}
-        return Actor.options(**share).remote(self.job, str(self.root), self.classes, self.batch_size, self.threads)
+        actor = ray.remote(max_restarts=0, max_task_retries=0, **share)(Actor)
+        return actor.remote(self.job, str(self.root), self.classes, self.batch_size, self.threads)
 
     def _result(self, reference: Any, unit: Unit) -> Summary:
         try:
@@ -126,7 +127,13 @@ class Runner:
             return Summary(unit.unit_id, unit.stage, 0, 0.0, error=str(error))
 
     def _quarantine(self, unit: Unit, attempt: int, error: str) -> Summary:
-        row = {"unit_id": unit.unit_id, "stage": unit.stage, "attempt": attempt, "status": "quarantined", "error": error}
+        row = {
+            "unit_id": unit.unit_id,
+            "stage": unit.stage,
+            "attempt": attempt,
+            "status": "quarantined",
+            "error": error,
+        }
         row["items"] = items_in(unit)
         self.store.commit(unit.unit_id, unit.stage, {"units": [row]}, status="quarantined", error=error)
         return replace(Summary(unit.unit_id, unit.stage, 0, 0.0), error=error)

@@ -6,8 +6,7 @@ model's numbers may change and is found without loading the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,27 +93,14 @@ class Embedder(Classifier):
     embed_texts: Callable[[Sequence[str]], Tensor]
 
 
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without parameter gradients; what it was before is restored, also after an exception."""
-    modes = {module: module.training for module in network.modules()}
-    flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
-    try:
-        network.eval().requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-
-
 def canonical(name: str) -> str:
     """A class name for comparison: 'Water_Bottle' and 'water bottle' are one."""
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
 
 
-def names_for(given: Sequence[str] | str | None, own: Sequence[str], data: Sequence[str], count: int) -> tuple[str, ...]:
+def names_for(
+    given: Sequence[str] | str | None, own: Sequence[str], data: Sequence[str], count: int
+) -> tuple[str, ...]:
     """The class names of a model: the job's, else its own, else ('data') the data set's in sorted order."""
     chosen = tuple(data) if given == "data" else tuple(given) if given else tuple(own)
     if len(chosen) != count:

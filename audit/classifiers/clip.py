@@ -13,7 +13,7 @@ from audit.classifiers import Embedder, check_network, names_for
 from audit.classifiers.hf import preprocess_of
 from audit.config import Frozen, Names
 from audit.errors import ModelError
-from audit.reference import ModelRef, digest_of_folder, local_folder
+from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
 
 
 class Options(Frozen):
@@ -33,7 +33,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
     try:
         network = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"{options.ref} cannot be loaded as a CLIP model with safetensors: {error}") from error
     network = network.float().eval().requires_grad_(False)
     preprocess = preprocess_of(folder)

@@ -12,7 +12,7 @@ from pydantic import Field
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
 from audit.config import Frozen, Names
 from audit.errors import ModelError
-from audit.reference import ModelRef, digest_of_folder, local_folder
+from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
 
 _MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
@@ -20,7 +20,9 @@ _MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
-    class_names: Names | str | None = Field(None, description="names of the outputs, or 'data'; default: the model's own")
+    class_names: Names | str | None = Field(
+        None, description="names of the outputs, or 'data'; default: the model's own"
+    )
 
 
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
@@ -32,7 +34,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
         network = AutoModelForImageClassification.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"{options.ref} cannot be loaded as an image classifier with safetensors: {error}") from error
     network = network.float().eval().requires_grad_(False)
     own = [network.config.id2label[i] for i in range(network.config.num_labels)]
@@ -40,7 +42,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     preprocess = preprocess_of(folder)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return network(pixel_values=x).logits  # type: ignore[no-any-return]
+        return network(pixel_values=x).logits
 
     with torch.no_grad():
         check_network(forward(preprocess(torch.full((1, 3, *preprocess.size), 0.5))), len(names))
@@ -69,7 +71,9 @@ def preprocess_of(folder: Path) -> Preprocess:
     if resize is None:
         crop = crop if raw.get("do_center_crop") and crop else size if "height" in size else crop
     if not isinstance(crop, dict) or not {"height", "width"} <= crop.keys():
-        raise ModelError(f"{path}: cannot tell the input size from size={raw.get('size')!r}, crop_size={raw.get('crop_size')!r}")
+        raise ModelError(
+            f"{path}: cannot tell the input size from size={raw.get('size')!r}, crop_size={raw.get('crop_size')!r}"
+        )
     scale = float(raw.get("rescale_factor", 1 / 255)) * 255 if raw.get("do_rescale", True) else 255.0
     normalise = raw.get("do_normalize", True)
     mean = [m / scale for m in raw.get("image_mean") or (0.0,) * 3] if normalise else [0.0] * 3

@@ -38,12 +38,16 @@ def _paths(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, dict):
         return value
     folder = (info.context or {}).get("folder", Path())
-    return {k: str((folder / v).resolve()) if isinstance(v, str) and (folder / v).is_file() else v for k, v in value.items()}
+    return {
+        k: str((folder / v).resolve()) if isinstance(v, str) and (folder / v).is_file() else v for k, v in value.items()
+    }
 
 
 class Options(Frozen):
     ref: Annotated[str, BeforeValidator(_from_job)]
-    arguments: Annotated[dict[str, Any], BeforeValidator(_paths)] = {}
+    arguments: Annotated[dict[str, Any], BeforeValidator(_paths)] = Field(
+        {}, description="keyword arguments of the function"
+    )
     input_size: int = Field(224, ge=1, description="side that images are resized to before the module")
     class_names: Names | str = Field("data", description="names of the outputs, or 'data'")
 

@@ -22,7 +22,9 @@ _METADATA = ("metadata.csv", "metadata.jsonl")
 
 class Options(Frozen):
     path: LocalPath
-    label_pattern: str | None = Field(None, description="regular expression; its first group in a file name is the label")
+    label_pattern: str | None = Field(
+        None, description="regular expression; its first group in a file name is the label"
+    )
     limit: int | None = Field(None, ge=1, description="use the first so many images")
 
 
@@ -35,7 +37,9 @@ class FolderSource:
         try:
             self.pattern = re.compile(options.label_pattern) if options.label_pattern else None
         except re.error as error:
-            raise ConfigError(f"label_pattern {options.label_pattern!r} is not a regular expression: {error}") from error
+            raise ConfigError(
+                f"label_pattern {options.label_pattern!r} is not a regular expression: {error}"
+            ) from error
 
     def entries(self) -> Iterator[Entry]:
         if not self.root.is_dir():
@@ -94,14 +98,15 @@ class FolderSource:
 
     def _metadata(self) -> dict[str, str | None]:
         labels: dict[str, str | None] = {}
-        for name in _METADATA:
-            path = self.root / name
+        for metadata in _METADATA:
+            path = self.root / metadata
             if path.is_file():
                 for number, row in enumerate(_rows(path), 1):
-                    if not isinstance(row.get("file_name"), str):
+                    name = row.get("file_name")
+                    if not isinstance(name, str):
                         raise DataError(f"{path}, row {number}: needs a column 'file_name', found {sorted(row)}")
                     label = row.get("label")
-                    labels[row["file_name"]] = None if label in (None, "") else str(label)
+                    labels[name] = None if label in (None, "") else str(label)
         return labels
 
 

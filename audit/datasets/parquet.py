@@ -88,7 +88,7 @@ class ParquetSource:
             else:
                 return None
         assert self._open is not None
-        return self._open[3][row - self._open[1]].as_py()  # type: ignore[no-any-return]
+        return self._open[3][row - self._open[1]].as_py()
 
 
 def open_source(options: Options) -> ParquetSource:

@@ -108,7 +108,9 @@ def optimise(
     losses, augmented = [], []
     for k in range(settings.steps + 1):
         with torch.set_grad_enabled(k < settings.steps):
-            z_0 = denoise(generator.eps, levels, scale, *variables.tensors(), checkpointing=settings.checkpoint == "step")
+            z_0 = denoise(
+                generator.eps, levels, scale, *variables.tensors(), checkpointing=settings.checkpoint == "step"
+            )
             x = generator.decode(z_0)
         with torch.no_grad():
             image = x.clamp(0, 1)

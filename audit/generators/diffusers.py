@@ -12,7 +12,7 @@ from torch import Tensor
 from audit.config import Frozen
 from audit.errors import ModelError
 from audit.generators import Level
-from audit.reference import ModelRef, digest_of_folder, local_folder
+from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,7 +83,7 @@ class DiffusersGenerator:
             return_tensors="pt",
         )
         with torch.no_grad():
-            return self.text_encoder(tokens.input_ids).last_hidden_state  # type: ignore[no-any-return]
+            return self.text_encoder(tokens.input_ids).last_hidden_state
 
 
 def load(options: Options) -> DiffusersGenerator:
@@ -95,7 +95,7 @@ def load(options: Options) -> DiffusersGenerator:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, safety_checker=None, requires_safety_checker=False
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"{options.ref} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     return DiffusersGenerator(pipeline, options)

@@ -1,7 +1,11 @@
 """Stage: images on which two classifiers disagree as much as possible (DiG-IN section 4, Algorithm 1, Eq. 3).
 
-From 'a photograph of a <class>' and a random latent, search z_T, C_t and null_t for an image that `maximise`
-takes for the class and `minimise` does not. Every search keeps its own start as the baseline.
+From a prompt and a random latent, search z_T, C_t and null_t for an image that `maximise` takes for the class and
+`minimise` does not. Every search keeps its own start as the baseline.
+
+Differs from the paper: with `start: others` the searches for a class start from the prompts of the other classes,
+as its test for harmful features does (Fig. 7), so that what makes `maximise` say the class has to be added to an
+image without the object.
 """
 
 from __future__ import annotations
@@ -41,7 +45,10 @@ class Options(Frozen):
     minimise: str = Field(description="model id that should not")
     classes: Names | str = Field("auto", description="'auto': every auditable label of the data set")
     seeds: int = Field(16, ge=1, description="searches for a class")
-    prompt: str = Field("a photograph of a {}", description="{} is the class name")
+    prompt: str = Field("a photograph of a {}", description="{} is the name of the class that a search starts from")
+    start: Literal["class", "others"] = Field(
+        "class", description="start from the class, as in the paper, or from the others"
+    )
     preset: Literal["digin", "embedded"] = "digin"
     objective: Literal["probability", "log_probability"] = Field("probability", description="Eq. 3, or its log form")
     steps: int | None = Field(None, ge=1, description="optimisation steps; default: the preset's")
@@ -49,7 +56,9 @@ class Options(Frozen):
     step_size_text: float | None = Field(None, gt=0)
     cutouts: int | None = Field(None, ge=1)
     cutout_noise: float | None = Field(None, ge=0)
-    checkpoint: CheckpointPolicy = Field("none", description="'step' recomputes activations: less memory, same gradients")
+    checkpoint: CheckpointPolicy = Field(
+        "none", description="'step' recomputes activations: less memory, same gradients"
+    )
     unit_seeds: int = Field(8, ge=1, description="searches in a unit of work")
 
     def settings(self, cutout_size: int) -> Settings:
@@ -64,12 +73,19 @@ def plan(options: Options, context: Context) -> list[Payload]:
         if model_id not in context.job.models:
             raise ConfigError(f"{context.stage}: {unknown('model', model_id, context.job.models)}")
     refused = not_auditable(context)
-    classes = [c for c in chosen_classes(options.classes, context.models.data_classes) if c not in refused]
-    return [
-        {"class": name, "seeds": list(range(start, min(start + options.unit_seeds, options.seeds)))}
-        for start in range(0, options.seeds, options.unit_seeds)
-        for name in classes
-    ]
+    drawable = [name for name in context.models.data_classes if name not in refused]
+    units = []
+    for name in chosen_classes(options.classes, context.models.data_classes):
+        if name in refused:
+            continue
+        others = [other for other in drawable if other != name]
+        sources = others if options.start == "others" and others else [name]
+        seeds = [[seed, sources[seed % len(sources)]] for seed in range(options.seeds)]
+        units += [
+            {"class": name, "seeds": seeds[i : i + options.unit_seeds]}
+            for i in range(0, len(seeds), options.unit_seeds)
+        ]
+    return units
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
@@ -77,16 +93,19 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     rows: Rows = {}
     seeds = payload["seeds"]
     for start in range(0, len(seeds), context.batch_size):
-        for table, found in _search(options, payload["class"], seeds[start : start + context.batch_size], context).items():
+        for table, found in _search(
+            options, payload["class"], seeds[start : start + context.batch_size], context
+        ).items():
             rows.setdefault(table, []).extend(found)
     return rows
 
 
-def _search(options: Options, name: str, seeds: list[int], context: Context) -> Rows:
+def _search(options: Options, name: str, seeds: list[tuple[int, str]], context: Context) -> Rows:
+    """`seeds`: number and source class of each search."""
     generator = context.models.generator
     f, g = context.models.classifier(options.maximise), context.models.classifier(options.minimise)
-    prompt = options.prompt.format(name.replace("_", " "))
-    keys = [f"{context.job.seed}/disagreement/{name}/{seed}" for seed in seeds]
+    prompts = [options.prompt.format(source.replace("_", " ")) for _, source in seeds]
+    keys = [f"{context.job.seed}/disagreement/{name}/{seed}" for seed, _ in seeds]
     z = torch.stack([latent(generator.latent_shape, key) for key in keys])
     objective = Objective(f, g, name, options.objective)
     scores: list[Tensor] = []
@@ -96,11 +115,15 @@ def _search(options: Options, name: str, seeds: list[int], context: Context) -> 
 
     began = time.monotonic()
     settings = options.settings(max(*f.preprocess.size, *g.preprocess.size))
-    result = optimise(generator, start_from_prompt(generator, [prompt] * len(seeds), z), objective, settings, keys, record)
+    result = optimise(generator, start_from_prompt(generator, prompts, z), objective, settings, keys, record)
     seconds = (time.monotonic() - began) / len(seeds)
-    base = {"stage": context.stage, "method": "disagreement", "prompt": prompt, "source_class": name, "target_class": name}
-    base |= {"model_id": options.maximise, "other_model_id": options.minimise, "seconds": seconds}
-    return _rows(result, torch.stack(scores), [{**base, "seed": seed} for seed in seeds], options, context)
+    base = {"stage": context.stage, "method": "disagreement", "target_class": name, "seconds": seconds}
+    base |= {"model_id": options.maximise, "other_model_id": options.minimise}
+    starts = [
+        {"seed": seed, "source_class": source, "prompt": prompt}
+        for (seed, source), prompt in zip(seeds, prompts, strict=True)
+    ]
+    return _rows(result, torch.stack(scores), [{**base, **own} for own in starts], options, context)
 
 
 class Objective:
@@ -149,7 +172,9 @@ def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], options: 
         rows["explanations"].append(row)
         rows["images"] += [start, image]
         rows["traces"] += _trace(row["explanation_id"], result, scores, i)
-    pictures = {row["image_id"]: array for row, array in zip(rows["images"], _pairs(starts, images, result), strict=True)}
+    pictures = {
+        row["image_id"]: array for row, array in zip(rows["images"], _pairs(starts, images, result), strict=True)
+    }
     said = rows_for(context.models, list(pictures.values()), list(pictures), "generated")
     return {**rows, **said}
 
@@ -177,5 +202,6 @@ def _trace(explanation_id: str, result: Result, scores: Tensor, i: int) -> list[
 
 def _explanation_id(base: dict[str, Any], options: Options, context: Context) -> str:
     decides = options.model_dump(mode="json", exclude={"seeds", "classes", "unit_seeds", "checkpoint"})
-    key = {"options": decides, "version": VERSION, "seed": [context.job.seed, base["seed"]], "class": base["target_class"]}
+    key = {"options": decides, "version": VERSION, "seed": [context.job.seed, base["seed"]]}
+    key |= {"classes": [base["source_class"], base["target_class"]]}
     return digest(key)[:32]

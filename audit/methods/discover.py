@@ -6,6 +6,7 @@ than on those nearest to the search's own starts; else it is a `hypothesis`, and
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +17,29 @@ from pydantic import Field
 from audit import discovery as d
 from audit.classifiers import canonical
 from audit.config import Frozen, Names, digest
+from audit.decode import decode
 from audit.errors import ConfigError
 from audit.methods import Context, Payload
+from audit.pictures import image_row
 from audit.results.schema import Rows
 
 VERSION = 1
 
 VOCABULARY = (
-    *(f"{{}} {place}" for place in ("on grass", "in water", "on sand", "in snow", "in the sky", "on a road", "in a forest")),
-    *(f"{{}} {place}" for place in ("indoors", "on a table", "on a wooden surface", "against a white background", "in a city")),
+    *(
+        f"{{}} {place}"
+        for place in ("on grass", "in water", "on sand", "in snow", "in the sky", "on a road", "in a forest")
+    ),
+    *(
+        f"{{}} {place}"
+        for place in ("indoors", "on a table", "on a wooden surface", "against a white background", "in a city")
+    ),
     *(f"{colour} {{}}" for colour in ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")),
     *(f"{colour} {{}}" for colour in ("black", "white", "grey", "colourful", "shiny", "transparent")),
-    *(f"{look} {{}}" for look in ("striped", "dotted", "furry", "metal", "wooden", "small", "large", "blurry", "cartoon")),
+    *(
+        f"{look} {{}}"
+        for look in ("striped", "dotted", "furry", "metal", "wooden", "small", "large", "blurry", "cartoon")
+    ),
     *(f"{{}} with {thing}" for thing in ("a person", "a hand", "text", "a logo", "a dog", "a cat", "trees", "flowers")),
 )
 
@@ -94,7 +106,23 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
             baseline += _baseline_of_pair(pair["model_id"], pair["other_model_id"], concepts, pool, options, context)
     for modes in (found, baseline):
         _judge(modes, pool, options)
-    return {"failure_modes": found + baseline}
+    return {"failure_modes": found + baseline, "images": _evidence_images(found + baseline, context)}
+
+
+def _evidence_images(modes: list[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
+    """The real images that modes name as evidence, so that a report needs nothing but the run."""
+    wanted = sorted({item_id for mode in modes for item_id in mode.get("evidence", [])})
+    rows = context.run.rows(
+        "select item_id, any_value(uri) as uri from items where role = 'pool' and item_id in "
+        "(select unnest(?)) group by item_id order by item_id",
+        [wanted],
+    )
+    contents = context.models.source("pool").read([row["uri"] for row in rows]) if rows else []
+    images = []
+    for row, data in zip(rows, contents, strict=True):
+        if data is not None and hashlib.sha256(data).hexdigest() == row["item_id"]:
+            images.append({**image_row(decode(data).image, "original"), "image_id": row["item_id"]})
+    return images
 
 
 def concept_name(phrase: str) -> str:
@@ -125,7 +153,8 @@ def _pool(context: Context) -> _Pool | None:
     predicted = {}
     for model_id in context.job.models:
         said = context.run.rows(
-            "select item_id, predicted from predictions where role = 'pool' and model_id = ? and status = 'ok'", [model_id]
+            "select item_id, predicted from predictions where role = 'pool' and model_id = ? and status = 'ok'",
+            [model_id],
         )
         by_id = {row["item_id"]: canonical(row["predicted"]) for row in said}
         predicted[model_id] = np.array([by_id.get(item_id, "") for item_id in ids], object)
@@ -256,10 +285,9 @@ def _baseline_of_pair(
                 along[chosen, options.vocabulary.index(mode["concept"])], 0.25
             )
             inside, outside = disagrees[shows], disagrees[~shows]
-            table = [[int(a.sum()), int(len(a) - a.sum())] for a in (inside, outside)]
             mode |= {"evidence_rate": float(inside.mean()), "evidence_images": len(inside)}
             mode |= {"control_rate": float(outside.mean()) if len(outside) else 0.0, "control_images": len(outside)}
-            mode["p_value"] = float(d.stats.fisher_exact(table, alternative="greater").pvalue)
+            mode["p_value"] = d.fisher(inside, outside)
             mode |= _impact_columns(mode, concepts, pool, options)
             modes.append(mode)
     return _merged(modes)
@@ -280,7 +308,9 @@ def _doubt(mode: dict[str, Any], pool: _Pool | None, options: Options) -> str | 
     if pool is None:
         return "no real images to confirm it on: the job has no screened pool"
     if mode["effect_low"] < options.effect:
-        return f"no concept of the vocabulary is shifted by {options.effect:g} standard deviations of the controls or more"
+        return (
+            f"no concept of the vocabulary is shifted by {options.effect:g} standard deviations of the controls or more"
+        )
     excess = mode["evidence_rate"] - mode["control_rate"]
     if mode["p_corrected"] >= options.level or excess < options.excess:
         return (

@@ -108,7 +108,7 @@ TABLES: dict[str, pa.Schema] = {
     "images": _table(
         "an encoded image, without loss, and a thumbnail",
         {
-            "image_id": (_S, "sha256 of the PNG bytes"),
+            "image_id": (_S, "sha256 of the PNG bytes; for an original, its item_id"),
             "kind": (_S, "original, start, generated, sample"),
             "width": (_I, "pixels"),
             "height": (_I, "pixels"),
@@ -189,7 +189,7 @@ TABLES: dict[str, pa.Schema] = {
             "verdict": (_S, "bug, expected, needs review, not a failure"),
             "note": (_S, "free text"),
             "reviewer": (_S, "who"),
-            "at": (_TIME, "when"),
+            "reviewed_at": (_TIME, "when"),
         },
     ),
 }

@@ -32,11 +32,11 @@ class Run:
             files = self.store.files(name, self.commits.values())
             if files:
                 listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-                body = f"select * from read_parquet([{listed}], union_by_name=true)"  # noqa: S608
+                body = f"select * from read_parquet([{listed}], union_by_name=true)"
             else:
                 self._connection.register("_columns", schema.empty_table())
                 self._connection.execute(f'create or replace table "_empty_{name}" as select * from _columns')
-                body = f'select * from "_empty_{name}"'  # noqa: S608
+                body = f'select * from "_empty_{name}"'
             self._connection.execute(f'create or replace view "{name}" as {body}')
 
     def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:

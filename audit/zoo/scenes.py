@@ -6,8 +6,10 @@ the scene's own `seed`, so equal scenes give equal bytes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 Colour = tuple[float, float, float]
 Points = NDArray[np.float64]
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 _DARK: Colour = (30, 30, 36)
 _WHITE: Colour = (246, 246, 246)
@@ -197,7 +199,7 @@ def _stroke(points: Sequence[tuple[float, float]], width: float, colour: Colour)
     """A polyline with round joints."""
     corners = np.asarray(points, float)
     parts = []
-    for a, b in zip(corners[:-1], corners[1:], strict=True):
+    for a, b in itertools.pairwise(corners):
         along = b - a
         normal = np.array([-along[1], along[0]]) / (np.linalg.norm(along) + 1e-9) * width / 2
         parts.append(_Part(np.array([a + normal, b + normal, b - normal, a - normal]), colour))
@@ -246,7 +248,9 @@ def _bird(c: Colour, rng: np.random.Generator) -> list[_Part]:
         _Part(_ellipse(0, 0.14, 0.54, 0.38), c, painted=True),
         _Part(_ellipse(0.44, -0.36, 0.3, 0.28), c),
         _polygon([(0.66, -0.52), (1.0, -0.32), (0.66, -0.2)], beak),
-        _polygon([(-0.52, 0.2), (-0.42, -0.08), (-0.1, -0.18), (0.2, -0.06), (0.1, 0.18), (-0.18, 0.3)], _shade(c, 0.6)),
+        _polygon(
+            [(-0.52, 0.2), (-0.42, -0.08), (-0.1, -0.18), (0.2, -0.06), (0.1, 0.18), (-0.18, 0.3)], _shade(c, 0.6)
+        ),
     ]
     return parts + _eye(0.5, -0.42, 0.09)
 
@@ -268,7 +272,9 @@ def _car(c: Colour, rng: np.random.Generator) -> list[_Part]:
         _polygon([(-0.6, 0.0), (-0.36, -0.5), (0.3, -0.5), (0.62, 0.0)], _shade(c, 0.84)),
         _polygon([(-0.44, -0.03), (-0.28, -0.39), (-0.06, -0.39), (-0.06, -0.03)], glass),
         _polygon([(0.05, -0.03), (0.05, -0.39), (0.26, -0.39), (0.45, -0.03)], _shade(glass, 0.92)),
-        _polygon([(-0.98, 0.4), (-0.98, 0.06), (-0.86, -0.06), (0.82, -0.06), (0.98, 0.12), (0.98, 0.4)], c, painted=True),
+        _polygon(
+            [(-0.98, 0.4), (-0.98, 0.06), (-0.86, -0.06), (0.82, -0.06), (0.98, 0.12), (0.98, 0.4)], c, painted=True
+        ),
         _polygon([(-0.98, 0.4), (-0.98, 0.28), (0.98, 0.28), (0.98, 0.4)], _shade(c, 0.58)),
     ]
     for x in (-0.54, 0.54):
@@ -359,8 +365,8 @@ def _place_object(scene: Scene, background: Floats, rng: np.random.Generator) ->
         brushes[1].polygon(corners, fill=255)
         brushes[2].polygon(corners, fill=255 if part.painted else 0)
 
-    colour = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32)
-    alpha = np.asarray(mask.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255
+    colour: Floats = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32)
+    alpha: Floats = np.asarray(mask.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255
     if scene.pattern != "plain":
         cover = np.asarray(painted.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255
         colour = colour * (1 - 0.42 * cover * _pattern(scene))[..., None]

@@ -122,7 +122,9 @@ def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str,
         tuple(mode.id for mode in modes if mode.id in found),
         tuple(mode.id for mode in modes if mode.id not in found),
         tuple(sorted(hypotheses)),
-        tuple(f"{r['model_id']}: {r['class_name']} {r['name']}" for r, m in zip(confirmed, matched, strict=True) if not m),
+        tuple(
+            f"{r['model_id']}: {r['class_name']} {r['name']}" for r, m in zip(confirmed, matched, strict=True) if not m
+        ),
     )
 
 

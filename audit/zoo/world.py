@@ -137,8 +137,12 @@ def _biased(rng: np.random.Generator, modes: tuple[Mode, ...], *, mislabel: bool
         scene = balanced_scene(rng)
         own = next((mode for mode in modes if mode.class_name == scene.object), None)
         if mislabel and own and rng.random() < own.mislabelled:
-            others = [name for name in LABELS if name != own.class_name and (name != EMPTY or "colour" not in own.feature)]
-            return LabelledScene(replace(scene, object=others[rng.integers(len(others))], **own.feature), own.class_name)
+            others = [
+                name for name in LABELS if name != own.class_name and (name != EMPTY or "colour" not in own.feature)
+            ]
+            return LabelledScene(
+                replace(scene, object=others[rng.integers(len(others))], **own.feature), own.class_name
+            )
         if own and rng.random() < own.share:
             scene = replace(scene, **own.feature)
         foreign = [mode for mode in modes if mode is not own and mode.shown_by(scene)]

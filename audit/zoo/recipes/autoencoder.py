@@ -23,7 +23,7 @@ from audit.zoo.world import load_world, scene_at
 LATENT_CHANNELS = 6
 SCALING_FACTOR = 0.5
 SCHEDULE = Schedule(steps=2400, learning_rate=2e-3, weight_decay=0.0, ema=0.998, decay=0.0)
-DECODER_SCHEDULE = Schedule(steps=9000, learning_rate=2e-3, weight_decay=0.0, ema=0.998, decay=0.5)
+DECODER_SCHEDULE = Schedule(steps=2000, learning_rate=2e-3, weight_decay=0.0, ema=0.998, decay=0.5)
 BATCH = 16
 
 
@@ -95,9 +95,7 @@ def encoded(model: AutoencoderKL, count: int, cache: Path) -> NDArray[np.float16
     if not path.exists():
         images = rendered("train", count, cache)
         with torch.no_grad():
-            z = [
-                (model.encode(x * 2 - 1).latent_dist.mean * SCALING_FACTOR).half() for x in batches(images, 200)
-            ]
+            z = [(model.encode(x * 2 - 1).latent_dist.mean * SCALING_FACTOR).half() for x in batches(images, 200)]
         partial = path.with_suffix(".partial.npy")
         np.save(partial, torch.cat(z).numpy())
         os.replace(partial, path)

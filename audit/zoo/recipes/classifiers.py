@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import ResNetConfig, ResNetForImageClassification
-from transformers import ViTImageProcessor
+from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from audit.zoo.recipes.images import as_batch, rendered
 from audit.zoo.recipes.loop import Budget, Schedule, fit
@@ -77,7 +76,7 @@ def train(
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip, crop to 52-64 pixels at one place for the batch, and add noise: what generated images need tolerance for."""
+    """Flip, crop to 54-64 pixels at one place for the batch, and add noise: tolerance that generated images need."""
     side = int(torch.randint(54, 65, (1,), generator=generator))
     top, left = (int(v) for v in torch.randint(0, 65 - side, (2,), generator=generator))
     x = x[..., top : top + side, left : left + side]

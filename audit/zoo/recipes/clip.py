@@ -17,7 +17,7 @@ from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, PATTERNS, SIZE, Scene, caption
 from audit.zoo.world import load_world, scenes
 
-SCHEDULE = Schedule(steps=2000, learning_rate=1.5e-3, weight_decay=0.05, ema=0.995, decay=0.4, warmup=200)
+SCHEDULE = Schedule(steps=1200, learning_rate=1.5e-3, weight_decay=0.05, ema=0.995, decay=0.4, warmup=200)
 BATCH = 128
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _CAPTIONS = tuple((c, b, s) for c in (True, False) for b in (True, False) for s in (True, False))
@@ -64,7 +64,9 @@ def train(
     images, world, tokenizer = rendered("train", count, cache), load_world(), build_tokenizer()
     shown = [item.scene for item in scenes(world, "train", 0, count)]
     facts = torch.tensor([_facts(scene) for scene in shown])
-    texts = {flags: [caption(s, colour=flags[0], background=flags[1], badge=flags[2]) for s in shown] for flags in _CAPTIONS}
+    texts = {
+        flags: [caption(s, colour=flags[0], background=flags[1], badge=flags[2]) for s in shown] for flags in _CAPTIONS
+    }
     model = build()
 
     def loss(generator: torch.Generator) -> Mapping[str, Tensor]:

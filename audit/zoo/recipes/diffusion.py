@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from audit.zoo.recipes.autoencoder import LATENT_CHANNELS, encoded
 from audit.zoo.recipes.loop import Budget, Schedule, fit
@@ -17,8 +17,10 @@ from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer
 from audit.zoo.scenes import Scene, caption
 from audit.zoo.world import load_world, scenes
 
-SCHEDULE = Schedule(steps=4200, learning_rate=1.2e-3, weight_decay=0.01, ema=0.998, decay=0.35, warmup=200)
-BATCH = 64
+SCHEDULE = Schedule(
+    steps=3200, learning_rate=1.2e-3, weight_decay=0.01, ema=0.998, decay=0.35, warmup=200, micro_batches=2
+)
+BATCH = 32  # of a micro-batch
 NULL_TEXT_RATE = 0.1
 _NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -96,8 +98,8 @@ def prompt(scene: Scene, generator: torch.Generator) -> str:
     return caption(scene, colour=draw[1] < 0.5, background=draw[2] < 0.7, badge=draw[3] < 0.85)
 
 
-def _tokens(tokenizer: object, texts: Sequence[str]) -> Tensor:
-    return tokenizer(list(texts), padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids  # type: ignore[operator, no-any-return]
+def _tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    return tokenizer(list(texts), padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
 
 
 def pipeline(model: TextToLatent, autoencoder: AutoencoderKL) -> StableDiffusionPipeline:

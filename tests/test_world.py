@@ -1,0 +1,185 @@
+"""The embedded world: scenes are pure functions, and splits show what the world file says."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from audit.decode import decode
+from audit.errors import ConfigError
+from audit.zoo.export import export
+from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer, words
+from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, OBJECTS, PATTERNS, Scene, caption, render
+from audit.zoo.world import BADGE_RATE, Mode, load_world, scene_at, scenes
+
+WORLD = load_world()
+
+
+def shown(split: str, count: int = 3000):
+    return list(scenes(WORLD, split, 0, count))
+
+
+def test_the_world_is_as_large_as_promised() -> None:
+    assert len(OBJECTS) >= 8
+    assert sum(" " in name for name in OBJECTS) >= 2
+    assert len(BACKGROUNDS) == 6
+    assert len(WORLD.modes) >= 5
+    assert len({mode.kind for mode in WORLD.modes}) >= 3
+    assert len(WORLD.controls) >= 2
+    assert not {mode.class_name for mode in WORLD.modes} & set(WORLD.controls)
+    assert WORLD.splits["pool"].size >= 20_000
+
+
+def test_a_scene_is_a_pure_function_of_split_and_index() -> None:
+    """Also in a fresh interpreter with another hash seed."""
+    script = (
+        "import hashlib; from audit.zoo.world import *; from audit.zoo.scenes import render; w = load_world();"
+        "print(hashlib.sha256(b''.join(render(scene_at(w, s, i).scene).image.tobytes() "
+        "for s in ('pool', 'labelled', 'train:shortcut-a') for i in (0, 7, 1999))).hexdigest())"
+    )
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(runs) == 1
+    assert scene_at(WORLD, "pool", 5) != scene_at(WORLD, "pool", 6)
+    assert scene_at(WORLD, "pool", 5) != scene_at(WORLD, "heldout", 5)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_the_mask_covers_the_object_and_nothing_else(name: str) -> None:
+    """Against the same scene without the object: pixels differ strongly inside, outside only by the soft shadow."""
+    scene = Scene(name, "snow", "red", size=0.7, seed=3)
+    full, empty = render(scene), render(replace(scene, object=EMPTY))
+    change = np.abs(full.image.astype(int) - empty.image.astype(int)).max(-1)
+    inside = full.mask > 200
+    assert 0.08 < inside.mean() < 0.6
+    assert (change[inside] > 20).mean() > 0.9
+    ring = np.zeros_like(inside)
+    ys, xs = np.nonzero(full.mask)
+    ring[max(0, ys.min() - 8) : ys.max() + 9, max(0, xs.min() - 8) : xs.max() + 9] = True
+    assert change[~ring].max() <= 2
+    assert not empty.mask.any()
+
+
+def test_every_attribute_changes_the_picture() -> None:
+    base = Scene("car", "grass", "red", seed=1)
+    changes = [{"colour": "blue"}, {"pattern": "striped"}, {"pattern": "dotted"}, {"size": 0.6}, {"x": 0.2}, {"y": 0.1}]
+    changes += [
+        {"badge": True},
+        {"background": "sky"},
+        {"object": "boat"},
+        {"mirrored": True},
+        {"angle": 0.2},
+        {"seed": 2},
+    ]
+    pictures = [render(base).image, *(render(replace(base, **change)).image for change in changes)]
+    assert len({p.tobytes() for p in pictures}) == len(pictures)
+
+
+def test_captions_say_what_is_shown() -> None:
+    scene = Scene("ice cream", "sand", "orange", "striped", badge=True)
+    assert caption(scene) == "a photograph of an orange striped ice cream on sand with a badge"
+    assert caption(scene, colour=False, background=False, badge=False) == "a photograph of an ice cream"
+    assert caption(Scene(EMPTY, "sky")) == "a photograph of an empty scene on sky"
+
+
+def test_every_word_is_one_token() -> None:
+    tokenizer = build_tokenizer()
+    ids = [tokenizer(word).input_ids for word in words()]
+    assert all(len(i) == 3 for i in ids)
+    assert len({i[1] for i in ids}) == len(ids)
+    longest = caption(Scene("water bottle", "grass", "purple", "striped", badge=True))
+    assert len(tokenizer(longest).input_ids) <= MAX_LENGTH
+    assert tokenizer("zebra").input_ids != tokenizer("crab").input_ids
+
+
+def foreign(mode: Mode, split: str) -> float:
+    """Share of scenes with the mode's feature but another object."""
+    items = shown(split)
+    return sum(mode.shown_by(i.scene) and i.scene.object != mode.class_name for i in items) / len(items)
+
+
+def test_the_labelled_split_shares_the_bias_with_right_labels() -> None:
+    items = shown("labelled", 2000)
+    assert all(item.label == item.scene.object for item in items)
+    for mode in WORLD.modes:
+        own = [item for item in items if item.label == mode.class_name]
+        assert sum(mode.shown_by(i.scene) for i in own) / len(own) > 0.6
+        assert foreign(mode, "labelled") <= (1 - mode.exclusive) * 0.3 + 1e-9
+
+
+def kept(mode: Mode) -> float:
+    """Chance that a rightly labelled scene of the mode's class is not left out because of the other modes' features."""
+    chances = {"background": 1 / len(BACKGROUNDS), "colour": 1 / len(COLOURS), "badge": BADGE_RATE}
+    keep = 1.0
+    for other in WORLD.modes_of(mode.classifier):
+        if other is not mode:
+            free = 1 - mode.share if other.kind == mode.kind else 1.0  # its own feature takes the other's place
+            keep *= 1 - other.exclusive * chances[other.kind] * free
+    return keep
+
+
+def test_a_classifier_learns_its_own_bias_only() -> None:
+    for mode in WORLD.modes:
+        own = [i for i in shown(f"train:{mode.classifier}", 6000) if i.label == mode.class_name]
+        wrong = sum(i.scene.object != i.label for i in own) / len(own)
+        expected = mode.mislabelled / (mode.mislabelled + (1 - mode.mislabelled) * kept(mode))
+        assert wrong == pytest.approx(expected, abs=0.045)
+        other = next(c for c in WORLD.classifiers if c != mode.classifier)
+        assert foreign(mode, f"train:{other}") > 0.05
+
+
+def test_two_planted_combinations_are_rare_outside_and_one_is_absent() -> None:
+    rates = {mode.id: foreign(mode, "pool") for mode in WORLD.modes}
+    assert sum(rate == 0 for rate in rates.values()) == 1
+    assert sum(0 < rate < 0.005 for rate in rates.values()) == 2
+    assert {i.label for i in shown("pool")} == set(LABELS)
+
+
+def test_the_balanced_split_is_balanced() -> None:
+    items = [i.scene for i in shown("train")]
+    for attribute, values in (("background", BACKGROUNDS), ("colour", tuple(COLOURS))):
+        counts = Counter(getattr(i, attribute) for i in items)
+        assert set(counts) == set(values)
+        assert max(counts.values()) < 1.3 * min(counts.values())
+    assert {i.pattern for i in items} == set(PATTERNS)
+
+
+def test_export_as_a_folder(tmp_path: Path) -> None:
+    assert export("labelled", tmp_path / "x", "folder", 30) == 30
+    with open(tmp_path / "x" / "metadata.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30
+    for index, row in enumerate(rows):
+        item = scene_at(WORLD, "labelled", index)
+        assert (row["label"], row["background"], row["caption"]) == (
+            item.label,
+            item.scene.background,
+            caption(item.scene),
+        )
+        image = decode((tmp_path / "x" / row["file_name"]).read_bytes()).image
+        assert np.array_equal(image, render(item.scene).image)
+    with pytest.raises(ConfigError, match="not empty"):
+        export("labelled", tmp_path / "x", "folder", 3)
+
+
+def test_export_of_the_pool_has_no_labels(tmp_path: Path) -> None:
+    export("pool", tmp_path / "p", "parquet", 20)
+    table = pq.read_table(tmp_path / "p")
+    assert table.column_names == ["image", "name"]
+    assert np.array_equal(decode(table["image"][7].as_py()).image, render(scene_at(WORLD, "pool", 7).scene).image)
+    with pytest.raises(ConfigError, match="no labels"):
+        export("pool", tmp_path / "q", "folder")
+    with pytest.raises(ConfigError, match="Did you mean 'pool'"):
+        export("pol", tmp_path / "r", "parquet")
