@@ -14,11 +14,15 @@ from audit.generators import Generator
 
 
 class Models:
-    """`data_classes` are the data set's labels in sorted order; models that name no classes of their own use them."""
+    """`data_classes` are the data set's labels in sorted order; models that name no classes of their own use them.
+
+    Models live on the GPU that the process was given, where the job asks for GPUs, else on the CPU.
+    """
 
     def __init__(self, job: Job, data_classes: tuple[str, ...]) -> None:
         self.job = job
         self.data_classes = data_classes
+        self.device = "cuda" if job.compute.gpus else "cpu"
         self._classifiers: dict[str, Classifier] = {}
         self._sources: dict[str, DataSource] = {}
 
@@ -26,7 +30,7 @@ class Models:
         if model_id not in self.job.models:
             raise ConfigError(unknown("model", model_id, self.job.models))
         if model_id not in self._classifiers:
-            self._classifiers[model_id] = _load_classifier(self.job.models[model_id], self.data_classes)
+            self._classifiers[model_id] = self._load_classifier(self.job.models[model_id])
         return self._classifiers[model_id]
 
     def classifiers(self) -> Iterator[tuple[str, Classifier]]:
@@ -38,7 +42,7 @@ class Models:
         """The model whose embeddings stand for images; never one of the models under audit."""
         if self.job.embedder is None:
             return None
-        loaded = _load_classifier(self.job.embedder, self.data_classes)
+        loaded = self._load_classifier(self.job.embedder)
         if not isinstance(loaded, Embedder):
             raise ConfigError(f"embedder: loader {self.job.embedder.name!r} gives no embeddings of texts; use clip")
         return loaded
@@ -50,7 +54,12 @@ class Models:
                 "this stage needs a generator; add to the job file: generator: {loader: diffusers, ref: ...}"
             )
         module = registry.plugin("generators", self.job.generator.name)
-        loaded: Generator = module.load(self.job.generator.options)
+        loaded: Generator = module.load(self.job.generator.options, self.device)
+        return loaded
+
+    def _load_classifier(self, plugin: Plugin) -> Classifier:
+        loaded: Classifier = registry.plugin("classifiers", plugin.name).load(plugin.options, self.data_classes)
+        loaded.network.to(self.device)
         return loaded
 
     def source(self, role: str) -> DataSource:
@@ -79,8 +88,3 @@ def digests(job: Job) -> dict[str, str]:
     if job.generator:
         found["generator"] = registry.plugin("generators", job.generator.name).digest(job.generator.options)
     return found
-
-
-def _load_classifier(plugin: Plugin, data_classes: tuple[str, ...]) -> Classifier:
-    loaded: Classifier = registry.plugin("classifiers", plugin.name).load(plugin.options, data_classes)
-    return loaded

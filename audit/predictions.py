@@ -41,11 +41,11 @@ def rows_for(
     predictions, arrays = [], []
     for model_id, classifier in models.classifiers():
         names = classifier.class_names
-        for item_id, label, logits in zip(ids, labels, _by_size(classifier.logits, images), strict=True):
+        for item_id, label, logits in zip(ids, labels, _by_size(classifier.logits, images, models.device), strict=True):
             row = {"item_id": item_id, "role": role, "model_id": model_id, "label": label}
             predictions.append({**row, **_verdict(logits, names)})
     if models.embedder is not None:
-        for item_id, values in zip(ids, _by_size(models.embedder.embed_images, images), strict=True):
+        for item_id, values in zip(ids, _by_size(models.embedder.embed_images, images, models.device), strict=True):
             row = {"subject_id": item_id, "role": role, "name": "embedding", "model_id": "embedder"}
             arrays.append({**row, "values": values.tolist(), "shape": list(values.shape)})
     return {"predictions": predictions, "arrays": arrays}
@@ -66,7 +66,7 @@ def _verdict(logits: Tensor, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _by_size(function: Callable[[Tensor], Tensor], images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+def _by_size(function: Callable[[Tensor], Tensor], images: Sequence[NDArray[np.uint8]], device: str) -> list[Tensor]:
     """Apply a function of batches (b, 3, h, w) to images of any sizes, in batches of equal size."""
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, image in enumerate(images):
@@ -75,5 +75,7 @@ def _by_size(function: Callable[[Tensor], Tensor], images: Sequence[NDArray[np.u
     for members in groups.values():
         for start in range(0, len(members), BATCH):
             chunk = members[start : start + BATCH]
-            results.update(zip(chunk, function(torch.stack([to_tensor(images[i]) for i in chunk])), strict=True))
+            results.update(
+                zip(chunk, function(torch.stack([to_tensor(images[i]) for i in chunk]).to(device)).cpu(), strict=True)
+            )
     return [results[i] for i in range(len(images))]

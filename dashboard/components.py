@@ -58,7 +58,7 @@ def headline(mode: Row, level: int = 3) -> str:
     """The finding in a few words, with its verdict as a badge."""
     colour = "#1a7f4b" if mode["verdict"] == "confirmed" else "#8a6d1a"
     badge = f"<span style='background:{colour};color:white;border-radius:4px;padding:2px 8px;font-size:0.8rem'>"
-    words = f"{escape(mode['model_id'])} says “{escape(mode['class_name'])}”: {escape(mode['name'])}"
+    words = f"{escape(mode['model_id'])} says “{escape(mode['class_name'])}” for what is {escape(mode['name'])}"
     return f"<h{level} style='margin:0'>{words}</h{level}>{badge}{escape(mode['verdict'])}</span>"
 
 

@@ -106,15 +106,14 @@ def one() -> None:
     run = opened()
     found = queries.mode(run, st.query_params.get("id", ""))
     if found is None:
-        st.title("No such failure mode")
-        st.text("This link names a failure mode that the run does not have.")
+        st.title("No such failure mode" if "id" in st.query_params else "Choose a failure mode")
+        st.text("Each failure mode has a page of its own, with what speaks for it.")
         st.page_link(GALLERY, label="All failure modes")
         return
     st.html(components.headline(found, level=1))
     st.text(components.sentence(found))
     if found["reason"]:
-        st.warning("Not confirmed. See why below.")
-        st.text(found["reason"])
+        st.text(f"Not confirmed: {found['reason']}.")
     cells = st.columns(4)
     cells[0].metric(
         "searches that show it", f"{found['support']} of {found['seeds']}" if found["seeds"] else found["support"]
@@ -122,7 +121,7 @@ def one() -> None:
     cells[1].metric("shift against controls", f"{found['effect']:.1f} sd", help=_interval(found, "effect", "{:.1f}"))
     if found["evidence_rate"] is not None:
         cells[2].metric(
-            "disagreement on real images near it",
+            "disagreement near it",
             f"{found['evidence_rate']:.0%}",
             f"{found['control_rate']:.0%} near the starts",
             delta_color="off",

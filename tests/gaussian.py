@@ -17,6 +17,7 @@ class Gaussian:
     """
 
     guidance_scale = 3.0
+    device = torch.device("cpu")
 
     def __init__(self, s: float = 0.5, steps: int = 6, side: int = 4, pull: float = 0.3) -> None:
         self.s, self.pull = s, pull

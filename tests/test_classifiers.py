@@ -189,6 +189,7 @@ def test_images_of_any_sizes_are_predicted_in_their_order() -> None:
 
     class Models:
         embedder = None
+        device = "cpu"
 
         def classifiers(self):
             yield "dim", Dim()

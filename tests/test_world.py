@@ -170,7 +170,7 @@ def test_export_as_a_folder(tmp_path: Path) -> None:
         )
         image = decode((tmp_path / "x" / row["file_name"]).read_bytes()).image
         assert np.array_equal(image, render(item.scene).image)
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(ConfigError, match="exists"):
         export("labelled", tmp_path / "x", "folder", 3)
 
 

@@ -87,7 +87,10 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Embedder(Classifier):
-    """A zero-shot classifier whose two towers are of use by themselves; outputs have norm 1."""
+    """A zero-shot classifier whose two towers are of use by themselves; outputs have norm 1.
+
+    Embeddings of texts are on the CPU, those of images where the images were.
+    """
 
     embed_images: Forward
     embed_texts: Callable[[Sequence[str]], Tensor]

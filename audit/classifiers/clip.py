@@ -44,7 +44,9 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
     def embed_texts(texts: Sequence[str]) -> Tensor:
         tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            return F.normalize(network.get_text_features(input_ids=tokens.input_ids).pooler_output, dim=-1)
+            return F.normalize(
+                network.get_text_features(input_ids=tokens.input_ids.to(network.device)).pooler_output, dim=-1
+            ).cpu()
 
     def embed_images(x: Tensor) -> Tensor:
         return F.normalize(network.get_image_features(pixel_values=preprocess(x)).pooler_output, dim=-1)
@@ -53,7 +55,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
 
     def forward(x: Tensor) -> Tensor:
         features = F.normalize(network.get_image_features(pixel_values=x).pooler_output, dim=-1)
-        return network.logit_scale.exp() * features @ prompts.T
+        return network.logit_scale.exp() * features @ prompts.T.to(x.device)
 
     if names:
         with torch.no_grad():

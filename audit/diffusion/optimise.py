@@ -103,7 +103,7 @@ def optimise(
     rates = (settings.step_size_latent, settings.step_size_text, settings.step_size_text)
     adam = torch.optim.Adam([{"params": [v], "lr": r} for v, r in zip(variables.tensors(), rates, strict=True)])
     norm = _norm(variables.latent.detach())
-    finite = torch.ones(len(keys), dtype=torch.bool)
+    finite = torch.ones(len(keys), dtype=torch.bool, device=variables.latent.device)
     best: _Best | None = None
     losses, augmented = [], []
     for k in range(settings.steps + 1):
@@ -162,7 +162,9 @@ class _Best:
     @classmethod
     def of(cls, image: Tensor, variables: Variables, loss: Tensor) -> _Best:
         kept = Variables(*(v.detach().clone() for v in variables.tensors()))
-        return cls(image, image.clone(), kept, loss.clone(), torch.zeros(len(loss), dtype=torch.long))
+        return cls(
+            image, image.clone(), kept, loss.clone(), torch.zeros(len(loss), dtype=torch.long, device=loss.device)
+        )
 
     def update(self, k: int, image: Tensor, variables: Variables, loss: Tensor) -> _Best:
         better = loss < self.loss

@@ -2,7 +2,7 @@
 
 Latents are variance preserving: z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) eps, with a_t the cumulative alpha. Models
 that predict something else than eps are translated here and nowhere else. A plugin defines `Options`,
-`load(options)` and `digest(options)`.
+`load(options, device)` and `digest(options)`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -24,11 +25,15 @@ class Level:
 
 
 class Generator(Protocol):
-    """What a plugin's `load(options)` returns."""
+    """What a plugin's `load(options, device)` returns."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents and conditions belong."""
 
     @property
     def guidance_scale(self) -> float:

@@ -48,6 +48,10 @@ class DiffusersGenerator:
         return (int(self.unet.config.in_channels), side, side)
 
     @property
+    def device(self) -> torch.device:
+        return torch.device(self.unet.device)
+
+    @property
     def guidance_scale(self) -> float:
         return self._scale
 
@@ -83,10 +87,10 @@ class DiffusersGenerator:
             return_tensors="pt",
         )
         with torch.no_grad():
-            return self.text_encoder(tokens.input_ids).last_hidden_state
+            return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
 
-def load(options: Options) -> DiffusersGenerator:
+def load(options: Options, device: str = "cpu") -> DiffusersGenerator:
     """Load a pipeline folder from safetensors, with its scheduler replaced by DDIM over the same noise schedule."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -98,7 +102,7 @@ def load(options: Options) -> DiffusersGenerator:
     except LOAD_ERRORS as error:
         raise ModelError(f"{options.ref} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    return DiffusersGenerator(pipeline, options)
+    return DiffusersGenerator(pipeline.to(device), options)
 
 
 def digest(options: Options) -> str:

@@ -55,9 +55,11 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     """Rows: images, predictions, arrays, and measurements `agreement`, `kid` and `auditable` of the class."""
     name, models = payload["class"], context.models
     prompt = options.prompt.format(name.replace("_", " "))
-    shape = models.generator.latent_shape
-    z = torch.stack([latent(shape, context.job.seed, "adequacy", name, i) for i in range(options.samples)])
-    parts = [sample(models.generator, [prompt] * len(chunk), chunk) for chunk in torch.split(z, context.batch_size)]
+    generator = models.generator
+    z = torch.stack(
+        [latent(generator.latent_shape, context.job.seed, "adequacy", name, i) for i in range(options.samples)]
+    ).to(generator.device)
+    parts = [sample(generator, [prompt] * len(chunk), chunk) for chunk in torch.split(z, context.batch_size)]
     images = [to_uint8(image) for image in torch.cat(parts)]
     pictures = [image_row(image, "sample") for image in images]
     rows = rows_for(models, images, [picture["image_id"] for picture in pictures], "generated", [name] * len(images))

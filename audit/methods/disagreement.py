@@ -106,7 +106,7 @@ def _search(options: Options, name: str, seeds: list[tuple[int, str]], context: 
     f, g = context.models.classifier(options.maximise), context.models.classifier(options.minimise)
     prompts = [options.prompt.format(source.replace("_", " ")) for _, source in seeds]
     keys = [f"{context.job.seed}/disagreement/{name}/{seed}" for seed, _ in seeds]
-    z = torch.stack([latent(generator.latent_shape, key) for key in keys])
+    z = torch.stack([latent(generator.latent_shape, key) for key in keys]).to(generator.device)
     objective = Objective(f, g, name, options.objective)
     scores: list[Tensor] = []
 
@@ -138,7 +138,7 @@ class Objective:
         """(..., 3, h, w) to (...)."""
         shape = images.shape[:-3]
         f, g = self._logits(images)
-        targets = [torch.full((len(f),), index) for index in (self.target_f, self.target_g)]
+        targets = [torch.full((len(f),), index, device=f.device) for index in (self.target_f, self.target_g)]
         return self.form(f, g, *targets).view(shape)
 
     def scores(self, images: Tensor) -> Tensor:

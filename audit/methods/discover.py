@@ -48,7 +48,7 @@ class Options(Frozen):
     vocabulary: Names = Field(VOCABULARY, description="phrases with {} for the class name, among which modes are named")
     prompt: str = Field("a photograph of a {}", description="{} is a phrase of the vocabulary or a class name")
     smallest_group: int = Field(3, ge=2, description="searches (or images) that make a group")
-    group_distance: float = Field(0.6, gt=0, le=2, description="average cosine distance within a group")
+    group_distance: float = Field(0.7, gt=0, le=2, description="average cosine distance within a group")
     effect: float = Field(1.0, description="least shift that names a mode, in standard deviations of the controls")
     neighbours: int = Field(20, ge=1, description="nearest real images of one search, in the evidence")
     level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which evidence confirms")
@@ -186,7 +186,7 @@ def _unit(x: d.Floats) -> d.Floats:
 def _modes_of_pair(
     f: str, g: str, searches: _Searches, concepts: d.Floats, pool: _Pool | None, options: Options
 ) -> list[dict[str, Any]]:
-    """Groups of the searches of each class that succeeded; the controls are the searches for the other classes."""
+    """Groups of the successful searches of each class by what they changed; controls: those for the other classes."""
     moved = d.shifts(searches.starts, searches.results, concepts)
     modes = []
     for name in sorted(set(searches.classes)):
@@ -195,7 +195,8 @@ def _modes_of_pair(
             continue
         standard = d.against_controls(moved, moved[~own])
         members = np.flatnonzero(own & searches.flipped)
-        for group in d.groups(searches.results[members], options.group_distance, options.smallest_group):
+        changes = searches.results[members] - searches.starts[members]
+        for group in d.groups(changes, options.group_distance, options.smallest_group):
             chosen = members[group]
             mode = _named(f, g, name, "search", standard[chosen], options)
             order = chosen[d.typical_first(searches.results[chosen])]
@@ -209,7 +210,8 @@ def _modes_of_pair(
                     searches.starts[chosen],
                     options.neighbours,
                 )
-                mode |= _evidence_columns(facts, pool, options) | _impact_columns(mode, concepts, pool, options)
+                mode |= _evidence_columns(facts, pool, options)
+                mode |= _impact_columns(mode, concepts, pool, options)
             modes.append(mode)
     return _merged(modes)
 

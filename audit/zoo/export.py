@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class _Exported:
 
 
 def export(split: str, folder: Path, layout: Literal["folder", "parquet"], limit: int | None = None) -> int:
-    """Write a split; returns how many scenes. The pool is written without labels."""
+    """Write a split to a new folder, whole or not at all; returns how many scenes. The pool has no labels."""
     world = load_world()
     base = split.partition(":")[0]
     if base not in world.splits or split.partition(":")[2] not in ("", *world.classifiers):
@@ -38,13 +39,16 @@ def export(split: str, folder: Path, layout: Literal["folder", "parquet"], limit
     if base == "pool" and layout == "folder":
         raise ConfigError("the pool has no labels to make folders of; use --layout parquet")
     count = min(world.splits[base].size, limit or world.splits[base].size)
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty")
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; name a new folder")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     if layout == "folder":
-        _write_folder(folder, _rendered(split, count))
+        _write_folder(partial, _rendered(split, count))
     else:
-        _write_parquet(folder, split, _rendered(split, count), labelled=base in _LABELLED)
+        _write_parquet(partial, split, _rendered(split, count), labelled=base in _LABELLED)
+    partial.rename(folder)
     return count
 
 

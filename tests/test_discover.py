@@ -1,0 +1,195 @@
+"""Discovery as a stage, on real embeddings and a planted truth: rendered scenes stand for what a search would make."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audit.config import parse_job
+from audit.errors import ConfigError
+from audit.methods import Context, discover
+from audit.models import Models
+from audit.pictures import image_row
+from audit.predictions import to_tensor
+from audit.results.schema import Rows
+from audit.results.sql import Run
+from audit.results.store import Store
+from audit.zoo.export import export
+from audit.zoo.scenes import BACKGROUNDS, LABELS, OBJECTS, Scene, render
+from audit.zoo.score import VOCABULARY, score
+from audit.zoo.world import load_world, scene_at
+
+POOL, SEEDS = 700, 6
+
+
+def job(folder: Path, **options: Any) -> Any:
+    raw = {
+        "version": 1,
+        "name": "planted",
+        "data": {"source": "parquet", "path": "pool"},
+        "pool": {"source": "parquet", "path": "pool"},
+        "models": [
+            {"id": "f", "loader": "hf", "ref": "zoo:shortcut-a"},
+            {"id": "g", "loader": "hf", "ref": "zoo:reference"},
+        ],
+        "embedder": {"loader": "clip", "ref": "zoo:clip"},
+        "stages": [{"kind": "discover", "vocabulary": list(VOCABULARY), **options}],
+    }
+    return parse_job(raw, folder)
+
+
+class Planted:
+    """A pool on which f says crab on all sand, and searches whose results are rendered scenes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        export("pool", folder / "pool", "parquet", POOL)
+        self.models = Models(job(folder), LABELS)
+        self.rng = np.random.default_rng(0)
+        self.rows: Rows = {"items": [], "predictions": [], "arrays": [], "explanations": [], "images": []}
+        for i in range(POOL):
+            self._pool_scene(i)
+
+    def _embed(self, scene: Scene) -> tuple[dict[str, Any], list[float]]:
+        image = render(scene).image
+        embedder = self.models.embedder
+        assert embedder is not None
+        with torch.no_grad():
+            values = embedder.embed_images(to_tensor(image)[None])[0].tolist()
+        return image_row(image, "generated"), values
+
+    def _pool_scene(self, i: int) -> None:
+        scene = scene_at(load_world(), "pool", i).scene
+        row, values = self._embed(scene)
+        item_id = row["image_id"]
+        self.rows["items"].append(
+            {"item_id": item_id, "role": "pool", "position": i, "uri": f"pool-00000.parquet#{i}", "status": "ok"}
+        )
+        self.rows["arrays"].append({"subject_id": item_id, "role": "pool", "name": "embedding", "values": values})
+        said = {"f": "crab" if scene.background == "sand" else scene.object, "g": scene.object}
+        for model_id, predicted in said.items():
+            self.rows["predictions"].append(
+                {"item_id": item_id, "role": "pool", "model_id": model_id, "predicted": predicted, "status": "ok"}
+            )
+
+    def search(self, target: str, change: dict[str, Any]) -> None:
+        """Searches for a class from scenes of the other objects, each changed by `change` (or by chance)."""
+        for seed in range(SEEDS):
+            name = [n for n in OBJECTS if n != target][seed]
+            start = Scene(name, BACKGROUNDS[1 + seed % 5], "red", seed=int(self.rng.integers(1 << 40)))
+            chance = {"background": BACKGROUNDS[1 + int(self.rng.integers(5))], "seed": int(self.rng.integers(1 << 40))}
+            ids = []
+            for scene in (start, replace(start, **(change or chance))):
+                row, values = self._embed(scene)
+                self.rows["images"].append(row)
+                self.rows["arrays"].append(
+                    {"subject_id": row["image_id"], "role": "generated", "name": "embedding", "values": values}
+                )
+                ids.append(row["image_id"])
+            explanation = {"explanation_id": f"{target}-{seed}", "stage": "1-x", "target_class": target, "seed": seed}
+            explanation |= {"model_id": "f", "other_model_id": "g", "status": "ok", "flipped": True}
+            self.rows["explanations"].append({**explanation, "start_image_id": ids[0], "image_id": ids[1]})
+
+    def discovered(self, root: Path, **options: Any) -> tuple[Run, list[dict[str, Any]]]:
+        store, made = Store(root), job(self.folder, **options)
+        store.create(
+            "job.json", b'{"job": {"models": {"f": {"ref": "zoo:shortcut-a"}, "g": {"ref": "zoo:reference"}}}}'
+        )
+        store.commit("u", "1-x", self.rows)
+        context = Context(made, "1-discover", root, self.models, 8)
+        plugin = made.stages[0].options
+        (payload,) = discover.plan(plugin, context)
+        store.commit("v", "1-discover", discover.run(plugin, payload, context))
+        run = Run(root)
+        return run, run.failure_modes()
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    made = Planted(tmp_path_factory.mktemp("planted"))
+    made.search("crab", {"background": "sand"})
+    made.search("fish", {"colour": "purple"})
+    for control in ("car", "boat", "bird"):
+        made.search(control, {})
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[dict[str, Any]]]:
+    return planted.discovered(tmp_path_factory.mktemp("run"))
+
+
+def test_the_planted_mode_is_confirmed_and_named(found: tuple[Run, list[dict[str, Any]]]) -> None:
+    run, modes = found
+    first = modes[0]
+    assert (first["class_name"], first["name"], first["verdict"]) == ("crab", "on sand", "confirmed")
+    assert first["evidence_rate"] > 0.5 > 0.05 > first["control_rate"]
+    assert first["impact_low"] > 0.05
+    sand = [load_scene(run, item_id).background for item_id in first["evidence"]]
+    assert set(sand) == {"sand"}
+    stored = run.rows("select image_id from images where kind = 'original'")
+    assert set(first["evidence"]) <= {row["image_id"] for row in stored}
+
+
+def load_scene(run: Run, item_id: str) -> Scene:
+    position = run.rows("select position from items where item_id = ?", [item_id])[0]["position"]
+    return scene_at(load_world(), "pool", position).scene
+
+
+def test_what_no_real_image_shows_stays_a_hypothesis_with_the_reason(found: tuple[Run, list[dict[str, Any]]]) -> None:
+    _, modes = found
+    (fish,) = [m for m in modes if m["class_name"] == "fish" and m["name"] == "purple"]
+    assert fish["verdict"] == "hypothesis"
+    assert "real images do not show it" in fish["reason"]
+
+
+def test_controls_are_never_confirmed(found: tuple[Run, list[dict[str, Any]]]) -> None:
+    """Their searches all ended in disagreement, by construction."""
+    _, modes = found
+    assert not [m for m in modes if m["class_name"] in ("car", "boat", "bird") and m["verdict"] == "confirmed"]
+
+
+def test_the_score_is_what_was_planted(found: tuple[Run, list[dict[str, Any]]]) -> None:
+    result = score(found[0])
+    assert result.search.precision == 1.0
+    assert result.search.found == ("crab-on-sand", "purple-fish")  # the latter as a hypothesis: absent from the pool
+    assert "boat-on-water" in result.search.missed
+    assert result.search.recall == pytest.approx(2 / 3)
+    assert "crab-on-sand" in result.screen.found
+    assert "purple-fish" not in result.screen.found
+
+
+def test_without_a_pool_everything_is_a_hypothesis(planted: Planted, tmp_path: Path) -> None:
+    rows = planted.rows
+    try:
+        planted.rows = {**rows, "arrays": [r for r in rows["arrays"] if r["role"] != "pool"]}
+        _, modes = planted.discovered(tmp_path)
+    finally:
+        planted.rows = rows
+    assert {m["verdict"] for m in modes} == {"hypothesis"}
+    assert all("no screened pool" in m["reason"] for m in modes)
+    assert all(m["p_value"] is None and m["impact"] is None for m in modes)
+
+
+def test_permuted_predictions_confirm_nothing(planted: Planted, tmp_path: Path) -> None:
+    """The same searches on a pool where what the models say has nothing to do with the images."""
+    rows = planted.rows
+    pool = [r for r in rows["predictions"] if r["role"] == "pool"]
+    order = np.random.default_rng(1).permutation(POOL)
+    shuffled = [{**r, "item_id": pool[2 * int(order[i // 2])]["item_id"]} for i, r in enumerate(pool)]
+    try:
+        planted.rows = {**rows, "predictions": shuffled}
+        _, modes = planted.discovered(tmp_path)
+    finally:
+        planted.rows = rows
+    assert not [m for m in modes if m["verdict"] == "confirmed"]
+
+
+def test_a_vocabulary_without_a_place_for_the_class_is_refused(planted: Planted, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lacks \{\}"):
+        planted.discovered(tmp_path, vocabulary=["on sand"])
