@@ -15,8 +15,10 @@ def cutouts(x: Tensor, size: int, count: int, sigma: float, generators: Sequence
     """Random square crops pooled to `size`, plus Gaussian noise: (b, 3, h, w) to (b, count, 3, size, size).
 
     The side of a crop is u^0.3 (min(h, w) - size) + size with u uniform, its place is uniform; it is pooled by
-    adaptive averaging. Each image draws from its own generator. Source: DiG-IN section 3.2 and Fig. 14; the
-    exponent is the authors' code's, not the paper's. Images smaller than `size` are enlarged first.
+    adaptive averaging. Each image draws from its own generator. An image of side `size` gives crops that are all the
+    whole image, a smaller one is enlarged to it first: then only the noise tells the crops apart.
+
+    Source: DiG-IN section 3.2 and Fig. 14; the exponent is the authors' code's, not the paper's.
     """
     short = min(x.shape[-2:])
     if short < size:

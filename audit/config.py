@@ -51,9 +51,13 @@ class Plugin(Frozen):
 class Compute(Frozen):
     """Where the work runs. Nothing in here changes a result."""
 
-    workers: int | Literal["auto"] = Field("auto", description="actors; auto: one per GPU, else one per core")
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="actors; auto: one per GPU, else one per core"
+    )
     gpus: int = Field(0, ge=0, description="GPUs to use over all workers")
-    batch_size: int | Literal["auto"] = Field("auto", description="items optimised side by side in one call")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="items optimised side by side in one call"
+    )
     retries: int = Field(3, ge=0, description="attempts for a unit after its first")
 
 

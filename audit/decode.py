@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +15,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from audit.errors import BadItem
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-_KNOWN_REFUSED = {b"\x00\x00\x01\x00": "ICO", b"%!PS": "EPS", b"8BPS": "PSD", b"%PDF": "PDF"}
+_KNOWN_REFUSED = {b"\x00\x00\x01\x00": "ICO", b"%!PS": "EPS"}
+# What Pillow raises, in some decoder or other, for bytes that begin like an image and are none.
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, MemoryError, ArithmeticError, RuntimeError),
+    *(struct.error, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BadItem(*_why_not_opened(data, error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, MemoryError, OverflowError) as error:
+    except _BROKEN as error:
         raise BadItem("truncated", str(error)[:200]) from error
 
 
@@ -63,7 +70,7 @@ def _why_not_opened(data: bytes, error: Exception) -> tuple[str, str]:
     if head.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096].lower():
         return "format_not_allowed", "SVG"
     for magic, name in _KNOWN_REFUSED.items():
-        if data.startswith(magic) and name in ("ICO", "EPS"):
+        if data.startswith(magic):
             return "format_not_allowed", name
     return "unidentified", f"no image of a known format ({', '.join(FORMATS)}) in {len(data)} bytes"
 

@@ -15,7 +15,8 @@ def log_disagreement(f: Tensor, g: Tensor, target_f: Tensor, target_g: Tensor) -
     """log p_f(y|x) + log(1 - p_g(y|x)) from logits (..., classes) and class indices (...).
 
     Differs from the paper: Eq. 3's difference has no gradient where both classifiers are sure; this form has one
-    until f says y and g does not. It is at most 0, so nothing is gained by leaving the images that exist.
+    until f says y and g does not. Like any disagreement it can be reached off the images that exist: what it finds
+    needs evidence on real ones.
     """
     own = F.log_softmax(f, -1).gather(-1, target_f[..., None])[..., 0]
     others = g.scatter(-1, target_g[..., None], -float("inf"))

@@ -9,10 +9,11 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from audit import registry
 from audit.config import Job
-from audit.errors import ConfigError, ModelError
+from audit.errors import ConfigError, ModelError, StoreError
 from audit.methods import Context, Unit, stage_names, stages
 from audit.models import Models
 from audit.results.store import Store
@@ -28,7 +29,7 @@ class Summary:
     seconds: float
     findings: tuple[str, ...] = ()
     error: str | None = None
-    fatal: bool = False
+    fatal: Literal["config", "store"] | None = None
 
 
 class Worker:
@@ -47,7 +48,7 @@ class Worker:
         try:
             rows = registry.plugin("methods", plugin.name).run(plugin.options, unit.payload, context)
         except (ConfigError, ModelError) as error:
-            return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=str(error), fatal=True)
+            return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=str(error), fatal="config")
         except Exception:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
             return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=traceback.format_exc(limit=-4))
         seconds = time.monotonic() - began
@@ -63,7 +64,10 @@ class Worker:
                 "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             }
         ]
-        Store(self.root).commit(unit.unit_id, unit.stage, rows)
+        try:
+            Store(self.root).commit(unit.unit_id, unit.stage, rows)
+        except StoreError as error:
+            return Summary(unit.unit_id, unit.stage, 0, seconds, error=str(error), fatal="store")
         found = [
             f"{m['model_id']}: {m['class_name']} {m['name']} ({m['verdict']})" for m in rows.get("failure_modes", [])
         ]

@@ -30,7 +30,7 @@ zoo_app = typer.Typer(
 )
 app.add_typer(zoo_app, name="zoo")
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
 
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/demo", metavar="RUN")]
@@ -51,7 +51,7 @@ def _exit_codes() -> Iterator[None]:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
         raise typer.Exit(4) from error
     except KeyboardInterrupt as error:
-        err.print("stopped; the same command resumes")
+        err.print("stopped; the same command, without --new-run, resumes")
         raise typer.Exit(130) from error
 
 
@@ -105,7 +105,9 @@ def run(
         out.print(f"open the report:  audit dashboard {root}", highlight=False)
         out.print(f'ask questions:    audit sql {root} "select * from failure_modes"', highlight=False)
         if outcome.failed:
-            err.print(f"{outcome.failed} items or units failed; see the columns status and reason of items and units")
+            err.print(
+                f"{outcome.failed} rows of items, units, explanations or predictions failed: see status and reason"
+            )
             raise typer.Exit(3)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audit.config import Job, load_job
-from audit.methods import stage_names
+from audit.methods import check_order, stage_names
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.worker import items_in
@@ -34,6 +34,7 @@ def execute(
     """
     began = time.monotonic()
     job = load_job(job_file)
+    check_order(job)
     root = run_folder(job, Path.cwd())
     if new_run:
         root = _beside(root)
@@ -62,6 +63,7 @@ def validate(job_file: Path) -> Job:
     from audit.models import digests, open_source
 
     job = load_job(job_file)
+    check_order(job)
     digests(job)
     for role in ("data", "pool") if job.pool else ("data",):
         next(iter(open_source(job, role).entries()))

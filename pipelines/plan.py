@@ -31,11 +31,12 @@ def open_or_create(job: Job, root: Path) -> dict[str, str]:
     """Create the run's `job.json`, or check that an existing one asks for the same numbers.
 
     Returns the digests of the job's models. Raises ConfigError with a field-by-field difference where the run was
-    made from another configuration, other weights or another schema.
+    made from another configuration, other weights, other versions of the methods or another schema.
     """
     store = Store(root)
     found = digests(job)
-    asked: dict[str, Any] = {"job": job.numbers(), "digests": found, "schema": SCHEMA_VERSION}
+    methods = {stage.name: registry.plugin("methods", stage.name).VERSION for stage in stages(job)}
+    asked: dict[str, Any] = {"job": job.numbers(), "digests": found, "methods": methods, "schema": SCHEMA_VERSION}
     existing = store.read("job.json")
     if existing is None:
         root.mkdir(parents=True, exist_ok=True)
@@ -43,23 +44,21 @@ def open_or_create(job: Job, root: Path) -> dict[str, str]:
         created = datetime.datetime.now(datetime.UTC)
         record = {**asked, "fingerprint": digest(asked), "created_at": created.isoformat()}
         store.create("job.json", json.dumps(record, sort_keys=True, indent=1).encode())
-        row: dict[str, Any] = {
-            "run_id": digest(asked)[:32],
-            "name": job.name,
-            "config": json.dumps(job.numbers(), sort_keys=True),
-        }
-        row |= {"versions": json.dumps(versions()), "hardware": json.dumps(hardware()), "created_at": created}
-        store.commit("run", "run", {"runs": [row]})
         existing = store.read("job.json")
     assert existing is not None
     before = {key: value for key, value in json.loads(existing).items() if key in asked}
-    changes = list(differences(before, asked))
+    changes = differences(before, asked)
     if changes:
         raise ConfigError(
             f"{root} was made from another job; what changed:\n"
             + "\n".join(f"  {line}" for line in changes)
             + "\nUse the old values to resume it, give the job another name, or start over beside it with --new-run."
         )
+    if store.read("commits/run.json") is None:
+        started = datetime.datetime.fromisoformat(json.loads(existing)["created_at"])
+        row = {"run_id": digest(asked)[:32], "name": job.name, "config": json.dumps(job.numbers(), sort_keys=True)}
+        row |= {"versions": json.dumps(versions()), "hardware": json.dumps(hardware())}
+        store.commit("run", "run", {"runs": [{**row, "created_at": started}]})
     return found
 
 

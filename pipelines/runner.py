@@ -69,7 +69,12 @@ class Runner:
         self.gpus = job.compute.gpus
         cores = int(ray.cluster_resources().get("CPU", 1))
         asked = job.compute.workers
-        self.count = asked if isinstance(asked, int) else self.gpus or cores
+        if self.gpus > ray.cluster_resources().get("GPU", 0):
+            raise InfrastructureError(
+                f"the job asks for {self.gpus} GPUs, the cluster has {ray.cluster_resources().get('GPU', 0):g}; "
+                "set compute.gpus to what is there, or 0 for CPUs"
+            )
+        self.count = min(asked, cores) if isinstance(asked, int) else self.gpus or cores
         self.threads = max(1, cores // self.count)
         self.batch_size = job.compute.batch_size if isinstance(job.compute.batch_size, int) else 8
         self.classes: tuple[str, ...] = ()
@@ -92,7 +97,7 @@ class Runner:
                 actor, unit, attempt = running.pop(done[0])
                 summary = self._result(done[0], unit)
                 if summary.fatal:
-                    raise ConfigError(f"stage {unit.stage}: {summary.error}")
+                    raise FATAL[summary.fatal](f"stage {unit.stage}: {summary.error}")
                 if summary.error is None or not summary.error.startswith(_LOST):
                     self._idle.append(actor)
                 else:
@@ -140,3 +145,6 @@ class Runner:
 
 
 _LOST = "the worker died"
+
+# What ends the job: it would befall every unit. None of it is recorded, so the same command resumes.
+FATAL = {"config": ConfigError, "store": InfrastructureError}

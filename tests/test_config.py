@@ -10,7 +10,7 @@ import pytest
 from audit import registry
 from audit.config import load_job, parse_job, parse_yaml
 from audit.errors import ConfigError
-from audit.methods import stage_names, stages, unit_of
+from audit.methods import check_order, stage_names, stages, unit_of
 
 GOOD = """
 version: 1
@@ -56,6 +56,7 @@ def test_a_good_job_becomes_typed_values(tmp_path: Path) -> None:
         (("stages", 1, "kind"), "disagrement", "Did you mean 'disagreement'"),
         (("models", 0, "loader"), "HF", "Known: "),
         (("compute", "workers"), "two", "workers"),
+        (("compute", "workers"), 0, "workers"),
         (("seed",), "3", "seed"),
         (("name",), "../evil", "name"),
         (("stages",), [], "at least one stage"),
@@ -121,6 +122,23 @@ def test_listing_plugins_imports_none(tmp_path: Path) -> None:
     assert {"hf", "clip", "efficientnet_lite", "python"} <= set(registry.names("classifiers"))
     assert registry.names("generators") == ("diffusers",)
     assert {"adequacy", "disagreement", "discover", "inventory", "screen"} == set(registry.names("methods"))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"kind": "screen"}, {"kind": "screen"}], "given 2 times"),
+        ([{"kind": "screen"}, {"kind": "discover"}], "put a 'disagreement' stage before it"),
+        ([{"kind": "adequacy"}], "put a 'screen' stage before it"),
+        (
+            [{"kind": "screen"}, {"kind": "disagreement", "maximise": "new", "minimise": "old"}, {"kind": "adequacy"}],
+            "put it first",
+        ),
+    ],
+)
+def test_stages_in_an_order_that_makes_no_sense(stages: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_order(parse_job({**raw(), "stages": stages}, tmp_path))
 
 
 def test_unit_ids_follow_numbers_and_nothing_else(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from audit.datasets import folder, parquet, printable
+from audit.datasets import folder, parquet
 from audit.errors import ConfigError, DataError
 
 
@@ -55,6 +55,16 @@ def test_metadata_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("{broken\n")
     with pytest.raises(DataError, match="line 1 is not JSON"):
         listed(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_bytes("file_name,label\na.jpg,Krabbe \xe4\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        listed(tmp_path)
+
+
+def test_metadata_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    images(tmp_path, "a.jpg")
+    (tmp_path / "metadata.csv").write_bytes(b"\xef\xbb\xbffile_name,label\r\n./a.jpg,crab\r\n")
+    assert listed(tmp_path) == [("a.jpg", "crab", None)]
 
 
 def test_what_must_not_be_opened(tmp_path: Path) -> None:
@@ -88,9 +98,17 @@ def test_hostile_names_are_listed_read_and_safe_to_print(tmp_path: Path, name: s
     assert list(source.read([entry.uri])) == [b"data"]
 
 
-def test_undecodable_names_are_escaped() -> None:
-    assert printable(os.fsdecode(b"a\xff.png")) == "a\\xdcff.png"
-    printable(os.fsdecode(b"a\xff.png")).encode("utf-8")
+def test_names_that_are_no_text_can_be_stored_and_read_again(tmp_path: Path) -> None:
+    folder_name = os.fsencode(tmp_path) + b"/c\xfe"
+    os.mkdir(folder_name)
+    with open(folder_name + b"/a\xff.png", "wb") as file:
+        file.write(b"data")
+    source = folder.open_source(folder.Options(path=tmp_path))
+    (entry,) = source.entries()
+    for text in (entry.uri, entry.display_name, entry.label or ""):
+        text.encode("utf-8")
+    assert entry.display_name == "c\\xdcfe/a\\xdcff.png"
+    assert list(source.read([entry.uri])) == [b"data"]
 
 
 def test_nothing_to_list_is_an_error(tmp_path: Path) -> None:

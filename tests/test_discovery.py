@@ -81,13 +81,22 @@ def test_holm_is_the_step_down_procedure() -> None:
     assert d.holm([]) == []
 
 
-def test_mean_interval_covers_the_mean() -> None:
+def test_the_interval_of_a_difference_covers_it() -> None:
+    """Also for groups of three, of another spread than the controls."""
     rng = np.random.default_rng(1)
-    covered = 0
-    for i in range(200):
-        interval = d.mean_interval(rng.normal(2.0, 1.0, 40), seed=i, draws=400)
-        covered += interval.low <= 2.0 <= interval.high
-    assert 0.88 <= covered / 200 <= 0.99
+    intervals = [d.difference(rng.normal(2.0, 1.0, 3), rng.normal(0.5, 0.3, 12)) for _ in range(400)]
+    covered = np.mean([interval.low <= 1.5 <= interval.high for interval in intervals])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_names_are_not_found_in_noise() -> None:
+    """47 phrases, groups of three, no shift: a name at 0.05 in about 5 % of groups, not in most."""
+    rng = np.random.default_rng(2)
+    named = [d.naming_p_values(rng.normal(size=(3, 47)), rng.normal(size=(12, 47))).min() < 0.05 for _ in range(300)]
+    assert np.mean(named) <= 0.09
+    group, controls = rng.normal(size=(6, 47)), rng.normal(size=(12, 47))
+    group[:, 5] += 8
+    assert d.naming_p_values(group, controls).argmin() == 5
 
 
 def test_impact_is_prevalence_times_excess() -> None:
@@ -104,7 +113,7 @@ def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     x, y = RNG.normal(size=(5, 3)), RNG.normal(1.0, 1.0, size=(4, 3))
 
     def k(a: np.ndarray, b: np.ndarray) -> float:
-        return float((a @ b / 3 + 1) ** 3)
+        return float((a @ b + 1) ** 3)
 
     expected = sum(k(x[i], x[j]) for i in range(5) for j in range(5) if i != j) / 20
     expected += sum(k(y[i], y[j]) for i in range(4) for j in range(4) if i != j) / 12
@@ -112,3 +121,9 @@ def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:
     assert kid(x, y) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="at least 2"):
         kid(x[:1], y)
+
+
+def test_kid_sees_a_generator_that_draws_two_images_only() -> None:
+    real = unit(RNG.normal(size=(200, 64)))
+    collapsed = np.repeat(unit(RNG.normal(size=(2, 64))), 100, axis=0)
+    assert kid(collapsed, real) > 20 * abs(kid(unit(RNG.normal(size=(200, 64))), real))

@@ -44,8 +44,8 @@ stages:
 compute: {{workers: {workers}, batch_size: {batch}}}
 """
 
-# What two equal runs share: every declared result column; not times, places, memory or attempts.
-VOLATILE = {"seconds", "worker", "peak_memory", "created_at", "hardware", "run_id", "name", "config"}
+# What two runs do not share: times, places, memory.
+VOLATILE = {"units": {"seconds", "worker", "peak_memory"}, "explanations": {"seconds"}}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def serial(path: Path, root: Path, batch: int = 2) -> Run:
 
 
 def contents(run: Run, table: str) -> list[dict[str, Any]]:
-    columns = [name for name in TABLES[table].names if name not in VOLATILE]
+    columns = [name for name in TABLES[table].names if name not in VOLATILE.get(table, ())]
     return run.rows(f"select {', '.join(columns)} from {table} order by all")
 
 
@@ -103,28 +103,40 @@ def clean(folder: Path) -> Run:
     return Run(folder / "runs" / "clean")
 
 
-def assert_equal(one: Run, other: Run, tables: tuple[str, ...] = tuple(TABLES)) -> None:
-    """Equal in all declared columns; floats within 1e-2, since workers may use another number of threads."""
-    for table in tables:
-        if table == "runs":
+GENERATED = ("images", "arrays", "predictions")  # hold ids of generated images, hashes of their last bits
+
+
+def assert_equal(one: Run, other: Run, *, bitwise: bool = True) -> None:
+    """Equal in all declared columns, numbers within 1e-2; without `bitwise`, images may differ in last bits."""
+    for table in TABLES:
+        if table == "runs" or (table in GENERATED and not bitwise):
             continue
         left, right = contents(one, table), contents(other, table)
         assert len(left) == len(right), table
-        keys = [
-            k
-            for k in ("unit_id", "explanation_id", "item_id", "subject_id", "model_id", "name", "step", "role")
-            if left and k in left[0]
-        ]
+        assert left or table == "reviews", f"{table} is empty: nothing was compared"
+        names = (
+            "unit_id",
+            "failure_mode_id",
+            "explanation_id",
+            "item_id",
+            "subject_id",
+            "image_id",
+            "model_id",
+            "name",
+        )
+        keys = [k for k in (*names, "step", "role", "position") if left and k in left[0]]
 
         def key(row: dict[str, Any], keys: list[str] = keys) -> str:
             return json.dumps([row[k] for k in keys], default=str)
 
         for a, b in zip(sorted(left, key=key), sorted(right, key=key), strict=True):
             for column, value in a.items():
-                if isinstance(value, float):
+                if column in ("image_id", "start_image_id") and not bitwise:
+                    continue
+                if isinstance(value, float) or (isinstance(value, list) and value and isinstance(value[0], float)):
                     assert value == pytest.approx(b[column], abs=1e-2), (table, column)
                 else:
-                    assert value == b[column] or isinstance(value, list), (table, column)
+                    assert value == b[column], (table, column)
 
 
 def test_every_stage_leaves_its_rows(clean: Run) -> None:
@@ -174,7 +186,7 @@ def test_ray_and_serial_runs_are_equal(clean: Run, folder: Path) -> None:
 def test_batch_size_and_workers_do_not_change_results(clean: Run, folder: Path) -> None:
     """Same unit ids, same results, from 1 worker with batch 1."""
     path = job_file(folder, "clean", workers=1, batch=1)
-    assert_equal(clean, serial(path, folder / "single", batch=1))
+    assert_equal(clean, serial(path, folder / "single", batch=1), bitwise=False)
 
 
 def test_sigkill_half_way_then_the_same_command_gives_the_rows_of_a_clean_run(clean: Run, folder: Path) -> None:
@@ -297,3 +309,24 @@ def test_one_bad_unit_does_not_stop_the_job(folder: Path) -> None:
     (row,) = run.rows("select items, attempt, error from units where status = 'quarantined'")
     assert (row["items"], row["attempt"]) == (1, 2)
     assert "the worker died" in row["error"]
+
+
+def test_doctor_reports_and_names_a_broken_torchvision(folder: Path) -> None:
+    done = audit(folder, "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for word in ("torch", "ray", "zoo weights", "write access", "not needed"):
+        assert word in done.stdout
+    fake = folder / "fake"
+    (fake / "torchvision").mkdir(parents=True)
+    (fake / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (fake / "torchvision-0.1.dist-info").mkdir()
+    (fake / "torchvision-0.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{fake}", "HOME": str(folder)}
+    broken = subprocess.run(
+        command(folder, "doctor"), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert broken.returncode == 4
+    assert "pip uninstall torchvision" in broken.stdout

@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
 
 from pydantic import Field
 
@@ -30,7 +31,8 @@ class Options(Frozen):
 
 class FolderSource:
     """Labels come from `metadata.csv` / `metadata.jsonl` (columns `file_name`, `label`), else from
-    `label_pattern`, else from the sub-folder that an image is in."""
+    `label_pattern`, else from the sub-folder that an image is in. A uri is the path in the folder,
+    percent-encoded, so that names that are no text can be stored and read again."""
 
     def __init__(self, options: Options) -> None:
         self.root, self.limit = options.path, options.limit
@@ -50,17 +52,24 @@ class FolderSource:
             if self.limit is not None and listed >= self.limit:
                 return
             listed += 1
-            yield Entry(relative, printable(relative), self._label(relative, labels), self._reason(relative))
+            label = self._label(relative, labels)
+            yield Entry(
+                quote(os.fsencode(relative)),
+                printable(relative),
+                None if label is None else printable(label),
+                self._reason(relative),
+            )
         if not listed:
             raise DataError(f"no images in {self.root}; looked for {', '.join(_SUFFIXES)}")
 
     def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
         for uri in uris:
-            if self._reason(uri):
+            relative = os.fsdecode(unquote_to_bytes(uri))
+            if self._reason(relative):
                 yield None
                 continue
             try:
-                yield (self.root / uri).read_bytes()
+                yield (self.root / relative).read_bytes()
             except OSError:
                 yield None
 
@@ -94,24 +103,31 @@ class FolderSource:
             match = self.pattern.search(os.path.basename(relative))
             return match.group(1 if self.pattern.groups else 0) if match else None
         parent = os.path.dirname(relative)
-        return printable(os.path.basename(parent)) if parent else None
+        return os.path.basename(parent) if parent else None
 
     def _metadata(self) -> dict[str, str | None]:
         labels: dict[str, str | None] = {}
         for metadata in _METADATA:
             path = self.root / metadata
             if path.is_file():
-                for number, row in enumerate(_rows(path), 1):
+                for number, row in enumerate(_decoded(path), 1):
                     name = row.get("file_name")
                     if not isinstance(name, str):
                         raise DataError(f"{path}, row {number}: needs a column 'file_name', found {sorted(row)}")
                     label = row.get("label")
-                    labels[name] = None if label in (None, "") else str(label)
+                    labels[os.path.normpath(name)] = None if label in (None, "") else str(label)
         return labels
 
 
+def _decoded(path: Path) -> Iterator[dict[str, object]]:
+    try:
+        yield from _rows(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
 def _rows(path: Path) -> Iterator[dict[str, object]]:
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="strict", newline="") as file:
         if path.suffix == ".csv":
             yield from csv.DictReader(file)
             return

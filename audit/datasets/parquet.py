@@ -49,7 +49,9 @@ class ParquetSource:
                         return
                     label = values.get(self.options.label_column)
                     name = values.get(self.options.name_column) or f"{path.name}#{row}"
-                    yield Entry(f"{path.name}#{row}", printable(str(name)), None if label is None else str(label))
+                    yield Entry(
+                        f"{path.name}#{row}", printable(str(name)), None if label is None else printable(str(label))
+                    )
                     row, listed = row + 1, listed + 1
         if not listed:
             raise DataError(f"no rows in {self.options.path}")
@@ -70,7 +72,8 @@ class ParquetSource:
         for uri in uris:
             name, _, row = uri.rpartition("#")
             value = self._value(name, int(row))
-            yield value.get("bytes") if isinstance(value, dict) else value
+            data = value.get("bytes") if isinstance(value, dict) else value
+            yield data if isinstance(data, bytes) else None
 
     def _value(self, name: str, row: int) -> bytes | dict[str, bytes | None] | None:
         """One cell; the last row group read is kept, since units ask for neighbours."""

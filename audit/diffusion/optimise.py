@@ -2,7 +2,7 @@
 
 Many independent searches run side by side in one batch. Everything that one search uses (noise, clipping, norm,
 Adam's moments, the choice of the best iterate, the finite mask) is its own, so its result does not depend on the
-batch it was in.
+batch it was in, up to the rounding of batched products.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ CheckpointPolicy = Literal["none", "step"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Numbers of a search. The defaults are the paper's for disagreement (Table D.1)."""
+    """Numbers of a search. Step sizes, steps, clip, cutouts and noise default to the paper's Table D.1.
+
+    The form of the clip and the end of the cosine at a tenth are the authors' code's. `cutout_size` is the input
+    side of the classifiers.
+    """
 
     steps: int = 15
     step_size_latent: float = 0.00025
@@ -124,7 +128,7 @@ def optimise(
             break
 
         draws = [generator_for(key, "cutouts", k) for key in keys]
-        crops = cutouts(x, settings.cutout_size, settings.cutouts, settings.cutout_noise, draws)
+        crops = cutouts(x.clamp(0, 1), settings.cutout_size, settings.cutouts, settings.cutout_noise, draws)
         loss = -objective(crops).mean(1)
         gradients = torch.autograd.grad(loss.sum(), variables.tensors())
         augmented.append(loss.detach())
@@ -136,9 +140,12 @@ def optimise(
             variable.grad = _clipped(held, settings.clip, axes)
         for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = rate * settings.rate(k)
+        before = [variable.detach().clone() for variable in variables.tensors()]
         adam.step()
         with torch.no_grad():
             variables.latent.mul_(norm / _norm(variables.latent))
+            for variable, old in zip(variables.tensors(), before, strict=True):
+                variable.copy_(torch.where(_per_item(finite, variable), variable, old))
     assert best is not None
     return Result(
         best.start, best.image, best.variables, torch.stack(losses), torch.stack(augmented), best.step, finite

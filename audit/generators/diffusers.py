@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the U-Net; the rest runs in fp32")
-    steps: int = Field(20, ge=1, description="DDIM steps")
+    steps: int = Field(25, ge=1, description="DDIM steps")
     guidance_scale: float = Field(3.0, description="as in diffusers: 1 is no guidance; the paper's w is this minus 1")
 
 
@@ -57,12 +58,11 @@ class DiffusersGenerator:
 
     def levels(self) -> tuple[Level, ...]:
         self.scheduler.set_timesteps(self._steps)
-        stride = self.scheduler.config.num_train_timesteps // self._steps
-        levels = []
-        for t in (int(t) for t in self.scheduler.timesteps):
-            after = self._alphas[t - stride] if t >= stride else self.scheduler.final_alpha_cumprod
-            levels.append(Level(t, float(self._alphas[t]), float(after)))
-        return tuple(levels)
+        times = [int(t) for t in self.scheduler.timesteps]
+        alphas = [*(float(self._alphas[t]) for t in times), float(self.scheduler.final_alpha_cumprod)]
+        if min(alphas) <= 0:
+            raise ModelError("the noise schedule ends in pure noise (alpha 0): DDIM in eps form cannot start there")
+        return tuple(Level(t, *pair) for t, pair in zip(times, pairwise(alphas), strict=True))
 
     def eps(self, z: Tensor, t: int, cond: Tensor) -> Tensor:
         dtype = self.unet.dtype

@@ -64,40 +64,40 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     pictures = [image_row(image, "sample") for image in images]
     rows = rows_for(models, images, [picture["image_id"] for picture in pictures], "generated", [name] * len(images))
     agreement = _agreement(rows, name, options.samples)
-    measured = [("agreement", agreement, None), ("kid", *_distance(rows, name, context))]
+    measured = [("agreement", agreement, "share", None), ("kid", *_distance(rows, name, context))]
     reason = None
     if agreement < options.threshold:
         reason = (
             f"not auditable with this generator: of {options.samples} images drawn for {prompt!r}, at least half of "
             f"the models see the class in {agreement:.0%}, under the threshold of {options.threshold:.0%}"
         )
-    measured.append(("auditable", float(reason is None), reason))
+    measured.append(("auditable", float(reason is None), "0 or 1", reason))
     measurements = [
-        {"subject_id": name, "stage": context.stage, "name": key, "value": value, "unit": "share", "reason": why}
-        for key, value, why in measured
+        {"subject_id": name, "stage": context.stage, "name": key, "value": value, "unit": unit, "reason": why}
+        for key, value, unit, why in measured
     ]
     return {**rows, "images": pictures, "measurements": measurements}
 
 
 def _agreement(rows: Rows, name: str, samples: int) -> float:
-    votes: dict[str, list[bool]] = {}
-    for row in rows["predictions"]:
-        votes.setdefault(row["item_id"], []).append(canonical(row.get("predicted") or "") == canonical(name))
-    return sum(np.mean(vote) >= 0.5 for vote in votes.values()) / samples
+    """`predictions` hold every model's rows for the samples, model after model, in the order of the samples."""
+    said = [canonical(row.get("predicted") or "") == canonical(name) for row in rows["predictions"]]
+    return float((np.reshape(said, (-1, samples)).mean(0) >= 0.5).mean())
 
 
-def _distance(rows: Rows, name: str, context: Context) -> tuple[float | None, str | None]:
-    """KID to the class's real images, or None and why."""
+def _distance(rows: Rows, name: str, context: Context) -> tuple[float | None, str, str | None]:
+    """KID to the class's real images, its unit, or None and why."""
     if context.models.embedder is None:
-        return None, "the job has no embedder"
+        return None, "squared MMD", "the job has no embedder"
     real = context.run.rows(
-        "select a.values from arrays a join items i on i.item_id = a.subject_id and i.role = a.role "
-        "where a.role = 'data' and a.name = 'embedding' and i.label = ? order by a.subject_id",
+        "select values from arrays where role = 'data' and name = 'embedding' and subject_id in "
+        "(select item_id from items where role = 'data' and label = ?) order by subject_id",
         [name],
     )
     if len(real) < 2:
-        return None, f"fewer than 2 screened images with the label {name!r}"
-    return kid(_matrix([row["values"] for row in rows["arrays"]]), _matrix([row["values"] for row in real])), None
+        return None, "squared MMD", f"fewer than 2 screened images with the label {name!r}"
+    drawn = _matrix([row["values"] for row in rows["arrays"]])
+    return kid(drawn, _matrix([row["values"] for row in real])), "squared MMD", None
 
 
 def _matrix(values: list[Any]) -> np.ndarray[Any, np.dtype[np.float64]]:

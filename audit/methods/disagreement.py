@@ -34,7 +34,7 @@ VERSION = 1
 
 PRESETS = {
     # DiG-IN Table D.1, for Stable Diffusion at 512 x 512. DDIM steps and guidance belong to the generator: 25, 3.0.
-    "digin": Settings(),
+    "digin": Settings(checkpoint="step"),
     # Measured on the embedded world at 64 x 64: larger text steps, since its text space is far smaller.
     "embedded": Settings(steps=12, step_size_latent=0.002, step_size_text=0.1, cutouts=8),
 }
@@ -56,15 +56,15 @@ class Options(Frozen):
     step_size_text: float | None = Field(None, gt=0)
     cutouts: int | None = Field(None, ge=1)
     cutout_noise: float | None = Field(None, ge=0)
-    checkpoint: CheckpointPolicy = Field(
-        "none", description="'step' recomputes activations: less memory, same gradients"
+    checkpoint: CheckpointPolicy | None = Field(
+        None, description="'step' recomputes activations: less memory, same gradients; default: the preset's"
     )
     unit_seeds: int = Field(8, ge=1, description="searches in a unit of work")
 
     def settings(self, cutout_size: int) -> Settings:
-        named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise")
+        named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
         given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
-        return replace(PRESETS[self.preset], cutout_size=cutout_size, checkpoint=self.checkpoint, **given)
+        return replace(PRESETS[self.preset], cutout_size=cutout_size, **given)
 
 
 def plan(options: Options, context: Context) -> list[Payload]:
@@ -202,6 +202,6 @@ def _trace(explanation_id: str, result: Result, scores: Tensor, i: int) -> list[
 
 def _explanation_id(base: dict[str, Any], options: Options, context: Context) -> str:
     decides = options.model_dump(mode="json", exclude={"seeds", "classes", "unit_seeds", "checkpoint"})
-    key = {"options": decides, "version": VERSION, "seed": [context.job.seed, base["seed"]]}
+    key = {"options": decides, "version": VERSION, "seed": [context.job.seed, base["seed"]], "stage": context.stage}
     key |= {"classes": [base["source_class"], base["target_class"]]}
     return digest(key)[:32]

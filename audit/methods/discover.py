@@ -49,16 +49,16 @@ class Options(Frozen):
     prompt: str = Field("a photograph of a {}", description="{} is a phrase of the vocabulary or a class name")
     smallest_group: int = Field(3, ge=2, description="searches (or images) that make a group")
     group_distance: float = Field(0.7, gt=0, le=2, description="average cosine distance within a group")
-    effect: float = Field(1.0, description="least shift that names a mode, in standard deviations of the controls")
+    smallest_control: int = Field(6, ge=2, description="searches for other classes that a pair needs for names")
     neighbours: int = Field(20, ge=1, description="nearest real images of one search, in the evidence")
-    level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which evidence confirms")
+    level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which a name, and evidence, holds")
     excess: float = Field(0.1, ge=0, le=1, description="least excess disagreement that confirms")
     exemplars: int = Field(12, ge=1, description="exemplars and evidence images kept for a mode")
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """The pool's images: ids, embeddings (p, d), and for each model the class it predicts."""
+    """The pool's images on which every model gave a prediction: ids, embeddings (p, d), predicted classes."""
 
     ids: list[str]
     embeddings: d.Floats
@@ -71,7 +71,7 @@ class _Pool:
 
 @dataclass(frozen=True)
 class _Searches:
-    """All successful searches of one pair of models."""
+    """All searches of one stage for one pair of models."""
 
     ids: list[str]
     classes: NDArray[np.object_]
@@ -82,8 +82,6 @@ class _Searches:
 
 def plan(options: Options, context: Context) -> list[Payload]:
     """One unit: it reads what all searches found."""
-    if context.job.embedder is None:
-        raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
     for phrase in options.vocabulary:
         if "{}" not in phrase:
             raise ConfigError(f"discover: the vocabulary's phrase {phrase!r} lacks {{}}, the place of the class name")
@@ -96,17 +94,16 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     concepts = _concepts(options, context)
     pool = _pool(context)
     found: list[dict[str, Any]] = []
-    pairs = context.run.rows("select distinct model_id, other_model_id from explanations order by all")
-    for pair in pairs:
-        f, g = pair["model_id"], pair["other_model_id"]
-        found += _modes_of_pair(f, g, _searches(f, g, context), concepts, pool, options)
-    baseline = []
-    for pair in pairs:
+    searches = context.run.rows("select distinct stage, model_id, other_model_id from explanations order by all")
+    for row in searches:
+        f, g = row["model_id"], row["other_model_id"]
+        found += _modes_of_searches(f, g, _searches(row["stage"], f, g, context), concepts, pool, options)
+    for f, g in sorted({(row["model_id"], row["other_model_id"]) for row in searches}):
         if pool is not None:
-            baseline += _baseline_of_pair(pair["model_id"], pair["other_model_id"], concepts, pool, options, context)
-    for modes in (found, baseline):
-        _judge(modes, pool, options)
-    return {"failure_modes": found + baseline, "images": _evidence_images(found + baseline, context)}
+            found += _baseline_of_pair(f, g, concepts, pool, options, context)
+    _judge(found, pool, options)
+    modes = _merged(found)
+    return {"failure_modes": modes, "images": _evidence_images(modes, context)}
 
 
 def _evidence_images(modes: list[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
@@ -149,26 +146,29 @@ def _pool(context: Context) -> _Pool | None:
     )
     if not rows:
         return None
-    ids = [row["subject_id"] for row in rows]
-    predicted = {}
+    by_model: dict[str, dict[str, str]] = {}
     for model_id in context.job.models:
         said = context.run.rows(
             "select item_id, predicted from predictions where role = 'pool' and model_id = ? and status = 'ok'",
             [model_id],
         )
-        by_id = {row["item_id"]: canonical(row["predicted"]) for row in said}
-        predicted[model_id] = np.array([by_id.get(item_id, "") for item_id in ids], object)
+        by_model[model_id] = {row["item_id"]: canonical(row["predicted"]) for row in said}
+    rows = [row for row in rows if all(row["subject_id"] in said for said in by_model.values())]
+    if not rows:
+        return None
+    ids = [row["subject_id"] for row in rows]
+    predicted = {model_id: np.array([said[i] for i in ids], object) for model_id, said in by_model.items()}
     return _Pool(ids, _unit(np.asarray([row["values"] for row in rows], np.float64)), predicted)
 
 
-def _searches(f: str, g: str, context: Context) -> _Searches:
+def _searches(stage: str, f: str, g: str, context: Context) -> _Searches:
     rows = context.run.rows(
         "with e as (select subject_id, any_value(values) as values from arrays "
         "where role = 'generated' and name = 'embedding' group by subject_id) "
         "select x.explanation_id, x.target_class, x.flipped, s.values as start, r.values as result from explanations x "
         "join e s on s.subject_id = x.start_image_id join e r on r.subject_id = x.image_id "
-        "where x.status = 'ok' and x.model_id = ? and x.other_model_id = ? order by x.explanation_id",
-        [f, g],
+        "where x.status = 'ok' and x.stage = ? and x.model_id = ? and x.other_model_id = ? order by x.explanation_id",
+        [stage, f, g],
     )
     return _Searches(
         [row["explanation_id"] for row in rows],
@@ -183,7 +183,7 @@ def _unit(x: d.Floats) -> d.Floats:
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))
 
 
-def _modes_of_pair(
+def _modes_of_searches(
     f: str, g: str, searches: _Searches, concepts: d.Floats, pool: _Pool | None, options: Options
 ) -> list[dict[str, Any]]:
     """Groups of the successful searches of each class by what they changed; controls: those for the other classes."""
@@ -191,46 +191,46 @@ def _modes_of_pair(
     modes = []
     for name in sorted(set(searches.classes)):
         own = searches.classes == name
-        if own.sum() == 0 or (~own).sum() < 2:
-            continue
-        standard = d.against_controls(moved, moved[~own])
         members = np.flatnonzero(own & searches.flipped)
         changes = searches.results[members] - searches.starts[members]
         for group in d.groups(changes, options.group_distance, options.smallest_group):
             chosen = members[group]
-            mode = _named(f, g, name, "search", standard[chosen], options)
-            order = chosen[d.typical_first(searches.results[chosen])]
+            mode = _named(f, g, name, "search", moved[chosen], moved[~own], options)
+            order = chosen[d.typical_first(changes[group])]
             mode |= {"support": len(chosen), "seeds": int(own.sum())}
             mode["exemplars"] = [searches.ids[i] for i in order[: options.exemplars]]
             if pool is not None:
-                facts = d.evidence(
-                    pool.embeddings,
-                    pool.disagree(f, g, name),
-                    searches.results[chosen],
-                    searches.starts[chosen],
-                    options.neighbours,
-                )
-                mode |= _evidence_columns(facts, pool, options)
-                mode |= _impact_columns(mode, concepts, pool, options)
+                _add_evidence(mode, searches.results[chosen], searches.starts[chosen], concepts, pool, options)
             modes.append(mode)
-    return _merged(modes)
+    return modes
 
 
 def _merged(modes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of groups of one class with one name, the one with the most support speaks for all."""
+    """Of groups with one name, the confirmed one, else the one with the most support, speaks for all."""
     best: dict[str, dict[str, Any]] = {}
-    for mode in modes:
-        kept = best.setdefault(mode["failure_mode_id"], mode)
-        if mode is not kept and mode["support"] > kept["support"]:
-            best[mode["failure_mode_id"]] = mode
+    for mode in sorted(modes, key=lambda m: (m["verdict"] != "confirmed", -m["support"])):
+        best.setdefault(mode["failure_mode_id"], mode)
     return list(best.values())
 
 
-def _named(f: str, g: str, name: str, source: str, standard: d.Floats, options: Options) -> dict[str, Any]:
-    """Name a group by the concept whose shift (n, c) has the highest lower bound."""
-    intervals = [d.mean_interval(column) for column in standard.T]
-    best = max(range(len(intervals)), key=lambda c: intervals[c].low)
-    concept, effect = options.vocabulary[best], intervals[best]
+def _named(
+    f: str, g: str, name: str, source: str, group: d.Floats, controls: d.Floats, options: Options
+) -> dict[str, Any]:
+    """Name a group (n, c) by the concept in which it is most surely above the controls (m, c)."""
+    doubt = None
+    if len(controls) < options.smallest_control:
+        doubt = (
+            f"only {len(controls)} searches for other classes to compare with; {options.smallest_control} are needed"
+        )
+        controls = np.concatenate([controls, np.zeros((2, group.shape[1])), group])
+    p_values = d.naming_p_values(group, controls)
+    standard = d.against_controls(np.concatenate([group, controls]), controls)
+    means = standard[: len(group)].mean(0)
+    best = min(range(len(p_values)), key=lambda c: (p_values[c], -means[c]))
+    if doubt is None and p_values[best] >= options.level:
+        doubt = f"no phrase of the vocabulary is surely above the controls: the best is {options.vocabulary[best]!r}"
+    effect = d.difference(standard[: len(group), best], standard[len(group) :, best])
+    concept = options.vocabulary[best]
     return {
         "failure_mode_id": digest([source, f, g, name, concept])[:16],
         "kind": "disagreement",
@@ -243,11 +243,22 @@ def _named(f: str, g: str, name: str, source: str, standard: d.Floats, options: 
         "effect": effect.value,
         "effect_low": effect.low,
         "effect_high": effect.high,
+        "reason": doubt,
     }
 
 
-def _evidence_columns(facts: d.Evidence, pool: _Pool, options: Options) -> dict[str, Any]:
-    return {
+def _add_evidence(
+    mode: dict[str, Any],
+    results: d.Floats,
+    starts: d.Floats,
+    concepts: d.Floats,
+    pool: _Pool,
+    options: Options,
+) -> None:
+    """What the pool's real images say of a group of searches."""
+    disagrees = pool.disagree(mode["model_id"], mode["other_model_id"], mode["class_name"])
+    facts = d.evidence(pool.embeddings, disagrees, results, starts, options.neighbours)
+    mode |= {
         "evidence_rate": facts.rate,
         "control_rate": facts.control_rate,
         "evidence_images": facts.images,
@@ -255,68 +266,69 @@ def _evidence_columns(facts: d.Evidence, pool: _Pool, options: Options) -> dict[
         "p_value": facts.p_value,
         "evidence": [pool.ids[i] for i in facts.found[: options.exemplars]],
     }
-
-
-def _impact_columns(mode: dict[str, Any], concepts: d.Floats, pool: _Pool, options: Options) -> dict[str, Any]:
-    """Prevalence: pool images at least as far along the concept as the lower quarter of the evidence."""
-    ids = {item_id: i for i, item_id in enumerate(pool.ids)}
     along = pool.embeddings @ concepts[options.vocabulary.index(mode["concept"])]
-    evidence = [ids[item_id] for item_id in mode.get("evidence", [])]
-    if not evidence:
-        return {}
-    disagrees = pool.disagree(mode["model_id"], mode["other_model_id"], mode["class_name"])
-    prevalence, effect = d.impact(along >= np.quantile(along[evidence], 0.25), disagrees)
+    if len(facts.found) < 2 or len(facts.control) < 2:
+        return
+    if mode["reason"] is None and d.difference(along[facts.found], along[facts.control]).low <= 0:
+        mode["reason"] = "the real images on which the models disagree do not show it more than those near the starts"
+    mode |= _impact_columns(along >= np.quantile(along[facts.found], 0.25), disagrees)
+
+
+def _impact_columns(shows: d.Bools, disagrees: d.Bools) -> dict[str, Any]:
+    """Prevalence: pool images at least as far along the concept as the upper three quarters of the evidence."""
+    prevalence, effect = d.impact(shows, disagrees)
     return {"prevalence": prevalence, "impact": effect.value, "impact_low": effect.low, "impact_high": effect.high}
 
 
 def _baseline_of_pair(
     f: str, g: str, concepts: d.Floats, pool: _Pool, options: Options, context: Context
 ) -> list[dict[str, Any]]:
-    """What screening alone finds: groups of pool images on which f says a class and g does not."""
+    """What screening alone finds: groups of pool images on which f says a class and g does not.
+
+    Groups, names and thresholds come from one half of the pool, tests and impact from the other.
+    """
     modes = []
     along = pool.embeddings @ concepts.T
+    first = np.array([int(item_id[:8], 16) % 2 == 0 for item_id in pool.ids])
     for name in context.models.data_classes:
         disagrees = pool.disagree(f, g, name)
-        members = np.flatnonzero(disagrees)[:2000]
+        members = np.flatnonzero(disagrees & first)[:2000]
         for group in d.groups(pool.embeddings[members], options.group_distance, options.smallest_group):
             chosen = members[group]
-            mode = _named(f, g, name, "screen", d.against_controls(along[chosen], along[~disagrees]), options)
+            mode = _named(f, g, name, "screen", along[chosen], along[first & ~disagrees], options)
             order = chosen[d.typical_first(pool.embeddings[chosen])]
             mode |= {"support": len(chosen), "evidence": [pool.ids[i] for i in order[: options.exemplars]]}
-            shows = along[:, options.vocabulary.index(mode["concept"])] >= np.quantile(
-                along[chosen, options.vocabulary.index(mode["concept"])], 0.25
-            )
-            inside, outside = disagrees[shows], disagrees[~shows]
-            mode |= {"evidence_rate": float(inside.mean()), "evidence_images": len(inside)}
-            mode |= {"control_rate": float(outside.mean()) if len(outside) else 0.0, "control_images": len(outside)}
-            mode["p_value"] = d.fisher(inside, outside)
-            mode |= _impact_columns(mode, concepts, pool, options)
+            concept = along[:, options.vocabulary.index(mode["concept"])]
+            shows = concept >= np.quantile(concept[chosen], 0.25)
+            inside, outside = disagrees[~first & shows], disagrees[~first & ~shows]
+            if len(inside) and len(outside):
+                mode |= {"evidence_rate": float(inside.mean()), "evidence_images": len(inside)}
+                mode |= {"control_rate": float(outside.mean()), "control_images": len(outside)}
+                mode["p_value"] = d.fisher(inside, outside)
+                mode |= _impact_columns(shows[~first], disagrees[~first])
             modes.append(mode)
-    return _merged(modes)
+    return modes
 
 
 def _judge(modes: list[dict[str, Any]], pool: _Pool | None, options: Options) -> None:
-    """Correct the p-values of all modes together, and say which are confirmed."""
+    """Correct the p-values of all groups of the run together, and say which modes are confirmed."""
     tested = [mode for mode in modes if "p_value" in mode]
     for mode, corrected in zip(tested, d.holm([mode["p_value"] for mode in tested]), strict=True):
         mode["p_corrected"] = corrected
     for mode in modes:
-        reason = _doubt(mode, pool, options)
-        mode |= {"verdict": "hypothesis" if reason else "confirmed", "reason": reason}
+        mode["reason"] = mode["reason"] if pool is not None else "no real images to confirm it on: no screened pool"
+        mode["reason"] = mode["reason"] or _doubt(mode, options)
+        mode["verdict"] = "hypothesis" if mode["reason"] else "confirmed"
 
 
-def _doubt(mode: dict[str, Any], pool: _Pool | None, options: Options) -> str | None:
-    """Why a mode is not confirmed, or None."""
-    if pool is None:
-        return "no real images to confirm it on: the job has no screened pool"
-    if mode["effect_low"] < options.effect:
-        return (
-            f"no concept of the vocabulary is shifted by {options.effect:g} standard deviations of the controls or more"
-        )
-    excess = mode["evidence_rate"] - mode["control_rate"]
-    if mode["p_corrected"] >= options.level or excess < options.excess:
-        return (
-            f"real images do not show it: the models disagree on {mode['evidence_rate']:.0%} of the nearest "
-            f"{mode['evidence_images']}, and on {mode['control_rate']:.0%} of those nearest to the starts"
-        )
-    return None
+def _doubt(mode: dict[str, Any], options: Options) -> str | None:
+    """Why the evidence does not confirm a mode, or None."""
+    if "p_corrected" not in mode:
+        return "too few real images on either side to compare"
+    if mode["p_corrected"] < options.level and mode["evidence_rate"] - mode["control_rate"] >= options.excess:
+        return None
+    other = "nearest to the starts" if mode["source"] == "search" else "that do not show it"
+    return (
+        f"real images do not show it: the models disagree on {mode['evidence_rate']:.0%} of {mode['evidence_images']}, "
+        f"and on {mode['control_rate']:.0%} of those {other}"
+    )

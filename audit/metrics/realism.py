@@ -11,8 +11,9 @@ Floats = NDArray[np.float64]
 def kid(x: Floats, y: Floats) -> float:
     """Kernel distance of two sets of embeddings (n, d) and (m, d): the unbiased squared MMD, lower is closer.
 
-    Kernel (x.y / d + 1)^3. Source: Binkowski et al., Demystifying MMD GANs, 2018. Needs n, m >= 2. Differs from
-    the usual KID: the embeddings are the job's embedder's, not Inception's, so values compare within a job only.
+    Kernel (x.y + 1)^3 for embeddings of norm 1. Source: Binkowski et al., Demystifying MMD GANs, 2018, whose
+    kernel divides by d because Inception's features have a norm of about sqrt(d). Needs n, m >= 2. Differs from the
+    usual KID: the embeddings are those of the job's embedder, so values compare within a job only.
     """
     n, m = len(x), len(y)
     if min(n, m) < 2:
@@ -24,4 +25,4 @@ def kid(x: Floats, y: Floats) -> float:
 
 
 def _kernel(x: Floats, y: Floats) -> Floats:
-    return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
+    return np.asarray((x @ y.T + 1) ** 3)

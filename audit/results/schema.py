@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -208,4 +209,7 @@ def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         for column, value in row.items():
             if isinstance(value, float) and value != value:
                 raise StoreError(f"table {name!r}, column {column!r}: NaN is stored as NULL with a reason")
+        for column in ("values", "top_confidences"):
+            if not all(math.isfinite(number) for number in row.get(column) or ()):
+                raise StoreError(f"table {name!r}, column {column!r}: NaN or infinity among the numbers")
     return pa.Table.from_pylist(listed, schema=schema)

@@ -58,9 +58,9 @@ class Store:
     def create(self, key: str, data: bytes) -> bool:
         """Write a new file whole, durably, or not at all. False if it is there already; never overwrites."""
         path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "xb") as file:
                 file.write(data)
                 file.flush()
@@ -74,7 +74,8 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     def read(self, key: str) -> bytes | None:
         """The bytes of a file, None if there is none."""
