@@ -51,7 +51,8 @@ class Options(Frozen):
     group_distance: float = Field(0.7, gt=0, le=2, description="average cosine distance within a group")
     smallest_control: int = Field(6, ge=2, description="searches for other classes that a pair needs for names")
     neighbours: int = Field(20, ge=1, description="nearest real images of one search, in the evidence")
-    level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which a name, and evidence, holds")
+    name_level: float = Field(0.05, gt=0, lt=1, description="corrected p-value under which a name holds")
+    level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which evidence confirms")
     excess: float = Field(0.1, ge=0, le=1, description="least excess disagreement that confirms")
     exemplars: int = Field(12, ge=1, description="exemplars and evidence images kept for a mode")
 
@@ -227,7 +228,7 @@ def _named(
     standard = d.against_controls(np.concatenate([group, controls]), controls)
     means = standard[: len(group)].mean(0)
     best = min(range(len(p_values)), key=lambda c: (p_values[c], -means[c]))
-    if doubt is None and p_values[best] >= options.level:
+    if doubt is None and p_values[best] >= options.name_level:
         doubt = f"no phrase of the vocabulary is surely above the controls: the best is {options.vocabulary[best]!r}"
     effect = d.difference(standard[: len(group), best], standard[len(group) :, best])
     concept = options.vocabulary[best]
