@@ -38,7 +38,8 @@ def finding(run: Run, target: Path) -> None:
     for i, row in enumerate(shown):
         x = 28 + i * 364
         _cell(sheet, run, row["start_image_id"], (x, 134), "start", said, mode)
-        _write(draw, (x + CELL + 7, 134 + CELL // 2 - 14), "\u2192", 24, SOFT)
+        tip, middle = x + CELL + 26, 134 + CELL // 2
+        draw.polygon([(tip - 16, middle - 10), (tip - 16, middle + 10), (tip, middle)], fill=SOFT)
         _cell(sheet, run, row["image_id"], (x + CELL + 36, 134), "optimised", said, mode)
     text = (
         f"Real images that confirm it: the models disagree on {mode['evidence_rate']:.0%} of the "

@@ -166,9 +166,10 @@ def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: s
         page.get_by_role("heading", name="What the search made of its starts").wait_for(timeout=60_000)
         assert "id=m1" in page.url
         page.locator("img[alt^='real image']").first.wait_for()
-        page.wait_for_load_state("networkidle")
-        widths = page.eval_on_selector_all("main img", "images => images.map(image => image.naturalWidth)")
-        assert widths
+        pictures = "main img[src^='/evidence/']"
+        page.wait_for_function(f'[...document.querySelectorAll("{pictures}")].every(i => i.naturalWidth > 0)')
+        widths = page.eval_on_selector_all(pictures, "images => images.map(image => image.naturalWidth)")
+        assert len(widths) == 6  # two pairs and two real images, as stored: not rescaled, not re-encoded
         assert set(widths) == {64}
         assert page.title() == "audit"
         assert page.get_by_text(HOSTILE).count() >= 1

@@ -14,7 +14,9 @@ import time
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -154,35 +156,32 @@ class Objective:
 
 
 def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], options: Options, context: Context) -> Rows:
-    """`scores`: (steps + 1, b, 3) of every iterate."""
+    """`scores`: (steps + 1, b, 3) of every iterate. A search that gained nothing has one image, its start."""
     rows: Rows = {"explanations": [], "traces": [], "images": []}
-    starts, images = [to_uint8(x) for x in result.start], [to_uint8(x) for x in result.image]
+    pictures: dict[str, NDArray[np.uint8]] = {}
+
+    def picture(x: Tensor, kind: str) -> str:
+        row = image_row(to_uint8(x), kind)
+        if row["image_id"] not in pictures:
+            pictures[row["image_id"]] = to_uint8(x)
+            rows["images"].append(row)
+        return str(row["image_id"])
+
     for i, base in enumerate(bases):
         row = {**base, "explanation_id": _explanation_id(base, options, context)}
         if not bool(result.finite[i]):
             rows["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
             continue
-        start, image = image_row(starts[i], "start"), image_row(images[i], "generated")
         best = int(result.best_step[i])
         (before, other_before, was), (after, other_after, now) = scores[0, i].tolist(), scores[best, i].tolist()
-        row |= {"status": "ok", "start_image_id": start["image_id"], "image_id": image["image_id"], "best_step": best}
+        row |= {"status": "ok", "best_step": best}
+        row |= {"start_image_id": picture(result.start[i], "start"), "image_id": picture(result.image[i], "generated")}
         row |= {"score_before": before, "score_after": after, "other_before": other_before, "other_after": other_after}
         row |= {"loss_before": float(result.losses[0, i]), "loss_after": float(result.losses[best, i])}
         row |= {"flipped_before": bool(was), "flipped": bool(now)}
         rows["explanations"].append(row)
-        rows["images"] += [start, image]
         rows["traces"] += _trace(row["explanation_id"], result, scores, i)
-    pictures = {
-        row["image_id"]: array for row, array in zip(rows["images"], _pairs(starts, images, result), strict=True)
-    }
-    said = rows_for(context.models, list(pictures.values()), list(pictures), "generated")
-    return {**rows, **said}
-
-
-def _pairs(starts: list[Any], images: list[Any], result: Result) -> list[Any]:
-    """Start and result of every search that stayed finite, in the order of the image rows."""
-    kept = [i for i in range(len(starts)) if bool(result.finite[i])]
-    return [array for i in kept for array in (starts[i], images[i])]
+    return {**rows, **rows_for(context.models, list(pictures.values()), list(pictures), "generated")}
 
 
 def _trace(explanation_id: str, result: Result, scores: Tensor, i: int) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ class Options(Frozen):
     vocabulary: Names = Field(VOCABULARY, description="phrases with {} for the class name, among which modes are named")
     prompt: str = Field("a photograph of a {}", description="{} is a phrase of the vocabulary or a class name")
     smallest_group: int = Field(3, ge=2, description="searches (or images) that make a group")
-    group_distance: float = Field(0.7, gt=0, le=2, description="average cosine distance within a group")
+    group_distance: float = Field(0.7, gt=0, le=2, description="average cosine distance of the shifts within a group")
     smallest_control: int = Field(6, ge=2, description="searches for other classes that a pair needs for names")
     neighbours: int = Field(20, ge=1, description="nearest real images of one search, in the evidence")
     name_level: float = Field(0.05, gt=0, lt=1, description="corrected p-value under which a name holds")
@@ -187,17 +187,16 @@ def _unit(x: d.Floats) -> d.Floats:
 def _modes_of_searches(
     f: str, g: str, searches: _Searches, concepts: d.Floats, pool: _Pool | None, options: Options
 ) -> list[dict[str, Any]]:
-    """Groups of the successful searches of each class by what they changed; controls: those for the other classes."""
+    """Groups of the successful searches of each class by their shifts; controls: the searches for other classes."""
     moved = d.shifts(searches.starts, searches.results, concepts)
     modes = []
     for name in sorted(set(searches.classes)):
         own = searches.classes == name
         members = np.flatnonzero(own & searches.flipped)
-        changes = searches.results[members] - searches.starts[members]
-        for group in d.groups(changes, options.group_distance, options.smallest_group):
+        for group in d.groups(moved[members], options.group_distance, options.smallest_group):
             chosen = members[group]
             mode = _named(f, g, name, "search", moved[chosen], moved[~own], options)
-            order = chosen[d.typical_first(changes[group])]
+            order = chosen[d.typical_first(moved[chosen])]
             mode |= {"support": len(chosen), "seeds": int(own.sum())}
             mode["exemplars"] = [searches.ids[i] for i in order[: options.exemplars]]
             if pool is not None:
