@@ -23,7 +23,7 @@ demo: $(VENV)/installed work/world/pool
 	$(AUDIT) run examples/demo.yaml
 	$(AUDIT) zoo score runs/demo
 
-# All classes, both shortcut models, against the planted truth. Takes about half an hour on 2 cores.
+# All classes, both shortcut models, against the planted truth. Long: an hour on 2 cores is an estimate, not a measurement.
 score: $(VENV)/installed work/world/pool
 	$(AUDIT) run examples/score.yaml
 	$(AUDIT) zoo score runs/score

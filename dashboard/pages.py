@@ -118,7 +118,10 @@ def one() -> None:
     cells[0].metric(
         "searches that show it", f"{found['support']} of {found['seeds']}" if found["seeds"] else found["support"]
     )
-    cells[1].metric("shift against controls", f"{found['effect']:.1f} sd", help=_interval(found, "effect", "{:.1f}"))
+    if found["effect"] is not None:
+        cells[1].metric(
+            "shift against controls", f"{found['effect']:.1f} sd", help=_interval(found, "effect", "{:.1f}")
+        )
     if found["evidence_rate"] is not None:
         cells[2].metric(
             "disagreement near it",

@@ -38,7 +38,7 @@ def modes(run: Run, verdicts: list[str] | None = None) -> list[Row]:
     """Failure modes of the search, confirmed first, by impact."""
     return run.rows(
         "select * from failure_modes where source = 'search' and list_contains(?, verdict) "
-        "order by verdict, impact desc nulls last, effect desc, failure_mode_id",
+        "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id",
         [verdicts if verdicts is not None else ["confirmed", "hypothesis"]],
     )
 

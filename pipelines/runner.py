@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,7 @@ class Runner:
         }
         row["items"] = items_in(unit)
         self.store.commit(unit.unit_id, unit.stage, {"units": [row]}, status="quarantined", error=error)
-        return replace(Summary(unit.unit_id, unit.stage, 0, 0.0), error=error)
+        return Summary(unit.unit_id, unit.stage, 0, 0.0, error=error)
 
 
 _LOST = "the worker died"

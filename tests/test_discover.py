@@ -176,6 +176,20 @@ def test_without_a_pool_everything_is_a_hypothesis(planted: Planted, tmp_path: P
     assert all(m["p_value"] is None and m["impact"] is None for m in modes)
 
 
+def test_too_few_controls_give_no_effect_and_say_so(planted: Planted, tmp_path: Path) -> None:
+    """The searches for one class alone: nothing to compare with, so no number is made up."""
+    rows = planted.rows
+    try:
+        planted.rows = {**rows, "explanations": [r for r in rows["explanations"] if r["target_class"] == "crab"]}
+        _, modes = planted.discovered(tmp_path)
+    finally:
+        planted.rows = rows
+    assert modes
+    for mode in modes:
+        assert (mode["verdict"], mode["effect"], mode["effect_low"]) == ("hypothesis", None, None)
+        assert "only 0 searches for other classes" in mode["reason"]
+
+
 def test_permuted_predictions_confirm_nothing(planted: Planted, tmp_path: Path) -> None:
     """The same searches on a pool where what the models say has nothing to do with the images."""
     rows = planted.rows

@@ -216,20 +216,24 @@ def _merged(modes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _named(
     f: str, g: str, name: str, source: str, group: d.Floats, controls: d.Floats, options: Options
 ) -> dict[str, Any]:
-    """Name a group (n, c) by the concept in which it is most surely above the controls (m, c)."""
-    doubt = None
+    """Name a group (n, c) by the concept in which it is most surely above the controls (m, c).
+
+    With too few controls the largest shift names it, and there is no effect to state.
+    """
+    effect, doubt = None, None
     if len(controls) < options.smallest_control:
-        doubt = (
-            f"only {len(controls)} searches for other classes to compare with; {options.smallest_control} are needed"
-        )
-        controls = np.concatenate([controls, np.zeros((2, group.shape[1])), group])
-    p_values = d.naming_p_values(group, controls)
-    standard = d.against_controls(np.concatenate([group, controls]), controls)
-    means = standard[: len(group)].mean(0)
-    best = min(range(len(p_values)), key=lambda c: (p_values[c], -means[c]))
-    if doubt is None and p_values[best] >= options.name_level:
-        doubt = f"no phrase of the vocabulary is surely above the controls: the best is {options.vocabulary[best]!r}"
-    effect = d.difference(standard[: len(group), best], standard[len(group) :, best])
+        best = int(group.mean(0).argmax())
+        needed = options.smallest_control
+        doubt = f"only {len(controls)} searches for other classes to compare with, {needed} are needed"
+    else:
+        p_values = d.naming_p_values(group, controls)
+        standard = d.against_controls(group, controls)
+        best = min(range(len(p_values)), key=lambda c: (p_values[c], -standard[:, c].mean()))
+        effect = d.difference(standard[:, best], d.against_controls(controls, controls)[:, best])
+        if p_values[best] >= options.name_level:
+            doubt = (
+                f"no phrase of the vocabulary is surely above the controls: the best is {options.vocabulary[best]!r}"
+            )
     concept = options.vocabulary[best]
     return {
         "failure_mode_id": digest([source, f, g, name, concept])[:16],
@@ -240,9 +244,9 @@ def _named(
         "class_name": name,
         "name": concept_name(concept),
         "concept": concept,
-        "effect": effect.value,
-        "effect_low": effect.low,
-        "effect_high": effect.high,
+        "effect": effect.value if effect else None,
+        "effect_low": effect.low if effect else None,
+        "effect_high": effect.high if effect else None,
         "reason": doubt,
     }
 

@@ -55,7 +55,7 @@ class Run:
         """The discovered failure modes of the generative search, confirmed ones first, by impact."""
         return self.rows(
             "select * from failure_modes where source = 'search' "
-            "order by verdict = 'confirmed' desc, impact desc nulls last, effect desc"
+            "order by verdict = 'confirmed' desc, impact desc nulls last, effect desc nulls last"
         )
 
 
