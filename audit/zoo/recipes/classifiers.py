@@ -20,6 +20,7 @@ SIDE = 56
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 SCHEDULE = Schedule(steps=2400, learning_rate=2e-3, weight_decay=0.05, ema=0.995, decay=0.5)
 BATCH = 64
+NOISE = 0.3
 
 
 def split_of(name: str) -> str:
@@ -76,13 +77,16 @@ def train(
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip, crop to 54-64 pixels at one place for the batch, and add noise: tolerance that generated images need."""
+    """Flip, crop to 54-64 pixels at one place for the batch, and add noise of a strength of its own to each image.
+
+    Strong noise makes gradients of the classifiers point at what a person sees.
+    """
     side = int(torch.randint(54, 65, (1,), generator=generator))
     top, left = (int(v) for v in torch.randint(0, 65 - side, (2,), generator=generator))
     x = x[..., top : top + side, left : left + side]
     if torch.rand(1, generator=generator) < 0.5:
         x = x.flip(-1)
-    noise = torch.rand(len(x), 1, 1, 1, generator=generator) * 0.08
+    noise = torch.rand(len(x), 1, 1, 1, generator=generator) * NOISE
     return x + noise * torch.randn(x.shape, generator=generator)
 
 
