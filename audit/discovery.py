@@ -31,8 +31,8 @@ class Interval:
 class Evidence:
     """How often the models disagree on the real images nearest to a group, and on those nearest to its starts.
 
-    `found` are pool indices in the evidence arm on which they do disagree, nearest first; `control` are those of the
-    control arm.
+    `arm` and `control` are the pool indices of the two arms, `found` those in `arm` on which the models do disagree,
+    nearest first.
     """
 
     rate: float
@@ -41,6 +41,7 @@ class Evidence:
     control_images: int
     p_value: float
     found: Ints
+    arm: Ints
     control: Ints
 
 
@@ -117,8 +118,20 @@ def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, ne
         len(control),
         fisher(disagrees[arm], disagrees[control]),
         found[order],
+        arm,
         control,
     )
+
+
+def separation(along: Floats, disagrees: Bools) -> Floats | None:
+    """For each concept, AUC of telling the disagreeing images (n,) from the others by how far they are along it (n, c).
+
+    The chance that a disagreeing image is further along than another one; None where there are no two sides.
+    """
+    if not disagrees.any() or disagrees.all():
+        return None
+    u = stats.mannwhitneyu(along[disagrees], along[~disagrees], axis=0).statistic
+    return np.asarray(u / (disagrees.sum() * (~disagrees).sum()))
 
 
 def fisher(arm: Bools, control: Bools) -> float:

@@ -95,6 +95,12 @@ class Planted:
             explanation |= {"model_id": "f", "other_model_id": "g", "status": "ok", "flipped": True}
             self.rows["explanations"].append({**explanation, "start_image_id": ids[0], "image_id": ids[1]})
 
+    def kept_start(self, target: str) -> None:
+        """A search on whose start the models disagree already: it kept it."""
+        first = next(row for row in self.rows["explanations"] if row["target_class"] == target)
+        kept = {"explanation_id": f"{target}-kept", "seed": SEEDS, "start_image_id": first["image_id"]}
+        self.rows["explanations"].append({**first, **kept})
+
     def discovered(self, root: Path, **options: Any) -> tuple[Run, list[dict[str, Any]]]:
         store, made = Store(root), job(self.folder, **options)
         store.create(
@@ -113,6 +119,7 @@ class Planted:
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     made = Planted(tmp_path_factory.mktemp("planted"))
     made.search("crab", {"background": "sand"})
+    made.kept_start("crab")
     made.search("fish", {"colour": "purple"})
     for control in ("car", "boat", "bird"):
         made.search(control, {})
@@ -128,6 +135,8 @@ def test_the_planted_mode_is_confirmed_and_named(found: tuple[Run, list[dict[str
     run, modes = found
     first = modes[0]
     assert (first["class_name"], first["name"], first["verdict"]) == ("crab", "on sand", "confirmed")
+    assert first["seeds"] == SEEDS + 1
+    assert "crab-kept" not in first["exemplars"]
     assert first["evidence_rate"] > 0.5 > 0.05 > first["control_rate"]
     assert first["impact_low"] > 0.05
     sand = [load_scene(run, item_id).background for item_id in first["evidence"]]
@@ -207,3 +216,21 @@ def test_permuted_predictions_confirm_nothing(planted: Planted, tmp_path: Path) 
 def test_a_vocabulary_without_a_place_for_the_class_is_refused(planted: Planted, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lacks \{\}"):
         planted.discovered(tmp_path, vocabulary=["on sand"])
+
+
+def test_of_two_sure_phrases_the_one_that_real_images_bear_out_is_the_name() -> None:
+    """The searches moved along "green" and a little more surely along "on grass"; pool images tell only by "green"."""
+    options = discover.Options(vocabulary=("green {}", "{} on grass", "{} on sky"))
+    rng = np.random.default_rng(0)
+    controls = rng.normal(size=(24, 3))
+    group = rng.normal(size=(6, 3)) * 0.1 + [5.0, 6.0, 0.0]
+
+    def name(told: list[float] | None) -> str:
+        separation = None if told is None else np.array(told)
+        mode = discover._named("f", "g", "tree", "search", group, controls, options, separation)
+        assert mode["reason"] is None
+        return str(mode["name"])
+
+    assert name(None) == "on grass"
+    assert name([0.95, 0.6, 1.0]) == "green"  # never "on sky", along which they did not move
+    assert name([0.6, 0.95, 1.0]) == "on grass"

@@ -73,6 +73,20 @@ def test_evidence_without_any_difference_is_not_significant() -> None:
     assert np.mean(np.array(p_values) < 0.05) <= 0.1
 
 
+def test_separation_is_the_share_of_pairs_in_the_right_order() -> None:
+    along = RNG.integers(0, 6, size=(40, 3)).astype(float)
+    disagrees = RNG.random(40) < 0.4
+    expected = []
+    for concept in along.T:
+        pairs = [(a, b) for a in concept[disagrees] for b in concept[~disagrees]]
+        expected.append(np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]))
+    found = d.separation(along, disagrees)
+    assert found is not None
+    assert found.tolist() == pytest.approx(expected)
+    assert d.separation(along, np.zeros(40, bool)) is None
+    assert d.separation(along, np.ones(40, bool)) is None
+
+
 def test_holm_is_the_step_down_procedure() -> None:
     p = [0.01, 0.04, 0.03, 0.005]
     # sorted 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 * 1, then running maxima
