@@ -86,6 +86,18 @@ def test_an_item_does_not_depend_on_its_batch() -> None:
             assert torch.allclose(one[0], many[i], atol=1e-9)
 
 
+@pytest.mark.parametrize("checkpoint", ["none", "step"])
+def test_without_guidance_the_null_text_is_left_alone(checkpoint: str) -> None:
+    """At scale 1 the null text drops out of eps_null + s (eps_cond - eps_null); the others are searched."""
+    generator = Gaussian()
+    generator.guidance_scale = 1.0
+    before = start(generator, ["a", "b"])
+    result = optimise(generator, before, brightness, replace(SETTINGS, checkpoint=checkpoint), ["a", "b"])
+    assert torch.equal(result.variables.null, before.null)
+    assert not torch.allclose(result.variables.cond, before.cond)
+    assert (result.losses[-1] < result.losses[0]).all()
+
+
 def test_checkpointing_changes_nothing() -> None:
     kept, recomputed = (run(["a", "b"], replace(SETTINGS, checkpoint=policy)) for policy in ("none", "step"))
     assert torch.equal(kept.image, recomputed.image)

@@ -130,7 +130,7 @@ def optimise(
         draws = [generator_for(key, "cutouts", k) for key in keys]
         crops = cutouts(x.clamp(0, 1), settings.cutout_size, settings.cutouts, settings.cutout_noise, draws)
         loss = -objective(crops).mean(1)
-        gradients = torch.autograd.grad(loss.sum(), variables.tensors())
+        gradients = torch.autograd.grad(loss.sum(), variables.tensors(), materialize_grads=True)
         augmented.append(loss.detach())
         finite &= loss.detach().isfinite()
         for gradient in gradients:

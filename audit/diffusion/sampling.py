@@ -20,13 +20,15 @@ def ddim_step(z: Tensor, eps: Tensor, alpha: float, alpha_next: float) -> Tensor
 
 
 def guided(eps: Denoiser, scale: float) -> Callable[[Tensor, int, Tensor, Tensor], Tensor]:
-    """Classifier-free guidance in one call: eps_null + s (eps_cond - eps_null).
+    """Classifier-free guidance in one call: eps_null + s (eps_cond - eps_null). Scale 1 is eps_cond, at half the cost.
 
     Differs from the paper: Eq. 17 writes eps_cond + w (eps_cond - eps_null), which is s = w + 1. The tables'
     guidance scale of 3.0 is s.
     """
 
     def eps_hat(z: Tensor, t: int, cond: Tensor, null: Tensor) -> Tensor:
+        if scale == 1:
+            return eps(z, t, cond)
         on_null, on_cond = eps(torch.cat([z, z]), t, torch.cat([null, cond])).chunk(2)
         return on_null + scale * (on_cond - on_null)
 
