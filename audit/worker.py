@@ -16,6 +16,7 @@ from audit.config import Job
 from audit.errors import ConfigError, ModelError, StoreError
 from audit.methods import Context, Unit, stage_names, stages
 from audit.models import Models
+from audit.results.schema import Rows
 from audit.results.store import Store
 
 
@@ -68,12 +69,23 @@ class Worker:
             Store(self.root).commit(unit.unit_id, unit.stage, rows)
         except StoreError as error:
             return Summary(unit.unit_id, unit.stage, 0, seconds, error=str(error), fatal="store")
-        found = [
-            f"{m['model_id']}: {m['class_name']} {m['name']} ({m['verdict']})" for m in rows.get("failure_modes", [])
-        ]
-        return Summary(unit.unit_id, unit.stage, items, seconds, tuple(found))
+        return Summary(unit.unit_id, unit.stage, items, seconds, findings_in(rows))
 
 
 def items_in(unit: Unit) -> int:
     """How many items a unit holds: images, seeds, or the unit itself."""
     return next((len(unit.payload[key]) for key in ("items", "entries", "seeds") if key in unit.payload), 1)
+
+
+def findings_in(rows: Rows) -> tuple[str, ...]:
+    """What a person who watches the run wants to hear of a unit: how its searches ended, which modes were found."""
+    found = []
+    searches = rows.get("explanations", [])
+    for f, g, name in sorted({(x["model_id"], x["other_model_id"], x["target_class"]) for x in searches}):
+        own = [x for x in searches if (x["model_id"], x["other_model_id"], x["target_class"]) == (f, g, name)]
+        ended = sum(bool(x.get("flipped")) for x in own)
+        found.append(f"{f} says {name} and {g} does not: {ended} of {len(own)} searches")
+    for mode in rows.get("failure_modes", []):
+        if mode["source"] == "search":
+            found.append(f"{mode['model_id']} says {mode['class_name']}, {mode['name']}: {mode['verdict']}")
+    return tuple(found)

@@ -8,14 +8,14 @@ import time
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from audit.worker import Summary
 
 
 class Progress:
-    """One bar a stage: items done, rate and time left; findings as they come."""
+    """One bar a stage: units and items done, rate, time spent and left; findings as they come."""
 
     def __init__(self, name: str, stages: list[str], as_json: bool | None) -> None:
         self.name, self.stages = name, stages
@@ -23,9 +23,11 @@ class Progress:
         self.bars = Bars(
             TextColumn("{task.description:<18}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>12}"),
+            TextColumn("{task.fields[units]:>11}"),
+            TextColumn("{task.completed:>6.0f}/{task.total:.0f} items"),
+            TextColumn("{task.fields[rate]:>8}"),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
@@ -56,7 +58,9 @@ class Progress:
         if self.json:
             self._line("stage", units=units, items=items, already_done=done_items)
         else:
-            self.task = self.bars.add_task(stage, total=max(items, 1), completed=done_items if items else 1, rate="")
+            done = f"{done_units}/{units} units"
+            completed = done_items if items else 1
+            self.task = self.bars.add_task(stage, total=max(items, 1), completed=completed, units=done, rate="")
 
     def advance(self, summary: Summary) -> None:
         """A unit ended."""
@@ -75,7 +79,8 @@ class Progress:
                 error=summary.error and summary.error.strip().splitlines()[-1],
             )
         elif self.task is not None:
-            self.bars.update(self.task, completed=self.done, rate=f"{rate:.1f} items/s")
+            done = f"{self.done_units}/{self.units} units"
+            self.bars.update(self.task, completed=self.done, units=done, rate=f"{rate:.1f}/s")
             if summary.error:
                 last = summary.error.strip().splitlines()[-1]
                 self.bars.console.print(f"[red]unit {summary.unit_id[:8]} quarantined:[/red] {escape(last)}")

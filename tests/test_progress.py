@@ -1,0 +1,62 @@
+"""What a person or a program that watches a run reads."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from audit.worker import Summary, findings_in
+from pipelines.progress import Progress
+
+
+def search(name: str, flipped: bool | None) -> dict[str, Any]:
+    return {"model_id": "new", "other_model_id": "old", "target_class": name, "flipped": flipped}
+
+
+def test_findings_count_the_searches_of_each_class_and_name_modes_of_searches_only() -> None:
+    rows = {
+        "explanations": [search("crab", True), search("crab", False), search("crab", None), search("boat", True)],
+        "failure_modes": [
+            {"model_id": "new", "class_name": "crab", "name": "on sand", "verdict": "confirmed", "source": source}
+            for source in ("search", "screen")
+        ],
+    }
+    assert findings_in(rows) == (
+        "new says boat and old does not: 1 of 1 searches",
+        "new says crab and old does not: 1 of 3 searches",
+        "new says crab, on sand: confirmed",
+    )
+    assert findings_in({"predictions": [{"item_id": "x"}]}) == ()
+
+
+def test_a_terminal_shows_units_items_and_findings() -> None:
+    progress = Progress("job", ["1-screen"], as_json=False)
+    screen = io.StringIO()
+    progress.bars = type(progress.bars)(
+        *progress.bars.columns, console=Console(file=screen, force_terminal=True, width=140), auto_refresh=False
+    )
+    with progress:
+        progress.begin("1-screen", units=5, items=50, done_units=2, done_items=20)
+        progress.advance(Summary("u", "1-screen", 10, 0.1, ("new says crab and old does not: 3 of 8 searches",)))
+        progress.advance(Summary("v", "1-screen", 10, 0.1, error="Traceback\nValueError: [no] such image"))
+    text = Text.from_ansi(screen.getvalue()).plain
+    assert "4/5 units" in text
+    assert "40/50 items" in text
+    assert "new says crab and old does not: 3 of 8 searches" in text
+    assert "ValueError: [no] such image" in text
+
+
+def test_elsewhere_every_event_is_a_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("job", ["1-screen"], as_json=True) as progress:
+        progress.begin("1-screen", units=2, items=20, done_units=1, done_items=10)
+        progress.advance(Summary("u", "1-screen", 10, 0.1, ("a finding",), "Traceback\nValueError: bad"))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines] == ["stage", "unit", "finding"]
+    assert lines[0]["already_done"] == 10
+    assert (lines[1]["units"], lines[1]["items"], lines[1]["error"]) == ("2/2", "20/20", "ValueError: bad")
+    assert lines[2]["text"] == "a finding"
