@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from audit.classifiers import canonical
 from audit.models import Models
 from audit.results.schema import Rows
 
@@ -42,8 +43,10 @@ def rows_for(
     for model_id, classifier in models.classifiers():
         names = classifier.class_names
         for item_id, label, logits in zip(ids, labels, _by_size(classifier.logits, images, models.device), strict=True):
-            row = {"item_id": item_id, "role": role, "model_id": model_id, "label": label}
-            predictions.append({**row, **_verdict(logits, names)})
+            row = {"item_id": item_id, "role": role, "model_id": model_id, "label": label, **_verdict(logits, names)}
+            if label is not None and row["status"] == "ok":
+                row["correct"] = canonical(row["predicted"]) == canonical(label)
+            predictions.append(row)
     if models.embedder is not None:
         for item_id, values in zip(ids, _by_size(models.embedder.embed_images, images, models.device), strict=True):
             row = {"subject_id": item_id, "role": role, "name": "embedding", "model_id": "embedder"}

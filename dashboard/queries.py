@@ -25,11 +25,10 @@ def header(run: Run) -> Row:
 
 
 def models(run: Run) -> list[Row]:
-    """Each model's accuracy on the labelled data; names are compared up to case and underscores."""
+    """Each model's accuracy on the labelled data."""
     return run.rows(
-        "select model_id, count(*) as images, "
-        "avg((replace(lower(predicted), '_', ' ') = replace(lower(label), '_', ' '))::int) as accuracy "
-        "from predictions where role = 'data' and status = 'ok' and label is not null "
+        "select model_id, count(*) as images, avg(correct::int) as accuracy "
+        "from predictions where role = 'data' and correct is not null "
         "group by model_id order by model_id"
     )
 

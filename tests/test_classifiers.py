@@ -196,6 +196,8 @@ def test_images_of_any_sizes_are_predicted_in_their_order() -> None:
 
     values = [250, 10, 240, 20, 230]
     images = [np.full((8 + 4 * (i % 2), 8, 3), v, np.uint8) for i, v in enumerate(values)]
-    rows = rows_for(Models(), images, [str(v) for v in values], "data", ["light"] * 5)  # type: ignore[arg-type]
+    labels = ["light", "light", "Light", None, "dark"]
+    rows = rows_for(Models(), images, [str(v) for v in values], "data", labels)  # type: ignore[arg-type]
     assert [r["predicted"] for r in rows["predictions"]] == ["light", "dark", "light", "dark", "light"]
+    assert [r.get("correct") for r in rows["predictions"]] == [True, False, True, None, False]
     assert [r["item_id"] for r in rows["predictions"]] == [str(v) for v in values]

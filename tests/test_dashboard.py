@@ -53,6 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             predictions.append(
                 {"item_id": f"d{k}", "role": "data", "model_id": model, "label": "crab", "status": "ok"}
                 | {"predicted": "crab" if k < 8 or model == "new" else "car", "confidence": 0.9}
+                | {"correct": k < 8 or model == "new"}
             )
     mode = {"kind": "disagreement", "model_id": "new", "other_model_id": "old", "class_name": HOSTILE, "seeds": 4}
     mode |= {"effect": 3.0, "effect_low": 2.0, "effect_high": 4.0, "support": 2}

@@ -34,8 +34,7 @@ def screened(text: str, root: Path) -> Run:
 
 def accuracies(run: Run) -> dict[str, float]:
     rows = run.rows(
-        "select model_id, avg((predicted = label)::int) as accuracy from predictions "
-        "where status = 'ok' group by model_id"
+        "select model_id, avg(correct::int) as accuracy from predictions where status = 'ok' group by model_id"
     )
     return {row["model_id"]: row["accuracy"] for row in rows}
 
