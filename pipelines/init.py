@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from audit.errors import DataError
@@ -22,7 +23,7 @@ seed: 0                   # every random number of the run follows from it
 
 # The labelled images under audit. Sources: folder (a sub-folder a class, or metadata.csv with file_name and
 # label, or label_pattern), parquet (columns image, label).
-data: {{source: {"parquet" if parquet else "folder"}, path: {data.resolve()}}}
+data: {{source: {"parquet" if parquet else "folder"}, path: {_quoted(data.resolve())}}}
 
 # Many unlabelled images, wider than the data: without them findings stay hypotheses.
 # pool: {{source: parquet, path: pool/}}
@@ -52,6 +53,11 @@ output: {{uri: runs}}
 
 def _entry(model_id: str, ref: str) -> str:
     if ".py:" in ref:
-        return f"{{id: {model_id}, loader: python, ref: {Path(ref).resolve()}, class_names: data}}"
+        return f"{{id: {model_id}, loader: python, ref: {_quoted(Path(ref).resolve())}, class_names: data}}"
     absolute = Path(ref).resolve() if Path(ref).exists() else ref
-    return f"{{id: {model_id}, loader: hf, ref: {absolute}}}"
+    return f"{{id: {model_id}, loader: hf, ref: {_quoted(absolute)}}}"
+
+
+def _quoted(value: str | Path) -> str:
+    """A YAML string whatever the path holds: a JSON string is one."""
+    return json.dumps(str(value))

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from audit.config import load_job
+from audit.config import load_job, parse_job
 from audit.methods import stage_names
 from audit.results.schema import TABLES
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.worker import Worker
 from audit.zoo.export import export
+from pipelines.init import job_text
 from pipelines.plan import data_classes, open_or_create, units_of
 
 JOB = """
@@ -292,6 +294,14 @@ def test_init_writes_a_job_that_validates(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert audit(folder, "validate", "mine.yaml").returncode == 0
     assert audit(folder, "init", "--model", "x", "--data", "labelled", "--job", "mine.yaml").returncode == 2
+
+
+def test_init_quotes_what_yaml_would_misread(tmp_path: Path) -> None:
+    odd = tmp_path / 'my {data}, "new": 50% #1'
+    odd.mkdir()
+    job = parse_job(yaml.safe_load(job_text(f"{odd}/model: a.py:load", odd, None)), tmp_path)
+    assert job.data.options.path == odd
+    assert job.models["new"].options.ref == f"{odd}/model: a.py:load"
 
 
 def test_one_bad_unit_does_not_stop_the_job(folder: Path) -> None:
