@@ -22,6 +22,7 @@ world: work/world/pool
 demo: $(VENV)/installed work/world/pool
 	$(AUDIT) run examples/demo.yaml
 	$(AUDIT) zoo score runs/demo
+	@echo "open the report:  $(AUDIT) dashboard runs/demo"
 
 # All classes, both shortcut models, against the planted truth. Long: an hour on 2 cores is an estimate, not a measurement.
 score: $(VENV)/installed work/world/pool

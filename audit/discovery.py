@@ -123,12 +123,12 @@ def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, ne
     )
 
 
-def separation(along: Floats, disagrees: Bools) -> Floats | None:
+def separation(along: Floats, disagrees: Bools, fewest: int = 5) -> Floats | None:
     """For each concept, AUC of telling the disagreeing images (n,) from the others by how far they are along it (n, c).
 
-    The chance that a disagreeing image is further along than another one; None where there are no two sides.
+    The chance that a disagreeing image is further along than another one; None with under `fewest` on either side.
     """
-    if not disagrees.any() or disagrees.all():
+    if min(disagrees.sum(), (~disagrees).sum()) < fewest:
         return None
     u = stats.mannwhitneyu(along[disagrees], along[~disagrees], axis=0).statistic
     return np.asarray(u / (disagrees.sum() * (~disagrees).sum()))

@@ -85,6 +85,7 @@ def findings_in(rows: Rows) -> tuple[str, ...]:
         own = [x for x in searches if (x["model_id"], x["other_model_id"], x["target_class"]) == (f, g, name)]
         ended = sum(bool(x.get("flipped")) for x in own)
         found.append(f"{f} says {name} and {g} does not: {ended} of {len(own)} searches")
+    found += [str(m["reason"]) for m in rows.get("measurements", []) if m["name"] == "auditable" and m["value"] == 0]
     for mode in rows.get("failure_modes", []):
         if mode["source"] == "search":
             found.append(f"{mode['model_id']} says {mode['class_name']}, {mode['name']}: {mode['verdict']}")

@@ -99,7 +99,8 @@ def disagreements(run: Run) -> list[Row]:
     """Per class that the first model says: how often every other model says something else, on the data."""
     return run.rows(
         "select a.model_id as model, b.model_id as other, a.predicted as says, count(*) as images, "
-        "avg((a.predicted <> b.predicted)::int) as disagreement from predictions a "
+        "avg((lower(replace(a.predicted, '_', ' ')) <> lower(replace(b.predicted, '_', ' ')))::int) as disagreement "
+        "from predictions a "
         "join predictions b using (item_id, role) where a.role = 'data' and a.model_id <> b.model_id "
         "and a.status = 'ok' and b.status = 'ok' group by all order by disagreement desc, images desc limit 50"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,11 @@ def init(
     with _exit_codes():
         if job.exists():
             raise ConfigError(f"{job} exists; name another file with --job")
-        job.write_text(job_text(model, data, against), "utf-8")
+        text = job_text(model, data, against)
+        try:
+            job.write_text(text, "utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {job}: {error.strerror}; name another file with --job") from error
         out.print(f"wrote {job}; next: audit validate {job}, then: audit run {job}")
 
 
@@ -102,8 +107,9 @@ def run(
         _print_findings(Run(outcome.root))
         root = os.path.relpath(outcome.root)
         out.print(f"\nfinished in {outcome.seconds:.0f} s: {root}", highlight=False)
-        out.print(f"open the report:  audit dashboard {root}", highlight=False)
-        out.print(f'ask questions:    audit sql {root} "select * from failure_modes"', highlight=False)
+        audit = "audit" if shutil.which("audit") else os.path.relpath(sys.argv[0])
+        out.print(f"open the report:  {audit} dashboard {root}", highlight=False)
+        out.print(f'ask questions:    {audit} sql {root} "select * from failure_modes"', highlight=False)
         if outcome.failed:
             err.print(
                 f"{outcome.failed} rows of items, units, explanations or predictions failed: see status and reason"
@@ -288,10 +294,14 @@ def zoo_train(
     short: Annotated[bool, typer.Option(help="A few steps of everything, to see that the recipe runs")] = False,
 ) -> None:
     """Train a model of the world again, from its seed; resumes from its checkpoint."""
+    from audit.zoo.recipes.loop import Unfinished
     from audit.zoo.recipes.train import train
 
     with _exit_codes():
-        train(model, work, weights, minutes=minutes, short=short)
+        try:
+            train(model, work, weights, minutes=minutes, short=short)
+        except Unfinished as stopped:
+            out.print(str(stopped))
 
 
 @zoo_app.command("measure")

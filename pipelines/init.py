@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+import yaml
 
 from audit.errors import DataError
 
@@ -54,10 +55,12 @@ output: {{uri: runs}}
 def _entry(model_id: str, ref: str) -> str:
     if ".py:" in ref:
         return f"{{id: {model_id}, loader: python, ref: {_quoted(Path(ref).resolve())}, class_names: data}}"
-    absolute = Path(ref).resolve() if Path(ref).exists() else ref
-    return f"{{id: {model_id}, loader: hf, ref: {_quoted(absolute)}}}"
+    if Path(ref).exists() or ref.startswith("zoo:"):
+        place = ref if ref.startswith("zoo:") else Path(ref).resolve()
+        return f"{{id: {model_id}, loader: hf, ref: {_quoted(place)}}}"
+    return f"{{id: {model_id}, loader: hf, ref: {_quoted(ref)}, revision: }}  # revision: the commit to pin"
 
 
 def _quoted(value: str | Path) -> str:
-    """A YAML string whatever the path holds: a JSON string is one."""
-    return json.dumps(str(value))
+    """A YAML string on one line, whatever the path holds."""
+    return str(yaml.safe_dump(str(value), default_style='"', allow_unicode=True, width=10**6)).strip()

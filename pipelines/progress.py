@@ -8,25 +8,24 @@ import time
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from audit.worker import Summary
 
 
 class Progress:
-    """One bar a stage: units and items done, rate, time spent and left; findings as they come."""
+    """One bar a stage: units and items done, rate, time left; findings as they come."""
 
     def __init__(self, name: str, stages: list[str], as_json: bool | None) -> None:
         self.name, self.stages = name, stages
         self.json = not sys.stderr.isatty() if as_json is None else as_json
         self.bars = Bars(
-            TextColumn("{task.description:<18}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description:<14}"),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[units]:>11}"),
             TextColumn("{task.completed:>6.0f}/{task.total:.0f} items"),
             TextColumn("{task.fields[rate]:>8}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
@@ -88,7 +87,7 @@ class Progress:
             if self.json:
                 self._line("finding", text=finding)
             else:
-                self.bars.console.print(f"  found  {escape(finding)}")
+                self.bars.console.print(f"  {escape(finding)}")
 
     def _line(self, event: str, **values: object) -> None:
         print(

@@ -128,11 +128,15 @@ def test_listing_plugins_imports_none(tmp_path: Path) -> None:
     ("stages", "message"),
     [
         ([{"kind": "screen"}, {"kind": "screen"}], "given 2 times"),
-        ([{"kind": "screen"}, {"kind": "discover"}], "put a 'disagreement' stage before it"),
-        ([{"kind": "adequacy"}], "put a 'screen' stage before it"),
+        ([{"kind": "screen"}, {"kind": "discover"}], "put 'disagreement' before it"),
+        ([{"kind": "adequacy"}], "put 'screen' before it"),
         (
             [{"kind": "screen"}, {"kind": "disagreement", "maximise": "new", "minimise": "old"}, {"kind": "adequacy"}],
-            "put it first",
+            "put 'adequacy' before it",
+        ),
+        (
+            [{"kind": "screen"}, {"kind": "adequacy"}, {"kind": "disagreement", "maximise": "nwe", "minimise": "old"}],
+            "maximise: unknown model 'nwe'. Did you mean 'new'",
         ),
     ],
 )

@@ -285,8 +285,8 @@ def test_status_sql_and_json(clean: Run, folder: Path) -> None:
         "reference,60",
         "shortcut-a,60",
     ]
-    assert audit(folder, "sql", "runs/clean", "select nonsense").returncode == 4
-    assert audit(folder, "status", "runs/none").returncode == 4
+    assert audit(folder, "sql", "runs/clean", "select nonsense").returncode == 2
+    assert audit(folder, "status", "runs/none").returncode == 2
 
 
 def test_init_writes_a_job_that_validates(folder: Path) -> None:
@@ -297,7 +297,7 @@ def test_init_writes_a_job_that_validates(folder: Path) -> None:
 
 
 def test_init_quotes_what_yaml_would_misread(tmp_path: Path) -> None:
-    odd = tmp_path / 'my {data}, "new": 50% #1'
+    odd = tmp_path / 'my {data}, "new": 50% #1 \N{CRAB}\t'
     odd.mkdir()
     job = parse_job(yaml.safe_load(job_text(f"{odd}/model: a.py:load", odd, None)), tmp_path)
     assert job.data.options.path == odd

@@ -10,9 +10,10 @@ import sys
 import threading
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from audit.errors import StoreError
+from audit.errors import ConfigError, StoreError
 from audit.results.schema import TABLES, to_table
 from audit.results.sql import Run
 from audit.results.store import Store
@@ -154,11 +155,19 @@ def test_a_fresh_run_has_every_table_empty_and_typed(store: Store) -> None:
         result = run.sql(f"select * from {name}")
         assert result.num_rows == 0
         assert result.column_names == schema.names
-    with pytest.raises(StoreError, match="the query failed"):
+    with pytest.raises(ConfigError, match="the query failed"):
         run.sql("select nothing_like_this from runs")
 
 
+def test_a_column_that_older_files_lack_is_null(store: Store) -> None:
+    """A run of before a column was added can still be read."""
+    store.commit("u", "1-x", {"predictions": [{"item_id": "a", "status": "ok"}]})
+    (file,) = store.files("predictions", store.commits().values())
+    pq.write_table(pq.read_table(file).drop_columns(["correct"]), file)
+    assert Run(store.root).rows("select item_id, correct from predictions") == [{"item_id": "a", "correct": None}]
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"no job\.json"):
+    with pytest.raises(ConfigError, match=r"no job\.json"):
         Run(tmp_path)
     assert os.listdir(tmp_path) == []

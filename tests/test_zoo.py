@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from audit.classifiers import hf
 from audit.generators import diffusers
 from audit.reference import local_folder
 from audit.zoo import measure
-from audit.zoo.recipes.loop import Budget, Schedule, fit
+from audit.zoo.recipes.loop import Budget, Schedule, Unfinished, fit
 from audit.zoo.recipes.train import ORDER, train
 from audit.zoo.scenes import LABELS
 from audit.zoo.world import load_world
@@ -102,14 +103,23 @@ def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, micro: i
                 x = torch.randn((16, 4), generator=generator)
                 return {"mse": (model(x) - x[:, :2]).square().mean()}
 
-            done = fit(model, loss, schedule, tmp_path / folder, budget=budget, report=lambda line: None)
-        assert done
+            expected = pytest.raises(Unfinished, match="of 8") if budget.seconds == 0 else nullcontext()
+            with expected:
+                fit(model, loss, schedule, tmp_path / folder, budget=budget, report=lambda line: None)
         return model.state_dict()
 
     straight = trained("a", [Budget()])
     fit_twice = trained("b", [Budget(seconds=0), Budget(checkpoint_every=3), Budget()])
     for name, value in straight.items():
         assert torch.equal(value, fit_twice[name])
+
+
+def test_a_training_that_ran_out_of_time_writes_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(Unfinished, match="stopped at step 0 of 4"):
+        train("reference", tmp_path / "work", tmp_path / "weights", minutes=1e-9, short=True)
+    assert not (tmp_path / "weights").exists()
+    train("reference", tmp_path / "work", tmp_path / "weights", short=True)
+    assert hf.load(hf.Options(ref=str(tmp_path / "weights" / "reference")), ()).class_names == LABELS
 
 
 def test_an_interrupted_step_resumes_from_the_last_checkpoint(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
 from audit.config import Frozen, Names
 from audit.errors import ModelError
-from audit.reference import digest_of_file
+from audit.reference import LOAD_ERRORS, digest_of_file
 
 
 def _from_job(value: Any, info: ValidationInfo) -> Any:
@@ -59,7 +59,10 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ModelError(f"{options.ref}: {module_name} has no function {function_name!r}")
-    network = function(**options.arguments)
+    try:
+        network = function(**options.arguments)
+    except (TypeError, *LOAD_ERRORS) as error:
+        raise ModelError(f"{options.ref} with {options.arguments}: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{options.ref} returned {type(network).__name__}, expected a torch.nn.Module")
     network = network.float().eval().requires_grad_(False)
@@ -83,8 +86,8 @@ def _import(name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except ImportError as error:
-        raise ModelError(f"cannot import {name}: {error}") from error
+    except (ImportError, SyntaxError, NameError, AttributeError, *LOAD_ERRORS) as error:
+        raise ModelError(f"cannot import {name}: {type(error).__name__}: {error}") from error
 
 
 def digest(options: Options) -> str:

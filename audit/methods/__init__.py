@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from audit.config import Job, Plugin, digest
-from audit.errors import ConfigError
+from audit.errors import ConfigError, unknown
 from audit.models import Models
 from audit.results.sql import Run
 
@@ -73,19 +73,22 @@ def check_order(job: Job) -> None:
     for name in ("screen", "adequacy", "discover"):
         if names.count(name) > 1:
             raise ConfigError(f"the stage {name!r} is given {names.count(name)} times; once is enough for a run")
-    needs = {"discover": ("screen", "disagreement"), "adequacy": ("screen",), "disagreement": ()}
+    needs = {"discover": ("screen", "disagreement"), "adequacy": ("screen",), "disagreement": ("adequacy",)}
     for i, name in enumerate(names):
         for needed in needs.get(name, ()):
             if needed not in names[:i]:
-                raise ConfigError(f"the stage {name!r} reads what {needed!r} writes: put a {needed!r} stage before it")
-    if "adequacy" in names and "disagreement" in names[: names.index("adequacy")]:
-        raise ConfigError("'adequacy' says which classes 'disagreement' may search: put it first")
+                raise ConfigError(f"the stage {name!r} reads what {needed!r} writes: put {needed!r} before it")
     if {"adequacy", "disagreement"} & set(names) and job.generator is None:
         raise ConfigError(
             "these stages need a generator; add to the job file: generator: {loader: diffusers, ref: ...}"
         )
     if "discover" in names and job.embedder is None:
         raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
+    for stage in job.stages:
+        for key in ("maximise", "minimise"):
+            asked = getattr(stage.options, key, None)
+            if asked is not None and asked not in job.models:
+                raise ConfigError(f"{stage.name}: {key}: {unknown('model', asked, job.models)}")
 
 
 def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job, digests: dict[str, str]) -> Unit:

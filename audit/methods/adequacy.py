@@ -23,7 +23,7 @@ from audit.pictures import image_row
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
 
-VERSION = 1
+VERSION = 2
 
 
 class Options(Frozen):

@@ -77,6 +77,7 @@ class _Searches:
     ids: list[str]
     classes: NDArray[np.object_]
     flipped: d.Bools
+    flipped_before: d.Bools
     starts: d.Floats
     results: d.Floats
 
@@ -166,7 +167,8 @@ def _searches(stage: str, f: str, g: str, context: Context) -> _Searches:
     rows = context.run.rows(
         "with e as (select subject_id, any_value(values) as values from arrays "
         "where role = 'generated' and name = 'embedding' group by subject_id) "
-        "select x.explanation_id, x.target_class, x.flipped, s.values as start, r.values as result from explanations x "
+        "select x.explanation_id, x.target_class, x.flipped, x.flipped_before, s.values as start, r.values as result "
+        "from explanations x "
         "join e s on s.subject_id = x.start_image_id join e r on r.subject_id = x.image_id "
         "where x.status = 'ok' and x.stage = ? and x.model_id = ? and x.other_model_id = ? order by x.explanation_id",
         [stage, f, g],
@@ -175,6 +177,7 @@ def _searches(stage: str, f: str, g: str, context: Context) -> _Searches:
         [row["explanation_id"] for row in rows],
         np.array([row["target_class"] for row in rows], object),
         np.array([row["flipped"] for row in rows], bool),
+        np.array([row["flipped_before"] for row in rows], bool),
         _unit(np.asarray([row["start"] for row in rows], np.float64).reshape(len(rows), -1)),
         _unit(np.asarray([row["result"] for row in rows], np.float64).reshape(len(rows), -1)),
     )
@@ -189,13 +192,15 @@ def _modes_of_searches(
 ) -> list[dict[str, Any]]:
     """Groups of the successful searches of each class by their shifts; controls: the searches for other classes.
 
-    A search that kept its start, because the models disagree on that already, has no shift and joins no group.
+    A search on whose start the models disagree already joins no group: whatever it changed, that is not why. One
+    that kept its start is no control either: it shows what no search did.
     """
     moved = d.shifts(searches.starts, searches.results, concepts)
     modes = []
     for name in sorted(set(searches.classes)):
         own = searches.classes == name
-        members = np.flatnonzero(own & searches.flipped & moved.any(1))
+        members = np.flatnonzero(own & searches.flipped & ~searches.flipped_before)
+        controls = moved[~own & moved.any(1)]
         for group in d.groups(moved[members], options.group_distance, options.smallest_group):
             chosen = members[group]
             facts, told = None, None
@@ -203,9 +208,9 @@ def _modes_of_searches(
                 disagrees = pool.disagree(f, g, name)
                 results, starts = searches.results[chosen], searches.starts[chosen]
                 facts = d.evidence(pool.embeddings, disagrees, results, starts, options.neighbours)
-                near = np.concatenate([facts.arm, facts.control])
-                told = d.separation(pool.embeddings[near] @ concepts.T, disagrees[near])
-            mode = _named(f, g, name, "search", moved[chosen], moved[~own], options, told)
+                without = facts.arm[pool.predicted[g][facts.arm] != canonical(name)]
+                told = d.separation(pool.embeddings[without] @ concepts.T, disagrees[without])
+            mode = _named(f, g, name, "search", moved[chosen], controls, options, told)
             order = chosen[d.typical_first(moved[chosen])]
             mode |= {"support": len(chosen), "seeds": int(own.sum())}
             mode["exemplars"] = [searches.ids[i] for i in order[: options.exemplars]]
@@ -235,9 +240,9 @@ def _named(
 ) -> dict[str, Any]:
     """Name a group (n, c) by a concept in which it is surely above the controls (m, c).
 
-    Of several, the one with the largest product of shift and separation (2 AUC - 1, from `told` (c,)) of the real
-    images near the group on which the models disagree; without such images, the surest. With too few controls the
-    largest shift names it, and there is no effect to state.
+    Of several, the one with the largest product of shift and separation (2 AUC - 1, from `told` (c,)): of the real
+    images nearest to the group that are not of the class for the other model, how well it tells those that are for
+    this one. Where none does, the surest. With too few controls the largest shift names it, and there is no effect.
     """
     effect, doubt = None, None
     if len(controls) < options.smallest_control:
@@ -250,7 +255,9 @@ def _named(
         best = min(range(len(p_values)), key=lambda c: (p_values[c], -standard[:, c].mean()))
         sure = np.flatnonzero(p_values < options.name_level)
         if told is not None and len(sure):
-            best = int(sure[(standard.mean(0) * (2 * told - 1))[sure].argmax()])
+            borne_out = standard.mean(0) * (2 * told - 1)
+            if borne_out[sure].max() > 0:
+                best = int(sure[borne_out[sure].argmax()])
         effect = d.difference(standard[:, best], d.against_controls(controls, controls)[:, best])
         if p_values[best] >= options.name_level:
             doubt = (

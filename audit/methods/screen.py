@@ -12,7 +12,7 @@ from audit.methods import Context, Payload
 from audit.predictions import rows_for
 from audit.results.schema import Rows
 
-VERSION = 1
+VERSION = 2
 
 
 class Options(Frozen):

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from audit.errors import StoreError
+from audit.errors import ConfigError, StoreError
 from audit.results.schema import TABLES
 from audit.results.store import Store
 
@@ -20,7 +20,7 @@ class Run:
         self.root = root
         self.store = Store(root)
         if self.store.read("job.json") is None:
-            raise StoreError(f"{root} is not a run: it has no job.json. A run is the folder that 'audit run' names.")
+            raise ConfigError(f"{root} is not a run: it has no job.json. A run is the folder that 'audit run' names.")
         self._connection = duckdb.connect()
         self._connection.execute("set enable_progress_bar=false")
         self.refresh()
@@ -29,21 +29,22 @@ class Run:
         """Point the views at what is committed now."""
         self.commits = self.store.commits()
         for name, schema in TABLES.items():
+            self._connection.register("_columns", schema.empty_table())
+            self._connection.execute(f'create or replace table "_empty_{name}" as select * from _columns')
+            body = f'select * from "_empty_{name}"'  # every column, also those that older files lack
             files = self.store.files(name, self.commits.values())
             if files:
                 listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-                body = f"select * from read_parquet([{listed}], union_by_name=true)"
-            else:
-                self._connection.register("_columns", schema.empty_table())
-                self._connection.execute(f'create or replace table "_empty_{name}" as select * from _columns')
-                body = f'select * from "_empty_{name}"'
+                body += f" union all by name select * from read_parquet([{listed}], union_by_name=true)"
             self._connection.execute(f'create or replace view "{name}" as {body}')
 
     def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
-        """The result of a query as an Arrow table. Raises StoreError with DuckDB's message."""
+        """The result of a query as an Arrow table. Raises ConfigError where the query is wrong, else StoreError."""
         try:
             relation = self._connection.cursor().sql(query, params=parameters or None)
             return pa.table({"done": [True]}) if relation is None else relation.to_arrow_table()
+        except duckdb.ProgrammingError as error:
+            raise ConfigError(f"the query failed: {error}") from error
         except duckdb.Error as error:
             raise StoreError(f"the query failed: {error}") from error
 

@@ -75,7 +75,7 @@ class Score:
 
 
 def score(run: Run) -> Score:
-    """Score a run on the embedded world. Planted modes count whose classifier and class the run searched.
+    """Score a run on the embedded world. Modes count, planted or found, whose classifier and class the run searched.
 
     A planted mode is found when it is confirmed or, where the pool has no scene that could confirm it, when it is
     listed as a hypothesis. Precision is over confirmed modes. Raises ConfigError where no planted classifier ran.
@@ -95,7 +95,8 @@ def score(run: Run) -> Score:
         if row["model_id"] in planted
     }
     modes = [mode for mode in world.modes if (mode.classifier, mode.class_name) in searched]
-    rows = run.rows("select * from failure_modes order by failure_mode_id")
+    found = run.rows("select * from failure_modes order by failure_mode_id")
+    rows = [row for row in found if (planted.get(row["model_id"]), row["class_name"]) in searched]
     return Score(*(_counts([r for r in rows if r["source"] == s], modes, planted, world) for s in ("search", "screen")))
 
 

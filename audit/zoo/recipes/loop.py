@@ -38,6 +38,10 @@ class Schedule:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * down
 
 
+class Unfinished(Exception):
+    """The budget ended before the schedule: there is a checkpoint to go on from, and no model yet."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """When to stop before the schedule ends, and how often to save."""
@@ -71,11 +75,11 @@ def fit(
     seed: int = 0,
     budget: Budget | None = None,
     report: Callable[[str], None] = print,
-) -> bool:
+) -> None:
     """Train `model` in place from the checkpoint in `folder`, if there is one.
 
-    `loss` maps a generator for the step's batch and noise to named terms that are summed. At the end, or at the
-    end of the budget, `model` holds the EMA weights. Returns whether the schedule was completed.
+    `loss` maps a generator for the step's batch and noise to named terms that are summed. At the end `model` holds
+    the EMA weights. Raises Unfinished where the budget ended first.
     """
     budget = budget or Budget()
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,9 +128,10 @@ def fit(
         if step % budget.checkpoint_every == 0:
             save()
     save()
+    if step < schedule.steps:
+        raise Unfinished(f"{folder.name}: stopped at step {step} of {schedule.steps}; the same command goes on")
     model.load_state_dict(ema)
     model.eval()
-    return step >= schedule.steps
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:

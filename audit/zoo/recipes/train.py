@@ -26,15 +26,16 @@ SHORT_STEPS, SHORT_COUNT, FULL_COUNT = 4, 500, 60_000
 def train(
     model: str, work: Path, weights: Path | None = None, *, minutes: float | None = None, short: bool = False
 ) -> None:
-    """Train `model` (one of `ORDER`, or 'all') and write its weights. The same command resumes."""
+    """Train `model` (one of `ORDER`, or 'all') and write its weights.
+
+    Raises Unfinished where `minutes` end first: then there is a checkpoint, from which the same command goes on.
+    """
     if model not in (*ORDER, "all"):
         raise ConfigError(unknown("model", model, (*ORDER, "all")))
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
     target = weights or WEIGHTS
     for name in ORDER if model == "all" else (model,):
-        left = deadline - time.monotonic()
-        if left > 0:
-            Trainer(work, target, left, short).train(name)
+        Trainer(work, target, deadline - time.monotonic(), short).train(name)
 
 
 class Trainer:
@@ -76,7 +77,8 @@ class Trainer:
         return model
 
     def _diffusion(self) -> None:
-        """U-Net and text tower, saved with the refined autoencoder as one pipeline."""
+        """U-Net and text tower, saved with the refined autoencoder, which comes first, as one pipeline."""
+        self._autoencoder()
         model = diffusion.train(
             self.work / "diffusion",
             self.work,
