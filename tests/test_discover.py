@@ -214,6 +214,31 @@ def test_permuted_predictions_confirm_nothing(planted: Planted, tmp_path: Path) 
     assert not [m for m in modes if m["verdict"] == "confirmed"]
 
 
+def test_a_background_that_came_along_is_not_the_name(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """f says tree for all that is green. The searches made things green and put them on grass."""
+    rows = planted.rows
+    try:
+        planted.rows = {name: list(found) for name, found in rows.items()}
+        planted.search("tree", {"colour": "green", "background": "grass"})
+        for i in range(POOL):
+            scene = scene_at(load_world(), "pool", i).scene
+            green = scene.colour == "green" and scene.object in OBJECTS
+            planted.rows["predictions"][2 * i] = {
+                **rows["predictions"][2 * i],
+                "predicted": "tree" if green else scene.object,
+            }
+        _, modes = planted.discovered(tmp_path / "as it is")
+        grass = np.array([float(phrase == "{} on grass") for phrase in VOCABULARY])
+        monkeypatch.setattr(discover.d, "separation", lambda along, disagrees: grass)
+        _, misled = planted.discovered(tmp_path / "told that grass it is")
+    finally:
+        planted.rows = rows
+    assert [(m["name"], m["verdict"]) for m in modes if m["class_name"] == "tree"] == [("green", "confirmed")]
+    assert [m["name"] for m in misled if m["class_name"] == "tree"] == ["on grass"]
+
+
 def test_a_vocabulary_without_a_place_for_the_class_is_refused(planted: Planted, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lacks \{\}"):
         planted.discovered(tmp_path, vocabulary=["on sand"])
