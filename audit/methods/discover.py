@@ -351,7 +351,9 @@ def _doubt(mode: dict[str, Any], options: Options) -> str | None:
     if "p_corrected" not in mode:
         return "too few real images on either side to compare"
     if mode["p_corrected"] < options.level and mode["evidence_rate"] - mode["control_rate"] >= options.excess:
-        return None
+        if mode.get("impact_low", 1.0) > 0:
+            return None
+        return f"the name is not why: over the whole pool the models disagree no more on images that are {mode['name']}"
     other = "nearest to the starts" if mode["source"] == "search" else "that do not show it"
     return (
         f"real images do not show it: the models disagree on {mode['evidence_rate']:.0%} of {mode['evidence_images']}, "
