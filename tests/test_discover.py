@@ -261,3 +261,20 @@ def test_of_two_sure_phrases_the_one_that_real_images_bear_out_is_the_name() -> 
     assert name([0.55, 0.5, 1.0]) == "green"  # never "on sky", along which they did not surely move
     assert name([0.4, 0.3, 1.0]) == "on grass"  # what tells the wrong way round tells nothing
     assert name([0.6, 0.95, 1.0]) == "on grass"
+
+
+def test_a_name_that_the_whole_pool_speaks_against_is_not_confirmed() -> None:
+    """The models disagree near the searches, but over the pool no more on images that show what the name says."""
+    strong = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
+    pool = discover._Pool([], np.zeros((0, 2)), {})
+
+    def verdict(impact_low: float | None) -> tuple[str, str | None]:
+        mode = {**strong, "name": "blue", "source": "search"}
+        mode |= {} if impact_low is None else {"impact_low": impact_low}
+        discover._judge([mode], pool, discover.Options())
+        return mode["verdict"], mode["reason"]
+
+    assert verdict(0.01) == verdict(None) == ("confirmed", None)
+    told, reason = verdict(-0.04)
+    assert told == "hypothesis"
+    assert "the name is not why" in str(reason)
