@@ -49,7 +49,7 @@ def overview() -> None:
     st.header("What the audit found")
     found = queries.modes(run)
     if not found:
-        st.info("No failure modes. Either no search ran, or none of the searches found a group: see Classes below.")
+        st.info("No failure modes. Either no search ran, or none of the searches found a group.")
     for mode in found[:6]:
         _mode_card(run, mode)
     if len(found) > 6:
@@ -65,7 +65,10 @@ def overview() -> None:
         st.header("Images that could not be used")
         st.dataframe(pd.DataFrame(refused), hide_index=True)
     st.header("Where the models disagree on the data")
-    st.dataframe(pd.DataFrame(queries.disagreements(run)), hide_index=True)
+    for pair in queries.pairs(run):
+        st.text(f"{pair['model']} and {pair['other']}: {pair['disagreement']:.1%} of {pair['images']:,} images")
+    share = {"disagreement": st.column_config.NumberColumn(format="percent")}
+    st.dataframe(pd.DataFrame(queries.disagreements(run)), hide_index=True, column_config=share)
 
 
 def gallery() -> None:

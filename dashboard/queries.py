@@ -95,12 +95,23 @@ def refused(run: Run) -> list[Row]:
     )
 
 
+_SAME = "lower(replace(a.predicted, '_', ' ')) = lower(replace(b.predicted, '_', ' '))"
+
+
+def pairs(run: Run) -> list[Row]:
+    """Of each pair of models: on how many of the images under audit both spoke, and the share on which they differ."""
+    return run.rows(
+        f"select a.model_id as model, b.model_id as other, count(*) as images, avg((not {_SAME})::int) as disagreement "
+        "from predictions a join predictions b using (item_id, role) where a.role = 'data' and a.model_id < b.model_id "
+        "and a.status = 'ok' and b.status = 'ok' group by all order by all"
+    )
+
+
 def disagreements(run: Run) -> list[Row]:
     """Per class that the first model says: how often every other model says something else, on the data."""
     return run.rows(
         "select a.model_id as model, b.model_id as other, a.predicted as says, count(*) as images, "
-        "avg((lower(replace(a.predicted, '_', ' ')) <> lower(replace(b.predicted, '_', ' ')))::int) as disagreement "
-        "from predictions a "
+        f"avg((not {_SAME})::int) as disagreement from predictions a "
         "join predictions b using (item_id, role) where a.role = 'data' and a.model_id <> b.model_id "
         "and a.status = 'ok' and b.status = 'ok' group by all order by disagreement desc, images desc limit 50"
     )

@@ -91,6 +91,7 @@ def test_queries_count_what_was_stored(run: Run) -> None:
     assert [m["failure_mode_id"] for m in queries.modes(run, ["hypothesis"])] == ["m2"]
     assert [x["explanation_id"] for x in queries.exemplars(run, ["x1", "gone", "x0"])] == ["x1", "x0"]
     assert queries.disagreements(run)[0]["disagreement"] == pytest.approx(1.0)
+    assert queries.pairs(run) == [{"model": "new", "other": "old", "images": 10, "disagreement": 0.2}]
     assert len(queries.traces(run, ["x0"])) == 4
     assert queries.mode(run, "none") is None
 
