@@ -51,7 +51,12 @@ class Cluster:
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = address or "an embedded cluster"
-            raise InfrastructureError(f"cannot reach Ray at {where}: {error}. 'audit doctor' checks Ray.") from error
+            hint = "'audit doctor' checks Ray."
+            if address and os.environ.get("RAY_AUTH_MODE") != "token":
+                hint = (
+                    "If the cluster asks for a token, set RAY_AUTH_MODE=token and give it in RAY_AUTH_TOKEN."
+                )
+            raise InfrastructureError(f"cannot reach Ray at {where}: {error}. {hint}") from error
 
     def __enter__(self) -> Cluster:
         return self
