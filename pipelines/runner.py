@@ -53,9 +53,7 @@ class Cluster:
             where = address or "an embedded cluster"
             hint = "'audit doctor' checks Ray."
             if address and os.environ.get("RAY_AUTH_MODE") != "token":
-                hint = (
-                    "If the cluster asks for a token, set RAY_AUTH_MODE=token and give it in RAY_AUTH_TOKEN."
-                )
+                hint = "If the cluster asks for a token, set RAY_AUTH_MODE=token and give it in RAY_AUTH_TOKEN."
             raise InfrastructureError(f"cannot reach Ray at {where}: {error}. {hint}") from error
 
     def __enter__(self) -> Cluster:
