@@ -158,9 +158,10 @@ def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], options: 
     pictures: dict[str, NDArray[np.uint8]] = {}
 
     def picture(x: Tensor, kind: str) -> str:
-        row = image_row(to_uint8(x), kind)
+        pixels = to_uint8(x)
+        row = image_row(pixels, kind)
         if row["image_id"] not in pictures:
-            pictures[row["image_id"]] = to_uint8(x)
+            pictures[row["image_id"]] = pixels
             rows["images"].append(row)
         return str(row["image_id"])
 
