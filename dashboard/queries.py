@@ -95,7 +95,8 @@ def refused(run: Run) -> list[Row]:
     )
 
 
-_SAME = "lower(replace(a.predicted, '_', ' ')) = lower(replace(b.predicted, '_', ' '))"
+# Class names are compared as `audit.classifiers.canonical` does.
+_SAME = " = ".join(f"trim(regexp_replace(lower({x}.predicted), '[-_\\s]+', ' ', 'g'))" for x in "ab")
 
 
 def pairs(run: Run) -> list[Row]:
