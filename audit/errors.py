@@ -5,7 +5,8 @@
     ├── DataError          a data set cannot be listed or read at all
     ├── ModelError         a classifier or generator cannot be loaded, or cannot do what a method needs
     ├── StoreError         results cannot be written or read safely
-    └── BadItem            one item cannot be used; the job goes on and the item's row says why
+    ├── BadItem            one item cannot be used; the job goes on and the item's row says why
+    └── Unfinished         a training that ran out of its time; the same command goes on (audit.zoo.recipes.loop)
 
 Messages say what was asked, what was found, and what would work.
 """

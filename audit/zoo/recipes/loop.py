@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from audit.errors import AuditError
+
 Loss = Callable[[torch.Generator], Mapping[str, Tensor]]
 
 
@@ -38,7 +40,7 @@ class Schedule:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * down
 
 
-class Unfinished(Exception):
+class Unfinished(AuditError):
     """The budget ended before the schedule: there is a checkpoint to go on from, and no model yet."""
 
 
