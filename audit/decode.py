@@ -116,7 +116,7 @@ def _wide(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """uint8 RGB (h, w, 3) to PNG bytes, without loss."""
+    """uint8 RGB (h, w, 3), or grey (h, w), to PNG bytes, without loss."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=False)
     return buffer.getvalue()

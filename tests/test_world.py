@@ -174,6 +174,17 @@ def test_export_as_a_folder(tmp_path: Path) -> None:
         export("labelled", tmp_path / "x", "folder", 3)
 
 
+def test_export_as_parquet_tells_all_of_a_labelled_scene(tmp_path: Path) -> None:
+    export("heldout", tmp_path / "p", "parquet", 12)
+    rows = pq.read_table(tmp_path / "p").to_pylist()
+    assert len(rows) == 12
+    for index, row in enumerate(rows):
+        item = scene_at(WORLD, "heldout", index)
+        assert (row["label"], row["caption"], row["size"]) == (item.label, caption(item.scene), item.scene.size)
+        assert np.array_equal(decode(row["image"]).image, render(item.scene).image)
+        assert np.array_equal(decode(row["mask"]).image[..., 0], render(item.scene).mask)
+
+
 def test_export_of_the_pool_has_no_labels(tmp_path: Path) -> None:
     export("pool", tmp_path / "p", "parquet", 20)
     table = pq.read_table(tmp_path / "p")

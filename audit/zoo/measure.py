@@ -208,11 +208,12 @@ def cards(truth: Mapping[str, Any], quality: Mapping[str, Any]) -> dict[str, str
 def _card(name: str, what: str, recipe: str, data: str, measured: list[str]) -> str:
     training = ZOO / "weights" / name / "training.json"
     cost = json.loads(training.read_text("utf-8"))
+    unit = "core-minutes" if cost["device"] == "cpu" else "minutes"
     lines = "\n".join(f"- {line}" for line in measured)
     return (
         f"# zoo:{name}\n\n{what}\n\n"
         f"- Recipe: `{recipe}` (from seeds; checkpoints and resumes)\n"
-        f"- Time: {cost['steps']} steps, {cost['core_seconds'] / 60:.0f} core-minutes on CPU\n"
+        f"- Time: {cost['steps']} steps, {cost['seconds'] / 60:.0f} {unit} on {cost['device']}\n"
         f"- Data: {data}, drawn by `audit/zoo/scenes.py`\n"
         f"- Scenes hold eight objects ({', '.join(n for n in LABELS if n != EMPTY)}) or none\n"
         f"- Licence: Apache-2.0, as the code\n\n## Measured by `audit zoo measure`\n\n{lines}\n"

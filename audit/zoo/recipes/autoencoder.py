@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.zoo.recipes.images import as_batch, batches, rendered
-from audit.zoo.recipes.loop import Budget, Schedule, fit
+from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit
 from audit.zoo.scenes import BACKGROUNDS
 from audit.zoo.world import load_world, scene_at
 
@@ -53,10 +53,11 @@ def train(
 
     def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
         index = torch.randint(len(images), (BATCH,), generator=generator).numpy()
-        x = as_batch(images[index]) * 2 - 1
-        with torch.autocast("cpu", torch.bfloat16):
+        x = (as_batch(images[index]) * 2 - 1).to(DEVICE)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             posterior = model.encode(x).latent_dist
-            z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+            draw = torch.randn(posterior.mean.shape, generator=generator).to(DEVICE)
+            z = posterior.mean + posterior.std * draw
             y = model.decode(z).sample
         return {**_reconstruction(x, y.float()), "kl": 1e-6 * posterior.kl().mean()}
 
@@ -81,10 +82,10 @@ def refine_decoder(
 
     def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
         index = torch.randint(len(images), (BATCH,), generator=generator).numpy()
-        z = torch.from_numpy(latents[index]).float() / SCALING_FACTOR
-        with torch.autocast("cpu", torch.bfloat16):
+        z = (torch.from_numpy(latents[index]).float() / SCALING_FACTOR).to(DEVICE)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             y = model.decode(z).sample
-        return _reconstruction(as_batch(images[index]) * 2 - 1, y.float())
+        return _reconstruction((as_batch(images[index]) * 2 - 1).to(DEVICE), y.float())
 
     fit(model, loss, schedule, folder, budget=budget)
 

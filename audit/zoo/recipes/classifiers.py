@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from audit.zoo.recipes.images import as_batch, rendered
-from audit.zoo.recipes.loop import Budget, Schedule, fit
+from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit
 from audit.zoo.scenes import LABELS
 from audit.zoo.world import load_world, scene_at
 
@@ -68,9 +68,9 @@ def train(
     def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
         index = torch.randint(count, (BATCH,), generator=generator)
         x = augment(as_batch(images[index.numpy()]), generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(normalised(x)).logits
-        return {"ce": F.cross_entropy(logits.float(), labels[index], label_smoothing=0.05)}
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            logits = model(normalised(x).to(DEVICE)).logits
+        return {"ce": F.cross_entropy(logits.float(), labels[index].to(DEVICE), label_smoothing=0.05)}
 
     fit(model, loss, schedule, folder, budget=budget)
     return model

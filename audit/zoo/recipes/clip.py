@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from audit.zoo.recipes.classifiers import augment
 from audit.zoo.recipes.images import as_batch, rendered
-from audit.zoo.recipes.loop import Budget, Schedule, fit
+from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit
 from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, PATTERNS, SIZE, Scene, caption
 from audit.zoo.world import load_world, scenes
@@ -75,9 +75,9 @@ def train(
         x = augment(as_batch(images[index.numpy()]), generator)
         lines = [texts[kind][i] for kind, i in zip(kinds, index.tolist(), strict=True)]
         ids = tokenizer(lines, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=ids, pixel_values=normalised(x)).logits_per_image
-        true = _true_of(facts[index], kinds).float()
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            logits = model(input_ids=ids.to(DEVICE), pixel_values=normalised(x).to(DEVICE)).logits_per_image
+        true = _true_of(facts[index], kinds).float().to(DEVICE)
         to_text = F.cross_entropy(logits.float(), true / true.sum(1, keepdim=True))
         to_image = F.cross_entropy(logits.float().T, true.T / true.T.sum(1, keepdim=True))
         return {"image": to_text / 2, "text": to_image / 2}

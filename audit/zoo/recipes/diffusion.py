@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from audit.zoo.recipes.autoencoder import LATENT_CHANNELS, encoded
-from audit.zoo.recipes.loop import Budget, Schedule, fit
+from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit
 from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer
 from audit.zoo.scenes import Scene, caption
 from audit.zoo.world import load_world, scenes
@@ -82,7 +82,8 @@ def train(
         t = torch.randint(1000, (BATCH,), generator=generator)
         eps = torch.randn(z.shape, generator=generator)
         noisy, target = noise.add_noise(z, eps, t), noise.get_velocity(z, eps, t)
-        with torch.autocast("cpu", torch.bfloat16):
+        noisy, t, ids, target = (x.to(DEVICE) for x in (noisy, t, ids, target))
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             v = model.unet(noisy, t, model.text(ids).last_hidden_state).sample
         return {"v": F.mse_loss(v.float(), target)}
 

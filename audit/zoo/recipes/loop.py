@@ -1,6 +1,7 @@
 """The training loop that all recipes share: warm-up, constant rate, linear decay; EMA; checkpoints; resume.
 
-The batch of step k depends on (seed, k) alone, so a resumed run sees what an uninterrupted one sees.
+The batch of step k depends on (seed, k) alone, so a resumed run sees what an uninterrupted one sees. Batches and
+noise are drawn on the CPU, the networks run on `DEVICE`: a GPU where PyTorch sees one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from audit.errors import AuditError
 
 Loss = Callable[[torch.Generator], Mapping[str, Tensor]]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -81,26 +83,28 @@ def fit(
     """Train `model` in place from the checkpoint in `folder`, if there is one.
 
     `loss` maps a generator for the step's batch and noise to named terms that are summed. At the end `model` holds
-    the EMA weights. Raises Unfinished where the budget ended first.
+    the EMA weights and is back on the CPU. Raises Unfinished where the budget ended first.
     """
     budget = budget or Budget()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
+    model.to(DEVICE)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     ema = {name: value.detach().clone() for name, value in model.state_dict().items()}
     step = spent = 0
+    clock = time.process_time if DEVICE.type == "cpu" else time.monotonic
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location=DEVICE)
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         ema, step, spent = saved["ema"], saved["step"], saved["seconds"]
-    started = time.process_time()
+    started = clock()
 
     def save() -> None:
         partial = checkpoint.with_suffix(".partial")
         state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema, "step": step}
-        torch.save({**state, "seconds": spent + time.process_time() - started}, partial)
+        torch.save({**state, "seconds": spent + clock() - started, "device": DEVICE.type}, partial)
         os.replace(partial, checkpoint)
 
     model.train()
@@ -124,8 +128,8 @@ def fit(
             totals[name] = totals.get(name, 0.0) + float(value.detach())
         if step % budget.report_every == 0:
             means = {name: round(total / budget.report_every, 5) for name, total in totals.items()}
-            seconds = round(spent + time.process_time() - started)
-            report(json.dumps({"step": step, "of": schedule.steps, "core_seconds": seconds, **means}))
+            seconds = round(spent + clock() - started)
+            report(json.dumps({"step": step, "of": schedule.steps, "seconds": seconds, **means}))
             totals = {}
         if step % budget.checkpoint_every == 0:
             save()
@@ -133,16 +137,20 @@ def fit(
     if step < schedule.steps:
         raise Unfinished(f"{folder.name}: stopped at step {step} of {schedule.steps}; the same command goes on")
     model.load_state_dict(ema)
-    model.eval()
+    model.cpu().eval()
 
 
 def trained_weights(folder: Path) -> dict[str, Tensor]:
     """The EMA weights of the checkpoint in `folder`."""
-    saved: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True)["ema"]
+    saved: dict[str, Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["ema"]
     return saved
 
 
-def cost(*folders: Path) -> dict[str, float]:
-    """Steps and core-seconds that the checkpoints in `folders` have cost together."""
-    saved = [torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True) for folder in folders]
-    return {"steps": sum(s["step"] for s in saved), "core_seconds": round(sum(s["seconds"] for s in saved))}
+def cost(*folders: Path) -> dict[str, int | str]:
+    """What the checkpoints in `folders` have cost together: steps, and core-seconds (on a GPU: seconds)."""
+    saved = [torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu") for folder in folders]
+    return {
+        "steps": sum(s["step"] for s in saved),
+        "seconds": round(sum(s["seconds"] for s in saved)),
+        "device": saved[-1]["device"],
+    }
