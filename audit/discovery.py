@@ -31,7 +31,7 @@ class Interval:
 class Evidence:
     """How often the models disagree on the real images nearest to a group, and on those nearest to its starts.
 
-    `arm` and `control` are the pool indices of the two arms, `found` those in `arm` on which the models do disagree,
+    `control` holds the pool indices of the latter, `found` those of the former on which the models do disagree,
     nearest first.
     """
 
@@ -41,7 +41,6 @@ class Evidence:
     control_images: int
     p_value: float
     found: Ints
-    arm: Ints
     control: Ints
 
 
@@ -104,7 +103,7 @@ def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, ne
     pool (p, d); disagrees (p,): the models disagree on that image; results and starts (n, d). Each arm is the union
     of every search's nearest `neighbours` images, an image near both counts for neither. One-sided Fisher test.
     """
-    near, near_start = _nearest(pool, results, neighbours), _nearest(pool, starts, neighbours)
+    near, near_start = nearest(pool, results, neighbours), nearest(pool, starts, neighbours)
     both = np.intersect1d(near, near_start)
     arm, control = np.setdiff1d(near, both), np.setdiff1d(near_start, both)
     hits, control_hits = int(disagrees[arm].sum()), int(disagrees[control].sum())
@@ -118,7 +117,6 @@ def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, ne
         len(control),
         fisher(disagrees[arm], disagrees[control]),
         found[order],
-        arm,
         control,
     )
 
@@ -142,7 +140,7 @@ def fisher(arm: Bools, control: Bools) -> float:
     return float(stats.fisher_exact(table, alternative="greater").pvalue)
 
 
-def _nearest(pool: Floats, queries: Floats, count: int) -> Ints:
+def nearest(pool: Floats, queries: Floats, count: int) -> Ints:
     """Indices of the union of each query's `count` nearest by cosine."""
     similarity = queries @ pool.T
     count = min(count, pool.shape[0])

@@ -253,7 +253,8 @@ def test_of_two_sure_phrases_the_one_that_real_images_bear_out_is_the_name() -> 
 
     def name(told: list[float] | None) -> str:
         separation = None if told is None else np.array(told)
-        mode = discover._named("f", "g", "tree", "search", group, controls, options, separation)
+        claim = discover._Claim("search", "f", "g", "tree")
+        mode = discover._named(claim, group, controls, options, separation)
         assert mode["reason"] is None
         return str(mode["name"])
 
@@ -266,7 +267,7 @@ def test_of_two_sure_phrases_the_one_that_real_images_bear_out_is_the_name() -> 
 def test_a_name_that_the_whole_pool_speaks_against_is_not_confirmed() -> None:
     """The models disagree near the searches, but over the pool no more on images that show what the name says."""
     strong = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
-    pool = discover._Pool([], np.zeros((0, 2)), {})
+    pool = discover._Pool([], np.zeros((0, 2)), np.zeros((0, 1)), {})
 
     def verdict(impact_low: float | None) -> tuple[str, str | None]:
         mode = {**strong, "name": "blue", "source": "search"}

@@ -7,8 +7,8 @@ than on those nearest to the search's own starts; else it is a `hypothesis`, and
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,22 +58,49 @@ class Options(Frozen):
 
 
 @dataclass(frozen=True)
+class _Claim:
+    """What a mode says: `model_id` calls images of something else the class, and `other_model_id` does not."""
+
+    source: Literal["search", "screen"]
+    model_id: str
+    other_model_id: str
+    class_name: str
+
+
+@dataclass(frozen=True)
 class _Pool:
-    """The pool's images on which every model gave a prediction: ids, embeddings (p, d), predicted classes."""
+    """The pool's images on which every model gave a prediction.
+
+    Their ids, embeddings (p, d), places along the concepts (p, c), and predicted classes.
+    """
 
     ids: list[str]
     embeddings: d.Floats
+    along: d.Floats
     predicted: dict[str, NDArray[np.object_]]
 
-    def disagree(self, f: str, g: str, name: str) -> d.Bools:
-        """f says the class and g does not, (p,)."""
-        return np.asarray((self.predicted[f] == canonical(name)) & (self.predicted[g] != canonical(name)), bool)
+    def disagree(self, claim: _Claim) -> d.Bools:
+        """Where the first model says the class and the other does not, (p,)."""
+        name = canonical(claim.class_name)
+        first, other = self.predicted[claim.model_id], self.predicted[claim.other_model_id]
+        return np.asarray((first == name) & (other != name), bool)
+
+    def halves(self) -> tuple[_Pool, _Pool]:
+        """Split by the images' hashes."""
+        even = np.array([int(item_id[:8], 16) % 2 == 0 for item_id in self.ids])
+        return self._part(np.flatnonzero(even)), self._part(np.flatnonzero(~even))
+
+    def _part(self, chosen: d.Ints) -> _Pool:
+        predicted = {model_id: said[chosen] for model_id, said in self.predicted.items()}
+        return _Pool([self.ids[i] for i in chosen], self.embeddings[chosen], self.along[chosen], predicted)
 
 
 @dataclass(frozen=True)
 class _Searches:
     """All searches of one stage for one pair of models."""
 
+    model_id: str
+    other_model_id: str
     ids: list[str]
     classes: NDArray[np.object_]
     flipped: d.Bools
@@ -94,15 +121,16 @@ def plan(options: Options, context: Context) -> list[Payload]:
 def run(options: Options, payload: Payload, context: Context) -> Rows:
     """Rows: failure_modes of source 'search' and of source 'screen'."""
     concepts = _concepts(options, context)
-    pool = _pool(context)
+    pool = _pool(context, concepts)
     found: list[dict[str, Any]] = []
     searches = context.run.rows("select distinct stage, model_id, other_model_id from explanations order by all")
     for row in searches:
-        f, g = row["model_id"], row["other_model_id"]
-        found += _modes_of_searches(f, g, _searches(row["stage"], f, g, context), concepts, pool, options)
-    for f, g in sorted({(row["model_id"], row["other_model_id"]) for row in searches}):
-        if pool is not None:
-            found += _baseline_of_pair(f, g, concepts, pool, options, context)
+        found += _modes_of_searches(_searches(row, context), concepts, pool, options)
+    if pool is not None:
+        halves = pool.halves()
+        for f, g in sorted({(row["model_id"], row["other_model_id"]) for row in searches}):
+            for name in context.models.data_classes:
+                found += _baseline(_Claim("screen", f, g, name), *halves, options)
     _judge(found, pool, options)
     modes = _merged(found)
     return {"failure_modes": modes, "images": _evidence_images(modes, context)}
@@ -142,7 +170,7 @@ def _concepts(options: Options, context: Context) -> d.Floats:
     )
 
 
-def _pool(context: Context) -> _Pool | None:
+def _pool(context: Context, concepts: d.Floats) -> _Pool | None:
     rows = context.run.rows(
         "select subject_id, values from arrays where role = 'pool' and name = 'embedding' order by subject_id"
     )
@@ -159,11 +187,13 @@ def _pool(context: Context) -> _Pool | None:
     if not rows:
         return None
     ids = [row["subject_id"] for row in rows]
+    embeddings = _unit(np.asarray([row["values"] for row in rows], np.float64))
     predicted = {model_id: np.array([said[i] for i in ids], object) for model_id, said in by_model.items()}
-    return _Pool(ids, _unit(np.asarray([row["values"] for row in rows], np.float64)), predicted)
+    return _Pool(ids, embeddings, embeddings @ concepts.T, predicted)
 
 
-def _searches(stage: str, f: str, g: str, context: Context) -> _Searches:
+def _searches(of: dict[str, Any], context: Context) -> _Searches:
+    """`of`: stage, model_id and other_model_id."""
     rows = context.run.rows(
         "with e as (select subject_id, any_value(values) as values from arrays "
         "where role = 'generated' and name = 'embedding' group by subject_id) "
@@ -171,9 +201,11 @@ def _searches(stage: str, f: str, g: str, context: Context) -> _Searches:
         "from explanations x "
         "join e s on s.subject_id = x.start_image_id join e r on r.subject_id = x.image_id "
         "where x.status = 'ok' and x.stage = ? and x.model_id = ? and x.other_model_id = ? order by x.explanation_id",
-        [stage, f, g],
+        [of["stage"], of["model_id"], of["other_model_id"]],
     )
     return _Searches(
+        of["model_id"],
+        of["other_model_id"],
         [row["explanation_id"] for row in rows],
         np.array([row["target_class"] for row in rows], object),
         np.array([row["flipped"] for row in rows], bool),
@@ -188,7 +220,7 @@ def _unit(x: d.Floats) -> d.Floats:
 
 
 def _modes_of_searches(
-    f: str, g: str, searches: _Searches, concepts: d.Floats, pool: _Pool | None, options: Options
+    searches: _Searches, concepts: d.Floats, pool: _Pool | None, options: Options
 ) -> list[dict[str, Any]]:
     """Groups of the successful searches of each class by their shifts; controls: the searches for other classes.
 
@@ -198,26 +230,33 @@ def _modes_of_searches(
     moved = d.shifts(searches.starts, searches.results, concepts)
     modes = []
     for name in sorted(set(searches.classes)):
+        claim = _Claim("search", searches.model_id, searches.other_model_id, name)
         own = searches.classes == name
         members = np.flatnonzero(own & searches.flipped & ~searches.flipped_before)
         controls = moved[~own & moved.any(1)]
         for group in d.groups(moved[members], options.group_distance, options.smallest_group):
             chosen = members[group]
-            facts, told = None, None
-            if pool is not None:
-                disagrees = pool.disagree(f, g, name)
-                results, starts = searches.results[chosen], searches.starts[chosen]
-                facts = d.evidence(pool.embeddings, disagrees, results, starts, options.neighbours)
-                without = facts.arm[pool.predicted[g][facts.arm] != canonical(name)]
-                told = d.separation(pool.embeddings[without] @ concepts.T, disagrees[without])
-            mode = _named(f, g, name, "search", moved[chosen], controls, options, told)
+            results, starts = searches.results[chosen], searches.starts[chosen]
+            told = _separation(claim, results, pool, options) if pool else None
+            mode = _named(claim, moved[chosen], controls, options, told)
             order = chosen[d.typical_first(moved[chosen])]
             mode |= {"support": len(chosen), "seeds": int(own.sum())}
             mode["exemplars"] = [searches.ids[i] for i in order[: options.exemplars]]
-            if pool is not None and facts is not None:
-                _add_evidence(mode, facts, concepts, pool, options)
+            if pool:
+                mode |= _evidence(mode, claim, results, starts, pool, options)
             modes.append(mode)
     return modes
+
+
+def _separation(claim: _Claim, results: d.Floats, pool: _Pool, options: Options) -> d.Floats | None:
+    """How well each concept tells the disagreeing images from the others, among those near the results (n, d).
+
+    Of images that the other model does not call the class.
+    """
+    without = pool.predicted[claim.other_model_id] != canonical(claim.class_name)
+    near = d.nearest(pool.embeddings, results, options.neighbours)
+    near = near[without[near]]
+    return d.separation(pool.along[near], pool.disagree(claim)[near])
 
 
 def _merged(modes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -229,14 +268,7 @@ def _merged(modes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _named(
-    f: str,
-    g: str,
-    name: str,
-    source: str,
-    group: d.Floats,
-    controls: d.Floats,
-    options: Options,
-    told: d.Floats | None = None,
+    claim: _Claim, group: d.Floats, controls: d.Floats, options: Options, told: d.Floats | None = None
 ) -> dict[str, Any]:
     """Name a group (n, c) by a concept in which it is surely above the controls (m, c).
 
@@ -265,12 +297,9 @@ def _named(
             )
     concept = options.vocabulary[best]
     return {
-        "failure_mode_id": digest([source, f, g, name, concept])[:16],
+        "failure_mode_id": digest([*asdict(claim).values(), concept])[:16],
         "kind": "disagreement",
-        "source": source,
-        "model_id": f,
-        "other_model_id": g,
-        "class_name": name,
+        **asdict(claim),
         "name": concept_name(concept),
         "concept": concept,
         "effect": effect.value if effect else None,
@@ -280,10 +309,13 @@ def _named(
     }
 
 
-def _add_evidence(mode: dict[str, Any], facts: d.Evidence, concepts: d.Floats, pool: _Pool, options: Options) -> None:
-    """What the pool's real images say of a group of searches."""
-    disagrees = pool.disagree(mode["model_id"], mode["other_model_id"], mode["class_name"])
-    mode |= {
+def _evidence(
+    mode: dict[str, Any], claim: _Claim, results: d.Floats, starts: d.Floats, pool: _Pool, options: Options
+) -> dict[str, Any]:
+    """What real images say of a named group of searches (n, d), (n, d)."""
+    disagrees = pool.disagree(claim)
+    facts = d.evidence(pool.embeddings, disagrees, results, starts, options.neighbours)
+    columns: dict[str, Any] = {
         "evidence_rate": facts.rate,
         "control_rate": facts.control_rate,
         "evidence_images": facts.images,
@@ -291,12 +323,13 @@ def _add_evidence(mode: dict[str, Any], facts: d.Evidence, concepts: d.Floats, p
         "p_value": facts.p_value,
         "evidence": [pool.ids[i] for i in facts.found[: options.exemplars]],
     }
-    along = pool.embeddings @ concepts[options.vocabulary.index(mode["concept"])]
     if len(facts.found) < 2 or len(facts.control) < 2:
-        return
+        return columns
+    along = pool.along[:, options.vocabulary.index(mode["concept"])]
     if mode["reason"] is None and d.difference(along[facts.found], along[facts.control]).low <= 0:
-        mode["reason"] = "the real images on which the models disagree do not show it more than those near the starts"
-    mode |= _impact_columns(along >= np.quantile(along[facts.found], 0.25), disagrees)
+        reason = "the real images on which the models disagree do not show it more than those near the starts"
+        columns["reason"] = reason
+    return columns | _impact_columns(along >= np.quantile(along[facts.found], 0.25), disagrees)
 
 
 def _impact_columns(shows: d.Bools, disagrees: d.Bools) -> dict[str, Any]:
@@ -305,33 +338,28 @@ def _impact_columns(shows: d.Bools, disagrees: d.Bools) -> dict[str, Any]:
     return {"prevalence": prevalence, "impact": effect.value, "impact_low": effect.low, "impact_high": effect.high}
 
 
-def _baseline_of_pair(
-    f: str, g: str, concepts: d.Floats, pool: _Pool, options: Options, context: Context
-) -> list[dict[str, Any]]:
-    """What screening alone finds: groups of pool images on which f says a class and g does not.
+def _baseline(claim: _Claim, names: _Pool, tests: _Pool, options: Options) -> list[dict[str, Any]]:
+    """What screening alone finds: groups of pool images on which the first model says the class and the other not.
 
     Groups, names and thresholds come from one half of the pool, tests and impact from the other.
     """
     modes = []
-    along = pool.embeddings @ concepts.T
-    first = np.array([int(item_id[:8], 16) % 2 == 0 for item_id in pool.ids])
-    for name in context.models.data_classes:
-        disagrees = pool.disagree(f, g, name)
-        members = np.flatnonzero(disagrees & first)[:2000]
-        for group in d.groups(pool.embeddings[members], options.group_distance, options.smallest_group):
-            chosen = members[group]
-            mode = _named(f, g, name, "screen", along[chosen], along[first & ~disagrees], options)
-            order = chosen[d.typical_first(pool.embeddings[chosen])]
-            mode |= {"support": len(chosen), "evidence": [pool.ids[i] for i in order[: options.exemplars]]}
-            concept = along[:, options.vocabulary.index(mode["concept"])]
-            shows = concept >= np.quantile(concept[chosen], 0.25)
-            inside, outside = disagrees[~first & shows], disagrees[~first & ~shows]
-            if len(inside) and len(outside):
-                mode |= {"evidence_rate": float(inside.mean()), "evidence_images": len(inside)}
-                mode |= {"control_rate": float(outside.mean()), "control_images": len(outside)}
-                mode["p_value"] = d.fisher(inside, outside)
-                mode |= _impact_columns(shows[~first], disagrees[~first])
-            modes.append(mode)
+    disagrees, tested = names.disagree(claim), tests.disagree(claim)
+    members = np.flatnonzero(disagrees)[:2000]
+    for group in d.groups(names.embeddings[members], options.group_distance, options.smallest_group):
+        chosen = members[group]
+        mode = _named(claim, names.along[chosen], names.along[~disagrees], options)
+        order = chosen[d.typical_first(names.embeddings[chosen])]
+        mode |= {"support": len(chosen), "evidence": [names.ids[i] for i in order[: options.exemplars]]}
+        concept = options.vocabulary.index(mode["concept"])
+        shows = tests.along[:, concept] >= np.quantile(names.along[chosen, concept], 0.25)
+        inside, outside = tested[shows], tested[~shows]
+        if len(inside) and len(outside):
+            mode |= {"evidence_rate": float(inside.mean()), "evidence_images": len(inside)}
+            mode |= {"control_rate": float(outside.mean()), "control_images": len(outside)}
+            mode["p_value"] = d.fisher(inside, outside)
+            mode |= _impact_columns(shows, tested)
+        modes.append(mode)
     return modes
 
 
