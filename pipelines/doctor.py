@@ -14,6 +14,8 @@ from pathlib import Path
 
 from audit.errors import AuditError
 
+_WHOLE = "Install the package whole, or train them: audit zoo train all"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -73,16 +75,27 @@ def _devices() -> Check:
 
 
 def _weights() -> Check:
+    """Opening a safetensors file checks that its length is what its header says."""
+    from safetensors import SafetensorError, safe_open
+
     from audit.reference import local_folder
 
+    files: list[Path] = []
     try:
-        sizes = [
-            sum(f.stat().st_size for f in local_folder(f"zoo:{name}").rglob("*") if f.is_file())
-            for name in ("diffusion", "clip", "reference", "shortcut-a", "shortcut-b")
-        ]
+        for name in ("diffusion", "clip", "reference", "shortcut-a", "shortcut-b"):
+            found = sorted(local_folder(f"zoo:{name}").rglob("*.safetensors"))
+            if not found:
+                return Check("zoo weights", False, f"zoo:{name} holds no weights", _WHOLE)
+            files += found
     except AuditError as error:
-        return Check("zoo weights", False, str(error), "Install the package whole, or train them: audit zoo train all")
-    return Check("zoo weights", True, f"{len(sizes)} models, {sum(sizes) / 2**20:.1f} MiB")
+        return Check("zoo weights", False, str(error), _WHOLE)
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return Check("zoo weights", False, f"{file} is damaged: {error}", _WHOLE)
+    return Check("zoo weights", True, f"{len(files)} files, {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
 
 
 def _writes() -> Check:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from audit import reference
 from audit.config import load_job, parse_job
 from audit.methods import stage_names
 from audit.results.schema import TABLES
@@ -23,6 +24,7 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from audit.worker import Worker
 from audit.zoo.export import export
+from pipelines import doctor
 from pipelines.init import job_text
 from pipelines.plan import data_classes, open_or_create, units_of
 
@@ -347,3 +349,16 @@ def test_doctor_reports_and_names_a_broken_torchvision(folder: Path) -> None:
     )
     assert broken.returncode == 4
     assert "pip uninstall torchvision" in broken.stdout
+
+
+def test_doctor_names_damaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file cut short, as a broken copy leaves it; and a folder without weights."""
+    shutil.copytree(reference._WEIGHTS, tmp_path / "weights")
+    monkeypatch.setattr(reference, "_WEIGHTS", tmp_path / "weights")
+    assert doctor._weights().ok
+    file = tmp_path / "weights" / "clip" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    found = doctor._weights()
+    assert (found.ok, str(file) in found.found, "zoo train" in found.advice) == (False, True, True)
+    file.unlink()
+    assert "zoo:clip holds no weights" in doctor._weights().found
