@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC
 from pathlib import Path
 
 import altair as alt
@@ -39,6 +40,10 @@ def overview() -> None:
     cells[1].metric("images in the pool", f"{head['pool']:,}")
     cells[2].metric("confirmed failure modes", head["confirmed"])
     cells[3].metric("hypotheses", head["hypotheses"])
+    named = queries.audited(run)
+    if named:
+        with st.expander(f"What was audited, on {head['created_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC"):
+            st.dataframe(pd.DataFrame(named), hide_index=True)
 
     st.header("How good the models look on their own data")
     for column, model in zip(st.columns(max(1, len(queries.models(run)))), queries.models(run), strict=False):

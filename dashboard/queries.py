@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from audit.results.sql import Run
@@ -22,6 +23,19 @@ def header(run: Run) -> Row:
         "from runs"
     )
     return rows[0]
+
+
+def audited(run: Run) -> list[Row]:
+    """What the job file named: data, pool, models, generator, embedder; the plugin that read each, and from where."""
+    config = json.loads((run.rows("select any_value(config) as config from runs")[0]["config"]) or "{}")
+    parts = {"data": config.get("data"), "pool": config.get("pool")}
+    parts |= {f"model {model_id}": options for model_id, options in config.get("models", {}).items()}
+    parts |= {"generator": config.get("generator"), "embedder": config.get("embedder")}
+    return [
+        {"what": what, "read by": part["plugin"], "from": str(part.get("path") or part.get("ref") or "")}
+        for what, part in parts.items()
+        if part
+    ]
 
 
 def models(run: Run) -> list[Row]:

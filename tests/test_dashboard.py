@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -73,7 +75,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ]
     modes[0]["exemplars"] = modes[1]["exemplars"] = ["x0", "x1"]
     rows = {"explanations": explanations, "traces": traces, "predictions": predictions, "images": pictures}
-    rows |= {"failure_modes": modes, "runs": [{"run_id": "r", "name": "made up"}]}
+    config = {
+        "data": {"plugin": "folder", "path": "/photos"},
+        "models": {"new": {"plugin": "hf", "ref": "zoo:reference"}, "lite": {"plugin": "lite", "variant": 2}},
+        "pool": None,
+    }
+    about = {"run_id": "r", "name": "made up", "config": json.dumps(config)}
+    about["created_at"] = datetime(2026, 3, 4, 5, 6, tzinfo=UTC)
+    rows |= {"failure_modes": modes, "runs": [about]}
     rows |= {
         "items": [
             {"item_id": "q", "role": "data", "status": "quarantined", "reason": "truncated", "display_name": HOSTILE}
@@ -94,6 +103,11 @@ def test_queries_count_what_was_stored(run: Run) -> None:
     assert queries.pairs(run) == [{"model": "new", "other": "old", "images": 10, "disagreement": 0.2}]
     assert len(queries.traces(run, ["x0"])) == 4
     assert queries.mode(run, "none") is None
+    assert queries.audited(run) == [
+        {"what": "data", "read by": "folder", "from": "/photos"},
+        {"what": "model new", "read by": "hf", "from": "zoo:reference"},
+        {"what": "model lite", "read by": "lite", "from": ""},
+    ]
 
 
 def test_names_are_text_in_every_piece_of_html(run: Run) -> None:
@@ -164,6 +178,7 @@ def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: s
         page.on("response", lambda r: broken.append(r.url) if r.status >= 400 and "/_stcore/" not in r.url else None)
         page.goto(address)
         page.get_by_text("confirmed failure modes").wait_for(timeout=60_000)
+        page.get_by_text("What was audited, on 2026-03-04 05:06 UTC").wait_for()
         page.get_by_role("link", name="Evidence").first.click()
         page.get_by_role("heading", name="What the search made of its starts").wait_for(timeout=60_000)
         assert "id=m1" in page.url
