@@ -41,8 +41,11 @@ class Worker:
         self.models = Models(job, data_classes)
         self.options = dict(zip(stage_names(job), stages(job), strict=True))
 
-    def run(self, unit: Unit) -> Summary:
-        """Run and commit a unit. An exception becomes a summary: the driver decides whether to try again."""
+    def run(self, unit: Unit, attempt: int = 1) -> Summary:
+        """Run and commit a unit. An exception becomes a summary: the driver decides whether to try again.
+
+        `attempt`: how often the driver has now tried this unit, from 1.
+        """
         began = time.monotonic()
         plugin = self.options[unit.stage]
         context = Context(self.job, unit.stage, self.root, self.models, self.batch_size)
@@ -58,6 +61,7 @@ class Worker:
             {
                 "unit_id": unit.unit_id,
                 "stage": unit.stage,
+                "attempt": attempt,
                 "worker": f"{platform.node()}/{os.getpid()}",
                 "status": "ok",
                 "items": items,

@@ -31,8 +31,8 @@ class Actor:
         torch.set_num_threads(threads)
         self.worker = Worker(job, Path(root), classes, batch_size)
 
-    def run(self, unit: Unit) -> Summary:
-        return self.worker.run(unit)
+    def run(self, unit: Unit, attempt: int) -> Summary:
+        return self.worker.run(unit, attempt)
 
 
 class Cluster:
@@ -94,7 +94,7 @@ class Runner:
                 while waiting and len(running) < self.count:
                     actor = self._idle.pop() if self._idle else self._start()
                     unit, attempt = waiting.popleft()
-                    running[actor.run.remote(unit)] = (actor, unit, attempt)
+                    running[actor.run.remote(unit, attempt)] = (actor, unit, attempt)
                 done, _ = ray.wait(list(running), num_returns=1)
                 actor, unit, attempt = running.pop(done[0])
                 summary = self._result(done[0], unit)

@@ -306,28 +306,48 @@ def test_init_quotes_what_yaml_would_misread(tmp_path: Path) -> None:
     assert job.models["new"].options.ref == f"{odd}/model: a.py:load"
 
 
-def test_one_bad_unit_does_not_stop_the_job(folder: Path) -> None:
-    """A model that kills its process on one image: the unit is quarantined, all others are done."""
-    (folder / "deadly.py").write_text(
-        "import os, torch\n"
-        "class Deadly(torch.nn.Module):\n"
-        "    def forward(self, x):\n"
-        "        if x.shape[0] == 1 and abs(float(x.mean()) - 0.5) > 1e-6: os._exit(9)\n"
-        "        return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)\n"
-        "def load(): return Deadly()\n"
-    )
-    (folder / "deadly.yaml").write_text(
-        "version: 1\nname: deadly\ndata: {source: parquet, path: pool, limit: 41}\n"
-        "models: [{id: d, loader: python, ref: 'deadly.py:load', class_names: [a, b], input_size: 8}]\n"
+DEADLY = """
+import os, pathlib, torch
+MARK = pathlib.Path({mark!r})
+class Deadly(torch.nn.Module):
+    def forward(self, x):
+        if x.shape[0] == 1 and abs(float(x.mean()) - 0.5) > 1e-6 and not MARK.exists():
+            {before}
+            os._exit(9)
+        return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+def load(): return Deadly()
+"""
+
+
+def deadly_run(folder: Path, name: str, before: str) -> tuple[subprocess.CompletedProcess[str], Run]:
+    """41 images in units of 20, 20 and 1, and a model that kills its process on a single image."""
+    (folder / f"{name}.py").write_text(DEADLY.format(mark=str(folder / f"{name}.mark"), before=before))
+    (folder / f"{name}.yaml").write_text(
+        f"version: 1\nname: {name}\ndata: {{source: parquet, path: pool, limit: 41}}\n"
+        f"models: [{{id: d, loader: python, ref: '{name}.py:load', class_names: [a, b], input_size: 8}}]\n"
         "stages: [{kind: screen, unit_items: 20}]\ncompute: {workers: 2, retries: 1}\n"
     )
-    done = audit(folder, "run", "deadly.yaml")
+    return audit(folder, "run", f"{name}.yaml"), Run(folder / "runs" / name)
+
+
+def test_one_bad_unit_does_not_stop_the_job(folder: Path) -> None:
+    """A model that kills its process on one image: the unit is quarantined, all others are done."""
+    done, run = deadly_run(folder, "deadly", before="pass")
     assert done.returncode == 3, done.stderr
-    run = Run(folder / "runs" / "deadly")
     assert run.rows("select count(*) as n from predictions") == [{"n": 40}]
     (row,) = run.rows("select items, attempt, error from units where status = 'quarantined'")
     assert (row["items"], row["attempt"]) == (1, 2)
     assert "the worker died" in row["error"]
+
+
+def test_a_worker_that_dies_once_costs_nothing_but_a_second_attempt(folder: Path) -> None:
+    done, run = deadly_run(folder, "flaky", before="MARK.touch()")
+    assert done.returncode == 0, done.stderr
+    assert run.rows("select count(*) as n, count(distinct item_id) as items from predictions") == [
+        {"n": 41, "items": 41}
+    ]
+    tried = run.rows("select items, attempt from units where stage = '1-screen' order by items")
+    assert [(row["items"], row["attempt"]) for row in tried] == [(1, 2), (20, 1), (20, 1)]
 
 
 def test_doctor_reports_and_names_a_broken_torchvision(folder: Path) -> None:
