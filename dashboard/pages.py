@@ -74,6 +74,11 @@ def overview() -> None:
         st.text(f"{pair['model']} and {pair['other']}: {pair['disagreement']:.1%} of {pair['images']:,} images")
     share = {"disagreement": st.column_config.NumberColumn(format="percent")}
     st.dataframe(pd.DataFrame(queries.disagreements(run)), hide_index=True, column_config=share)
+    confused = queries.confusions(run)
+    if confused:
+        st.header("What the models say instead of the label")
+        share = {"share": st.column_config.NumberColumn(format="percent", help="of the label's images")}
+        st.dataframe(pd.DataFrame(confused), hide_index=True, column_config=share)
 
 
 def gallery() -> None:

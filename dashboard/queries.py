@@ -109,26 +109,28 @@ def refused(run: Run) -> list[Row]:
     )
 
 
-# Class names are compared as `audit.classifiers.canonical` does.
-_SAME = " = ".join(f"trim(regexp_replace(lower({x}.predicted), '[-_\\s]+', ' ', 'g'))" for x in "ab")
-
-
 def pairs(run: Run) -> list[Row]:
     """Of each pair of models: on how many of the images under audit both spoke, and the share on which they differ."""
     return run.rows(
-        f"select a.model_id as model, b.model_id as other, count(*) as images, avg((not {_SAME})::int) as disagreement "
-        "from predictions a join predictions b using (item_id, role) where a.role = 'data' and a.model_id < b.model_id "
-        "and a.status = 'ok' and b.status = 'ok' group by all order by all"
+        "select model_id as model, other_model_id as other, sum(images)::bigint as images, "
+        "sum(images * disagreement) / sum(images) as disagreement from disagreements "
+        "where model_id < other_model_id group by all order by all"
     )
 
 
 def disagreements(run: Run) -> list[Row]:
     """Per class that the first model says: how often every other model says something else, on the data."""
     return run.rows(
-        "select a.model_id as model, b.model_id as other, a.predicted as says, count(*) as images, "
-        f"avg((not {_SAME})::int) as disagreement from predictions a "
-        "join predictions b using (item_id, role) where a.role = 'data' and a.model_id <> b.model_id "
-        "and a.status = 'ok' and b.status = 'ok' group by all order by disagreement desc, images desc limit 50"
+        "select model_id as model, other_model_id as other, says, images, disagreement from disagreements "
+        "order by disagreement desc, images desc, model, other, says limit 50"
+    )
+
+
+def confusions(run: Run) -> list[Row]:
+    """What each model says instead of the label, most often first."""
+    return run.rows(
+        "select model_id as model, label, predicted as says, images, share from confusions "
+        "order by images desc, share desc, model, label, says limit 50"
     )
 
 

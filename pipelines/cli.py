@@ -203,7 +203,7 @@ def sql(
             elif format == "csv":
                 writer = csv.writer(file)
                 writer.writerow(result.column_names)
-                writer.writerows([_cell(v) for v in row.values()] for row in rows)
+                writer.writerows([v if isinstance(v, float) else _cell(v) for v in row.values()] for row in rows)
             else:
                 table = Table()
                 for name in result.column_names:

@@ -11,7 +11,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +103,7 @@ def test_queries_count_what_was_stored(run: Run) -> None:
     assert [x["explanation_id"] for x in queries.exemplars(run, ["x1", "gone", "x0"])] == ["x1", "x0"]
     assert queries.disagreements(run)[0]["disagreement"] == pytest.approx(1.0)
     assert queries.pairs(run) == [{"model": "new", "other": "old", "images": 10, "disagreement": 0.2}]
+    assert queries.confusions(run) == [{"model": "old", "label": "crab", "says": "car", "images": 2, "share": 0.2}]
     assert len(queries.traces(run, ["x0"])) == 4
     assert queries.mode(run, "none") is None
     assert queries.audited(run) == [
@@ -108,6 +111,26 @@ def test_queries_count_what_was_stored(run: Run) -> None:
         {"what": "model new", "read by": "hf", "from": "zoo:reference"},
         {"what": "model lite", "read by": "lite", "from": ""},
     ]
+
+
+def test_sessions_share_a_run_that_grows(tmp_path: Path) -> None:
+    """Many threads ask and refresh while units are committed; none meets an error, and all is seen at the end."""
+    store = Store(tmp_path)
+    store.create("job.json", b"{}")
+    shared = Run(tmp_path)
+
+    def session(number: int) -> int:
+        for k in range(8):
+            if number == 0:
+                store.commit(f"u{k}", "1-x", {"images": [{"image_id": f"i{k}", "kind": "start"}]})
+            shared.refresh()
+            seen = shared.rows("select count(*) as n from images")[0]["n"]
+        return int(seen)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(session, range(4)))
+    shared.refresh()
+    assert shared.rows("select count(*) as n from images") == [{"n": 8}]
 
 
 def test_names_are_text_in_every_piece_of_html(run: Run) -> None:

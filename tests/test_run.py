@@ -287,6 +287,13 @@ def test_status_sql_and_json(clean: Run, folder: Path) -> None:
         "reference,60",
         "shortcut-a,60",
     ]
+    exact = "select 1234567.89 :: double as a, 0.1 + 0.2 :: double as b"
+    assert audit(folder, "sql", "runs/clean", exact, "--format", "csv").stdout.split() == [
+        "a,b",
+        "1234567.89," + str(0.1 + 0.2),
+    ]
+    right = json.loads(audit(folder, "sql", "runs/clean", "select * from accuracy", "--format", "json").stdout)
+    assert sum(row["images"] for row in right) == 2 * 60
     assert audit(folder, "sql", "runs/clean", "select nonsense").returncode == 2
     assert audit(folder, "status", "runs/none").returncode == 2
 

@@ -1,7 +1,8 @@
-"""A run's tables as DuckDB views over exactly the committed files."""
+"""A run's tables as DuckDB views over exactly the committed files, and views that answer common questions."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +11,75 @@ import pyarrow as pa
 
 from audit.errors import ConfigError, StoreError
 from audit.results.schema import TABLES
-from audit.results.store import Store
+from audit.results.store import Commit, Store
+
+# As `audit.classifiers.canonical`: 'Water_Bottle' and 'water bottle' are one class.
+_CANONICAL = r"create macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
+
+# On the data set under audit: how often each model is right, what it says instead, and where two models differ.
+VIEWS = {
+    "accuracy": (
+        "select model_id, label, count(*) as images, avg(correct::int) as accuracy from predictions "
+        "where role = 'data' and correct is not null group by model_id, label"
+    ),
+    "confusions": (
+        "select model_id, label, predicted, images, share from (select model_id, label, predicted, "
+        "bool_and(correct) as correct, count(*) as images, "
+        "count(*) / sum(count(*)) over (partition by model_id, label) as share from predictions "
+        "where role = 'data' and correct is not null group by model_id, label, predicted) where not correct"
+    ),
+    "disagreements": (
+        "select a.model_id, b.model_id as other_model_id, a.predicted as says, count(*) as images, "
+        "avg((canonical(a.predicted) <> canonical(b.predicted))::int) as disagreement "
+        "from predictions a join predictions b using (item_id, role) where role = 'data' and a.model_id <> b.model_id "
+        "and a.status = 'ok' and b.status = 'ok' group by a.model_id, b.model_id, a.predicted"
+    ),
+}
 
 
 class Run:
-    """A run, for reading. Sees the units that were committed when it was opened; `refresh` sees more."""
+    """A run, for reading. Sees the units that were committed when it was opened; `refresh` sees more.
+
+    May be shared by threads. Beside the tables, `VIEWS` can be queried.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.store = Store(root)
         if self.store.read("job.json") is None:
             raise ConfigError(f"{root} is not a run: it has no job.json. A run is the folder that 'audit run' names.")
+        self._lock = threading.Lock()  # a DuckDB connection does one thing at a time; each cursor is its own
         self._connection = duckdb.connect()
         self._connection.execute("set enable_progress_bar=false")
+        self._connection.execute(_CANONICAL)
+        self.commits: dict[str, Commit] | None = None
         self.refresh()
 
     def refresh(self) -> None:
         """Point the views at what is committed now."""
-        self.commits = self.store.commits()
-        for name, schema in TABLES.items():
-            self._connection.register("_columns", schema.empty_table())
-            self._connection.execute(f'create or replace table "_empty_{name}" as select * from _columns')
-            body = f'select * from "_empty_{name}"'  # every column, also those that older files lack
-            files = self.store.files(name, self.commits.values())
-            if files:
-                listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-                body += f" union all by name select * from read_parquet([{listed}], union_by_name=true)"
-            self._connection.execute(f'create or replace view "{name}" as {body}')
+        commits = self.store.commits()
+        with self._lock:
+            if self.commits is not None and commits.keys() == self.commits.keys():
+                return
+            for name, schema in TABLES.items():
+                self._connection.register("_columns", schema.empty_table())
+                self._connection.execute(f'create or replace table "_empty_{name}" as select * from _columns')
+                body = f'select * from "_empty_{name}"'  # every column, also those that older files lack
+                files = self.store.files(name, commits.values())
+                if files:
+                    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+                    body += f" union all by name select * from read_parquet([{listed}], union_by_name=true)"
+                self._connection.execute(f'create or replace view "{name}" as {body}')
+            for name, body in VIEWS.items():
+                self._connection.execute(f'create or replace view "{name}" as {body}')
+            self.commits = commits
 
     def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
         """The result of a query as an Arrow table. Raises ConfigError where the query is wrong, else StoreError."""
+        with self._lock:
+            cursor = self._connection.cursor()
         try:
-            relation = self._connection.cursor().sql(query, params=parameters or None)
+            relation = cursor.sql(query, params=parameters or None)
             return pa.table({"done": [True]}) if relation is None else relation.to_arrow_table()
         except duckdb.ProgrammingError as error:
             raise ConfigError(f"the query failed: {error}") from error
