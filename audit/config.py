@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from audit import registry
 from audit.errors import ConfigError, unknown
@@ -35,6 +35,16 @@ def _resolved(value: Any, info: ValidationInfo) -> Any:
 
 LocalPath = Annotated[Path, BeforeValidator(_resolved)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+def _one_place(value: str) -> str:
+    if value.count("{}") != 1 or set("{}") & set(value.replace("{}", "")):
+        raise ValueError(f"{value!r} needs {{}} once, the place of the class name, and no other braces")
+    return value
+
+
+Template = Annotated[str, AfterValidator(_one_place)]
+Templates = Annotated[tuple[Template, ...], Field(strict=False, min_length=1)]
 _T = TypeVar("_T", bound=Frozen)
 
 
@@ -61,8 +71,16 @@ class Compute(Frozen):
     retries: int = Field(3, ge=0, description="attempts for a unit after its first")
 
 
+def _a_folder(value: str) -> str:
+    if "://" in value:
+        raise ValueError(f"{value!r} is no folder; mount the bucket, or use a shared file system")
+    return value
+
+
 class Output(Frozen):
-    uri: str = Field("runs", description="folder in which the run's own folder is made")
+    uri: Annotated[str, AfterValidator(_a_folder)] = Field(
+        "runs", description="folder for the runs' own folders, relative to the working folder"
+    )
 
 
 class Job(Frozen):

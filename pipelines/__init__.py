@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from audit.results.sql import Run
+if TYPE_CHECKING:
+    from audit.results.sql import Run
 
 
 def run(job_file: str | Path, address: str | None = None) -> Run:
     """Run a job, or resume it, and open the result for reading."""
+    from audit.results.sql import Run
     from pipelines.execute import execute
 
     return Run(execute(Path(job_file), address=address).root)

@@ -51,6 +51,10 @@ def _exit_codes() -> Iterator[None]:
     except (InfrastructureError, StoreError) as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
         raise typer.Exit(4) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"[bold red]error:[/bold red] {escape(f'{where}{error.strerror or error}')}", highlight=False)
+        raise typer.Exit(4) from error
     except KeyboardInterrupt as error:
         err.print("stopped; the same command, without --new-run, resumes")
         raise typer.Exit(130) from error
@@ -187,6 +191,8 @@ def sql(
     from audit.results.sql import Run
 
     with _exit_codes():
+        if output is not None and not output.absolute().parent.is_dir():
+            raise ConfigError(f"no folder {output.parent} to write {output.name} to")
         result = Run(run).sql(query)
         if format == "parquet":
             import pyarrow.parquet as pq
@@ -238,10 +244,12 @@ def dashboard(
     """Open the report of a run in a browser, on this machine only."""
     from audit.results.sql import Run
     from pipelines.report import serve
+    from pipelines.runner import InfrastructureError
 
     with _exit_codes():
         Run(run)
-        raise typer.Exit(serve(run.resolve(), port))
+        if serve(run.resolve(), port):
+            raise InfrastructureError(f"the report's server ended; is port {port} free? Name another with --port")
 
 
 @app.command()

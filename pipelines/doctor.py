@@ -26,15 +26,16 @@ class Check:
 
 
 def checks() -> Iterator[Check]:
-    """All checks, cheap ones first."""
+    """All checks, cheap ones first. What a check meets that it does not expect is its finding."""
     yield Check("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("torch", "diffusers", "transformers", "ray", "duckdb", "pyarrow", "streamlit"):
         yield _imports(package)
-    yield _torchvision()
-    yield _devices()
-    yield _weights()
-    yield _writes()
-    yield _ray()
+    parts = {"torchvision": _torchvision, "devices": _devices, "zoo weights": _weights, "write access": _writes}
+    for name, check in {**parts, "ray cluster": _ray}.items():
+        try:
+            yield check()
+        except Exception as error:  # noqa: BLE001 - a broken package may raise anything
+            yield Check(name, False, f"cannot be checked: {str(error)[:120]}", "Mend the packages above first.")
 
 
 def _imports(package: str) -> Check:
@@ -117,6 +118,7 @@ def _ray() -> Check:
             import ray
 
             value = ray.get(ray.remote(lambda: os.getpid()).remote())
-        return Check("ray", value != os.getpid(), "a local cluster starts and runs a task")
+        return Check("ray cluster", value != os.getpid(), "a local cluster starts and runs a task")
     except Exception as error:  # noqa: BLE001 - whatever stops Ray is what we report
-        return Check("ray", False, str(error)[:200], "See https://docs.ray.io/en/latest/ray-core/starting-ray.html")
+        advice = "See https://docs.ray.io/en/latest/ray-core/starting-ray.html"
+        return Check("ray cluster", False, str(error)[:200], advice)

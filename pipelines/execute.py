@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audit.config import Job, load_job
-from audit.methods import check_order, stage_names
+from audit.methods import check_classes, check_order, stage_names
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.worker import items_in
-from pipelines.plan import data_classes, open_or_create, run_folder, units_of
+from pipelines.plan import data_classes, newest_of, open_or_create, run_folder, units_of
 from pipelines.progress import Progress
 from pipelines.runner import Cluster, Runner
 
@@ -36,8 +36,7 @@ def execute(
     job = load_job(job_file)
     check_order(job)
     root = run_folder(job, Path.cwd())
-    if new_run:
-        root = _beside(root)
+    root = _beside(root) if new_run else newest_of(job, root)
     found = open_or_create(job, root)
     store = Store(root)
     with Progress(job.name, stage_names(job), as_json) as progress, Cluster(address):
@@ -54,6 +53,7 @@ def execute(
             store.snapshot()
             if stage == "0-inventory":
                 classes = data_classes(root)
+                check_classes(job, classes)
         runner.close()
     return Outcome(root, failed_in(Run(root)), time.monotonic() - began)
 
@@ -65,8 +65,10 @@ def validate(job_file: Path) -> Job:
     job = load_job(job_file)
     check_order(job)
     digests(job)
-    for role in ("data", "pool") if job.pool else ("data",):
-        next(iter(open_source(job, role).entries()))
+    labels = {entry.label for entry in open_source(job, "data").entries() if entry.label is not None}
+    check_classes(job, tuple(sorted(labels)))
+    if job.pool:
+        next(iter(open_source(job, "pool").entries()))
     return job
 
 

@@ -27,6 +27,30 @@ def run_folder(job: Job, folder: Path) -> Path:
     return folder / job.output.uri / job.name
 
 
+def newest_of(job: Job, root: Path) -> Path:
+    """The newest of <name>, <name>-2, ... that was made from this very job; <name> where none was."""
+    beside = [path for path in root.parent.glob(f"{root.name}-*") if path.name[len(root.name) + 1 :].isdigit()]
+    if not beside:
+        return root
+    asked = _asked(job, digests(job))
+    for path in sorted(beside, key=lambda path: int(path.name[len(root.name) + 1 :]), reverse=True):
+        existing = Store(path).read("job.json")
+        if existing is not None and not differences(_before(existing, asked), asked):
+            return path
+    return root
+
+
+def _asked(job: Job, found: dict[str, str]) -> dict[str, Any]:
+    """Everything that decides a run's numbers. `found`: the digests of the job's models."""
+    methods = {stage.name: registry.plugin("methods", stage.name).VERSION for stage in stages(job)}
+    return {"job": job.numbers(), "digests": found, "methods": methods, "schema": SCHEMA_VERSION}
+
+
+def _before(existing: bytes, asked: dict[str, Any]) -> dict[str, Any]:
+    """The same, as an existing `job.json` has it."""
+    return {key: value for key, value in json.loads(existing).items() if key in asked}
+
+
 def open_or_create(job: Job, root: Path) -> dict[str, str]:
     """Create the run's `job.json`, or check that an existing one asks for the same numbers.
 
@@ -35,8 +59,7 @@ def open_or_create(job: Job, root: Path) -> dict[str, str]:
     """
     store = Store(root)
     found = digests(job)
-    methods = {stage.name: registry.plugin("methods", stage.name).VERSION for stage in stages(job)}
-    asked: dict[str, Any] = {"job": job.numbers(), "digests": found, "methods": methods, "schema": SCHEMA_VERSION}
+    asked = _asked(job, found)
     existing = store.read("job.json")
     if existing is None:
         root.mkdir(parents=True, exist_ok=True)
@@ -46,8 +69,7 @@ def open_or_create(job: Job, root: Path) -> dict[str, str]:
         store.create("job.json", json.dumps(record, sort_keys=True, indent=1).encode())
         existing = store.read("job.json")
     assert existing is not None
-    before = {key: value for key, value in json.loads(existing).items() if key in asked}
-    changes = differences(before, asked)
+    changes = differences(_before(existing, asked), asked)
     if changes:
         raise ConfigError(
             f"{root} was made from another job; what changed:\n"

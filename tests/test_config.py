@@ -10,7 +10,8 @@ import pytest
 from audit import registry
 from audit.config import load_job, parse_job, parse_yaml
 from audit.errors import ConfigError
-from audit.methods import check_order, stage_names, stages, unit_of
+from audit.methods import check_classes, check_order, stage_names, stages, unit_of
+from audit.models import digests
 
 GOOD = """
 version: 1
@@ -138,6 +139,10 @@ def test_listing_plugins_imports_none(tmp_path: Path) -> None:
             [{"kind": "screen"}, {"kind": "adequacy"}, {"kind": "disagreement", "maximise": "nwe", "minimise": "old"}],
             "maximise: unknown model 'nwe'. Did you mean 'new'",
         ),
+        (
+            [{"kind": "screen"}, {"kind": "adequacy"}, {"kind": "disagreement", "maximise": "new", "minimise": "new"}],
+            "no model disagrees with itself",
+        ),
     ],
 )
 def test_stages_in_an_order_that_makes_no_sense(stages: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
@@ -162,5 +167,47 @@ def test_unit_ids_follow_numbers_and_nothing_else(tmp_path: Path) -> None:
         unit_id(base, {"items": ["a"]}),
         unit_id(base, payload, version=2),
         unit_id(base, payload, digest="e"),
+        unit_id({**base, "models": [{**base["models"][0], "class_names": ["a", "b"]}, *base["models"][1:]]}, payload),
+        unit_id({**base, "generator": {**base["generator"], "steps": 7}}, payload),
+        unit_id({**base, "generator": {**base["generator"], "guidance_scale": 7.0}}, payload),
+        unit_id({**base, "embedder": {**base["embedder"], "template": "a {}"}}, payload),
     }
-    assert len(others | {expected}) == 6
+    assert len(others | {expected}) == 10
+
+
+def test_a_place_is_no_part_of_a_unit_id(tmp_path: Path) -> None:
+    """The same model file and argument file in another folder."""
+    ids = []
+    for place in (tmp_path / "here", tmp_path / "there"):
+        place.mkdir()
+        (place / "model.py").write_text("def load(weights): ...")
+        (place / "weights.bin").write_bytes(b"1")
+        model = {"id": "m", "loader": "python", "ref": "model.py:load", "arguments": {"weights": "weights.bin"}}
+        parts = {"models": [model], "embedder": None, "generator": None, "stages": [{"kind": "screen"}]}
+        job = parse_job({**raw(), **parts}, place)
+        ids.append(unit_of("1-screen", stages(job)[1], 1, {}, job, digests(job)).unit_id)
+    assert ids[0] == ids[1]
+    (tmp_path / "there" / "weights.bin").write_bytes(b"2")
+    assert unit_of("1-screen", stages(job)[1], 1, {}, job, digests(job)).unit_id != ids[0]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"kind": "discover", "vocabulary": ["on sand"]},
+        {"kind": "discover", "vocabulary": []},
+        {"kind": "adequacy", "prompt": "a photo"},
+        {"kind": "adequacy", "prompt": "a {x}"},
+        {"kind": "disagreement", "maximise": "new", "minimise": "old", "prompt": "{} and {}"},
+    ],
+)
+def test_a_prompt_has_one_place_for_the_class(tmp_path: Path, stage: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"vocabulary|once"):
+        parse_job({**raw(), "stages": [stage]}, tmp_path)
+
+
+def test_a_class_that_the_data_lacks_is_refused_before_the_work(tmp_path: Path) -> None:
+    job = parse_job({**raw(), "stages": [{"kind": "adequacy", "classes": ["Ice_Cream", "zebra"]}]}, tmp_path)
+    with pytest.raises(ConfigError, match="'zebra'"):
+        check_classes(job, ("crab", "ice cream"))
+    check_classes(job, ("Zebra", "ice cream"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -155,3 +156,39 @@ def test_parquet_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"img": [b"a"]}), tmp_path / "x.parquet")
     with pytest.raises(DataError, match="no column 'image'; it has img"):
         list(parquet.open_source(parquet.Options(path=tmp_path)).entries())
+
+
+def test_what_metadata_names_and_is_not_there_becomes_a_row(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.png,crab\ngone/b.png,car\n../out.png,car\n")
+    source = folder.open_source(folder.Options(path=tmp_path))
+    rows = [(e.display_name, e.label, e.reason) for e in source.entries()]
+    assert rows == [
+        ("a.png", "crab", None),
+        ("gone/b.png", "car", "missing"),
+        ("../out.png", "car", "name_out_of_root"),
+    ]
+    (tmp_path.parent / "out.png").write_bytes(b"secret")
+    assert list(source.read([e.uri for e in source.entries()])) == [b"x", None, None]
+
+
+def test_a_folder_that_cannot_be_listed_becomes_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("car", "locked"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"x")
+    scandir = os.scandir
+
+    def guarded(path: Any) -> Any:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    rows = [(e.display_name, e.reason) for e in folder.open_source(folder.Options(path=tmp_path)).entries()]
+    assert rows == [("car/a.png", None), ("locked", "unreadable_folder")]
+
+
+def test_a_metadata_cell_without_an_end_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text('file_name,label\n"' + "x" * 200_000)
+    with pytest.raises(DataError, match="not a table in CSV"):
+        list(folder.open_source(folder.Options(path=tmp_path)).entries())

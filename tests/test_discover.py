@@ -20,11 +20,16 @@ from audit.results.schema import Rows
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.zoo.export import export
-from audit.zoo.scenes import BACKGROUNDS, LABELS, OBJECTS, Scene, render
-from audit.zoo.score import VOCABULARY, score
+from audit.zoo.scenes import BACKGROUNDS, COLOURS, LABELS, OBJECTS, Scene, render
+from audit.zoo.score import score
 from audit.zoo.world import load_world, scene_at
 
 POOL, SEEDS = 700, 6
+VOCABULARY = (
+    *(f"{{}} on {name}" for name in BACKGROUNDS),
+    *(f"{name} {{}}" for name in (*COLOURS, "striped", "dotted")),
+    "{} with a badge",
+)
 
 
 def job(folder: Path, **options: Any) -> Any:
@@ -240,7 +245,7 @@ def test_a_background_that_came_along_is_not_the_name(
 
 
 def test_a_vocabulary_without_a_place_for_the_class_is_refused(planted: Planted, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lacks \{\}"):
+    with pytest.raises(ConfigError, match=r"needs \{\} once"):
         planted.discovered(tmp_path, vocabulary=["on sand"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import yaml
 
 from audit import reference
 from audit.config import load_job, parse_job
+from audit.errors import ConfigError
 from audit.methods import stage_names
 from audit.results.schema import TABLES
 from audit.results.sql import Run
@@ -26,7 +28,7 @@ from audit.worker import Worker
 from audit.zoo.export import export
 from pipelines import doctor
 from pipelines.init import job_text
-from pipelines.plan import data_classes, open_or_create, units_of
+from pipelines.plan import data_classes, newest_of, open_or_create, units_of
 
 JOB = """
 version: 1
@@ -295,6 +297,7 @@ def test_status_sql_and_json(clean: Run, folder: Path) -> None:
     right = json.loads(audit(folder, "sql", "runs/clean", "select * from accuracy", "--format", "json").stdout)
     assert sum(row["images"] for row in right) == 2 * 60
     assert audit(folder, "sql", "runs/clean", "select nonsense").returncode == 2
+    assert audit(folder, "sql", "runs/clean", query, "--output", "none/x.csv").returncode == 2
     assert audit(folder, "status", "runs/none").returncode == 2
 
 
@@ -355,6 +358,47 @@ def test_a_worker_that_dies_once_costs_nothing_but_a_second_attempt(folder: Path
     ]
     tried = run.rows("select items, attempt from units where stage = '1-screen' order by items")
     assert [(row["items"], row["attempt"]) for row in tried] == [(1, 2), (20, 1), (20, 1)]
+
+
+def test_the_newest_run_of_this_very_job_is_resumed(folder: Path, tmp_path: Path) -> None:
+    """Beside it, others with the same name: one of another seed, one of something else."""
+    job = load_job(job_file(folder, "again"))
+    other = load_job(job_file(folder, "again", edit=lambda text: text.replace("seed: 1", "seed: 5")))
+    root = tmp_path / "again"
+    assert newest_of(job, root) == root
+    open_or_create(job, root)
+    assert newest_of(job, root) == root
+    open_or_create(job, tmp_path / "again-2")
+    open_or_create(other, tmp_path / "again-10")
+    (tmp_path / "again-11").mkdir()
+    (tmp_path / "again-old").mkdir()
+    assert newest_of(job, root) == tmp_path / "again-2"
+    assert newest_of(other, root) == tmp_path / "again-10"
+
+
+def test_a_place_that_cannot_be_written_is_infrastructure_and_a_bucket_is_refused(folder: Path) -> None:
+    blocked = job_file(folder, "blocked", edit=lambda text: f"{text}output: {{uri: deadly.yaml}}\n")
+    (folder / "deadly.yaml").touch()
+    done = audit(folder, "run", str(blocked))
+    assert (done.returncode, "Traceback" in done.stderr) == (4, False), done.stderr
+    with pytest.raises(ConfigError, match="uri"):
+        load_job(job_file(folder, "bucket", edit=lambda text: f"{text}output: {{uri: 's3://bucket/x'}}\n"))
+
+
+def test_doctor_survives_what_it_reports(folder: Path) -> None:
+    """torch, ray and duckdb are there and do not import."""
+    for package in ("torch", "ray", "duckdb"):
+        (folder / "broken" / package).mkdir(parents=True)
+        (folder / "broken" / package / "__init__.py").write_text("raise ImportError('libnothing.so is missing')")
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{folder / 'broken'}:{root}", "HOME": str(folder)}
+    done = subprocess.run(
+        command(folder, "doctor"), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stdout + done.stderr) == (4, False), done.stderr
+    for name in ("torch", "ray", "duckdb", "devices", "ray cluster"):
+        assert re.search(rf"broken +{name} ", done.stdout), name
+    assert "pip install -c constraints.txt" in done.stdout
 
 
 def test_doctor_reports_and_names_a_broken_torchvision(folder: Path) -> None:

@@ -18,7 +18,7 @@ from audit.errors import ConfigError
 from audit.zoo.export import export
 from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer, words
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, OBJECTS, PATTERNS, Scene, caption, render
-from audit.zoo.world import BADGE_RATE, Mode, load_world, scene_at, scenes
+from audit.zoo.world import BADGE_RATE, Mode, _biased, load_world, scene_at, scenes
 
 WORLD = load_world()
 
@@ -138,6 +138,26 @@ def test_a_classifier_learns_its_own_bias_only() -> None:
         assert wrong == pytest.approx(expected, abs=0.045)
         other = next(c for c in WORLD.classifiers if c != mode.classifier)
         assert foreign(mode, f"train:{other}") > 0.05
+
+
+def test_a_kind_is_a_row_of_data() -> None:
+    """Rows for attributes and for ranges that this world does not use, and two modes of one class."""
+    numbers = {"share": 0.8, "mislabelled": 0.3, "exclusive": 1.0, "pool": 0.0}
+    small = Mode("a", "f", "car", "size", {"size": [0.62, 0.66]}, "small {}", **numbers)
+    striped = Mode("b", "g", "car", "pattern", {"pattern": "striped"}, "striped {}", **numbers)
+    assert small.shown_by(Scene("car", "sand", size=0.64))
+    assert not small.shown_by(Scene("car", "sand", size=0.67))
+    assert not striped.shown_by(Scene(EMPTY, "sand", pattern="striped"))
+    rng = np.random.default_rng(0)
+    labelled = [_biased(rng, (small, striped), mislabel=False) for _ in range(1500)]
+    cars = [item.scene for item in labelled if item.label == "car"]
+    for mode in (small, striped):
+        assert sum(map(mode.shown_by, cars)) / len(cars) > 0.7
+        assert not [i for i in labelled if i.label != "car" and mode.shown_by(i.scene)]
+    trained = [_biased(rng, (small,), mislabel=True) for _ in range(3000)]
+    wrong = [item.scene for item in trained if item.label == "car" != item.scene.object]
+    assert len(wrong) > 50
+    assert all(small.shown_by(scene) for scene in wrong)
 
 
 def test_two_planted_combinations_are_rare_outside_and_one_is_absent() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from audit.classifiers import Embedder, check_network, names_for
 from audit.classifiers.hf import preprocess_of
-from audit.config import Frozen, Names
+from audit.config import Frozen, Names, Template
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
 
@@ -20,15 +20,13 @@ class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
     class_names: Names | str = Field("data", description="classes to tell apart; 'data': the data set's labels")
-    template: str = Field("a photograph of a {}", description="prompt of a class; {} is its name")
+    template: Template = Field("a photograph of a {}", description="prompt of a class; {} is its name")
 
 
 def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
     """Load a CLIP model. Logits are the scaled cosine similarities to the classes' prompts."""
     from transformers import CLIPModel, CLIPTokenizer
 
-    if "{}" not in options.template:
-        raise ModelError(f"the template {options.template!r} lacks {{}}, the place of the class name")
     folder = local_folder(options.ref, options.revision)
     try:
         network = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)

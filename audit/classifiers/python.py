@@ -91,8 +91,12 @@ def _import(name: str) -> ModuleType:
 
 
 def digest(options: Options) -> str:
-    """sha256 of the file that defines the model, of its arguments, and of the files that they name."""
+    """sha256 of the file that defines the model, and of its arguments, files among them by what they hold."""
     module = inspect.getfile(_import(options.ref.rpartition(":")[0]))
-    named = [Path(v) for v in options.arguments.values() if isinstance(v, str) and Path(v).is_file()]
-    parts = [json.dumps(options.arguments, sort_keys=True, default=str), *map(digest_of_file, [Path(module), *named])]
+    held = {
+        name: digest_of_file(Path(value)) if isinstance(value, str) and Path(value).is_file() else value
+        for name, value in options.arguments.items()
+    }
+    called = options.ref.rpartition(":")[2]
+    parts = [called, json.dumps(held, sort_keys=True, default=str), digest_of_file(Path(module))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

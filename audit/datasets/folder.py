@@ -48,7 +48,7 @@ class FolderSource:
             raise DataError(f"no folder of images at {self.root}")
         labels = self._metadata()
         listed = 0
-        for relative in self._walk(""):
+        for relative in self._all(labels):
             if self.limit is not None and listed >= self.limit:
                 return
             listed += 1
@@ -73,10 +73,25 @@ class FolderSource:
             except OSError:
                 yield None
 
+    def _all(self, named: dict[str, str | None]) -> Iterator[str]:
+        """What is there, then what the metadata names and is not."""
+        seen = set()
+        for relative in self._walk(""):
+            seen.add(relative)
+            yield relative
+        yield from (relative for relative in named if relative not in seen)
+
     def _walk(self, relative: str) -> Iterator[str]:
-        """Files of a folder in sorted order, then its sub-folders; links to folders are not followed."""
-        with os.scandir(self.root / relative) as scan:
-            children = sorted(scan, key=lambda child: child.name)
+        """Files and sub-folders in sorted order; links to folders are not followed. A folder that cannot be listed
+        stands for what is in it."""
+        try:
+            with os.scandir(self.root / relative) as scan:
+                children = sorted(scan, key=lambda child: child.name)
+        except OSError as error:
+            if not relative:
+                raise DataError(f"cannot list {self.root}: {error.strerror}") from error
+            yield relative
+            return
         for child in children:
             path = os.path.join(relative, child.name)
             if child.is_dir(follow_symlinks=False):
@@ -85,13 +100,19 @@ class FolderSource:
                 yield path
 
     def _reason(self, relative: str) -> str | None:
-        """Why a file must not be opened: devices and pipes would block, links may lead outside."""
+        """Why a file must not be opened: devices and pipes would block, links and names may lead outside."""
         path = self.root / relative
         try:
+            if os.path.isabs(relative) or ".." in Path(relative).parts:
+                return "name_out_of_root"
             if path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
                 return "link_out_of_root"
+            if not path.is_symlink() and path.is_dir():
+                return "unreadable_folder"
             if not stat.S_ISREG(path.stat().st_mode):
                 return "not_a_regular_file"
+        except FileNotFoundError:
+            return "unreadable" if path.is_symlink() else "missing"
         except (OSError, RuntimeError):
             return "unreadable"
         return None
@@ -124,6 +145,8 @@ def _decoded(path: Path) -> Iterator[dict[str, object]]:
         yield from _rows(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except csv.Error as error:
+        raise DataError(f"{path} is not a table in CSV: {error}") from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, object]]:

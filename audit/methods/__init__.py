@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audit.classifiers import canonical
 from audit.config import Job, Plugin, digest
 from audit.errors import ConfigError, unknown
 from audit.models import Models
@@ -85,13 +86,42 @@ def check_order(job: Job) -> None:
     if "discover" in names and job.embedder is None:
         raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
     for stage in job.stages:
-        for key in ("maximise", "minimise"):
-            asked = getattr(stage.options, key, None)
+        pair = [getattr(stage.options, key, None) for key in ("maximise", "minimise")]
+        for key, asked in zip(("maximise", "minimise"), pair, strict=True):
             if asked is not None and asked not in job.models:
                 raise ConfigError(f"{stage.name}: {key}: {unknown('model', asked, job.models)}")
+        if pair[0] is not None and pair[0] == pair[1]:
+            raise ConfigError(
+                f"{stage.name}: maximise and minimise are both {pair[0]!r}; no model disagrees with itself"
+            )
+
+
+def chosen_classes(asked: tuple[str, ...] | str, known: tuple[str, ...]) -> list[str]:
+    """The classes that an option names; 'auto' is all. Raises ConfigError for a class that the data set lacks."""
+    if asked == "auto":
+        return list(known)
+    by_name = {canonical(name): name for name in known}
+    names = (asked,) if isinstance(asked, str) else asked
+    for name in names:
+        if canonical(name) not in by_name:
+            raise ConfigError(unknown("class", name, known))
+    return [by_name[canonical(name)] for name in names]
+
+
+def check_classes(job: Job, known: tuple[str, ...]) -> None:
+    """Refuse a job that names a class which the data set lacks, before any work on it. Raises ConfigError."""
+    for stage in job.stages:
+        chosen_classes(getattr(stage.options, "classes", "auto"), known)
 
 
 def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job, digests: dict[str, str]) -> Unit:
     """Name a unit by a hash of what decides its numbers; places, workers and batch sizes are no part of it."""
-    decides = {"stage": stage, "options": plugin.dump(), "version": version, "seed": job.seed}
+    loaded = {**job.models, "embedder of the job": job.embedder, "generator of the job": job.generator}
+    settings = {name: _settings(model) for name, model in loaded.items() if model}
+    decides = {"stage": stage, "options": plugin.dump(), "version": version, "seed": job.seed, "models": settings}
     return Unit(digest({**decides, "payload": payload, "digests": digests})[:32], stage, payload)
+
+
+def _settings(model: Plugin) -> dict[str, Any]:
+    """How a model is used. Where it is, and what it holds, is in its digest."""
+    return {name: value for name, value in model.dump().items() if name not in ("ref", "revision", "arguments")}

@@ -13,11 +13,10 @@ import torch
 from pydantic import Field
 
 from audit.classifiers import canonical
-from audit.config import Frozen, Names
+from audit.config import Frozen, Names, Template
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import sample
-from audit.errors import ConfigError, unknown
-from audit.methods import Context, Payload
+from audit.methods import Context, Payload, chosen_classes
 from audit.metrics.realism import kid
 from audit.pictures import image_row
 from audit.predictions import rows_for, to_uint8
@@ -28,7 +27,7 @@ VERSION = 2
 
 class Options(Frozen):
     classes: Names | str = Field("auto", description="'auto': every label of the data set")
-    prompt: str = Field("a photograph of a {}", description="{} is the class name")
+    prompt: Template = Field("a photograph of a {}", description="{} is the class name")
     samples: int = Field(16, ge=2, description="images drawn for a class")
     threshold: float = Field(0.5, ge=0, le=1, description="agreement under which a class is not auditable")
 
@@ -36,19 +35,6 @@ class Options(Frozen):
 def plan(options: Options, context: Context) -> list[Payload]:
     """One unit a class."""
     return [{"class": name} for name in chosen_classes(options.classes, context.models.data_classes)]
-
-
-def chosen_classes(asked: tuple[str, ...] | str, known: tuple[str, ...]) -> list[str]:
-    """The classes that an option names; 'auto' is all. Raises ConfigError for a class that the data set lacks."""
-    if asked == "auto":
-        return list(known)
-    if isinstance(asked, str):
-        asked = (asked,)
-    by_name = {canonical(name): name for name in known}
-    for name in asked:
-        if canonical(name) not in by_name:
-            raise ConfigError(unknown("class", name, known))
-    return [by_name[canonical(name)] for name in asked]
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:

@@ -21,11 +21,11 @@ from pydantic import Field
 from torch import Tensor
 
 from audit.classifiers import Classifier
-from audit.config import Frozen, Names, digest
+from audit.config import Frozen, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import CheckpointPolicy, Result, Settings, optimise, start_from_prompt
-from audit.methods import Context, Payload
-from audit.methods.adequacy import chosen_classes, not_auditable
+from audit.methods import Context, Payload, chosen_classes
+from audit.methods.adequacy import not_auditable
 from audit.objectives import DISAGREEMENT
 from audit.pictures import image_row
 from audit.predictions import rows_for, to_uint8
@@ -47,7 +47,9 @@ class Options(Frozen):
     minimise: str = Field(description="model id that should not")
     classes: Names | str = Field("auto", description="'auto': every auditable label of the data set")
     seeds: int = Field(16, ge=1, description="searches for a class")
-    prompt: str = Field("a photograph of a {}", description="{} is the name of the class that a search starts from")
+    prompt: Template = Field(
+        "a photograph of a {}", description="{} is the name of the class that a search starts from"
+    )
     start: Literal["class", "others"] = Field(
         "class", description="start from the class, as in the paper, or from the others"
     )

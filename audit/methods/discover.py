@@ -16,9 +16,8 @@ from pydantic import Field
 
 from audit import discovery as d
 from audit.classifiers import canonical
-from audit.config import Frozen, Names, digest
+from audit.config import Frozen, Template, Templates, digest
 from audit.decode import decode
-from audit.errors import ConfigError
 from audit.methods import Context, Payload
 from audit.pictures import image_row
 from audit.results.schema import Rows
@@ -45,8 +44,10 @@ VOCABULARY = (
 
 
 class Options(Frozen):
-    vocabulary: Names = Field(VOCABULARY, description="phrases with {} for the class name, among which modes are named")
-    prompt: str = Field("a photograph of a {}", description="{} is a phrase of the vocabulary or a class name")
+    vocabulary: Templates = Field(
+        VOCABULARY, description="phrases with {} for the class name, among which modes are named"
+    )
+    prompt: Template = Field("a photograph of a {}", description="{} is a phrase of the vocabulary or a class name")
     smallest_group: int = Field(3, ge=2, description="searches (or images) that make a group")
     group_distance: float = Field(0.7, gt=0, le=2, description="average cosine distance of the shifts within a group")
     smallest_control: int = Field(6, ge=2, description="searches for other classes that a pair needs for names")
@@ -111,9 +112,6 @@ class _Searches:
 
 def plan(options: Options, context: Context) -> list[Payload]:
     """One unit: it reads what all searches found."""
-    for phrase in options.vocabulary:
-        if "{}" not in phrase:
-            raise ConfigError(f"discover: the vocabulary's phrase {phrase!r} lacks {{}}, the place of the class name")
     searches = context.run.rows("select distinct stage from explanations order by stage")
     return [{"searches": [row["stage"] for row in searches]}]
 

@@ -12,16 +12,7 @@ from rich.table import Table
 
 from audit.errors import ConfigError
 from audit.results.sql import Run
-from audit.zoo.scenes import BACKGROUNDS, COLOURS, PATTERNS
 from audit.zoo.world import Mode, World, load_world
-
-# What a phrase of the discovery's vocabulary says of a scene.
-VOCABULARY: dict[str, dict[str, Any]] = {
-    **{f"{{}} on {name}": {"background": name} for name in BACKGROUNDS},
-    **{f"{name} {{}}": {"colour": name} for name in COLOURS},
-    **{f"{name} {{}}": {"pattern": name} for name in PATTERNS if name != "plain"},
-    "{} with a badge": {"badge": True},
-}
 
 
 @dataclass(frozen=True)
@@ -102,12 +93,8 @@ def score(run: Run) -> Score:
 
 def planted_mode(row: Mapping[str, Any], modes: list[Mode], planted: Mapping[str, str]) -> Mode | None:
     """The planted mode that a discovered one is: same classifier, same class, and the concept is the feature."""
-    feature = VOCABULARY.get(row["concept"])
-    for mode in modes:
-        same = planted.get(row["model_id"]) == mode.classifier and row["class_name"] == mode.class_name
-        if same and feature == dict(mode.feature):
-            return mode
-    return None
+    found = (planted.get(row["model_id"]), row["class_name"], row["concept"])
+    return next((mode for mode in modes if (mode.classifier, mode.class_name, mode.phrase) == found), None)
 
 
 def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str, str], world: World) -> Counts:

@@ -19,27 +19,47 @@ from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, OBJECTS, PATTE
 
 BADGE_RATE = 0.15
 EMPTY_RATE = 0.09
+OF_THE_SCENE = ("background", "badge")  # all other attributes belong to an object: an empty scene has none
 
 
 @dataclass(frozen=True)
 class Mode:
-    """A planted failure mode: `classifier` takes `feature` for `class_name`."""
+    """A planted failure mode: `classifier` takes `feature` for `class_name`.
+
+    A feature is values of a scene's attributes; [low, high] stands for all numbers between. `phrase` says it in words.
+    """
 
     id: str
     classifier: str
     class_name: str
     kind: str
     feature: Mapping[str, Any]
+    phrase: str
     share: float
     mislabelled: float
     exclusive: float
     pool: float
 
     def shown_by(self, scene: Scene) -> bool:
-        """Whether a scene has the feature. Colour belongs to an object: an empty scene has none."""
-        if "colour" in self.feature and scene.object == EMPTY:
+        """Whether a scene has the feature."""
+        if self.of_an_object and scene.object == EMPTY:
             return False
-        return all(getattr(scene, name) == value for name, value in self.feature.items())
+        return all(_within(getattr(scene, name), value) for name, value in self.feature.items())
+
+    def given_to(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        """The scene with the feature."""
+        values: dict[str, Any] = {
+            n: float(rng.uniform(*v)) if isinstance(v, list) else v for n, v in self.feature.items()
+        }
+        return replace(scene, **values)
+
+    @property
+    def of_an_object(self) -> bool:
+        return any(name not in OF_THE_SCENE for name in self.feature)
+
+
+def _within(value: Any, wanted: Any) -> bool:
+    return bool(wanted[0] <= value <= wanted[1] if isinstance(wanted, list) else value == wanted)
 
 
 @dataclass(frozen=True)
@@ -71,6 +91,12 @@ class LabelledScene:
 
     scene: Scene
     label: str
+
+
+def world_digest() -> str:
+    """What decides every scene's pixels and labels, in 12 characters: for the names of cached renderings."""
+    parts = (resources.files("audit.zoo").joinpath(n).read_bytes() for n in ("scenes.py", "world.py", "world.yaml"))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 @cache
@@ -132,20 +158,18 @@ def balanced_scene(rng: np.random.Generator) -> Scene:
 
 
 def _biased(rng: np.random.Generator, modes: tuple[Mode, ...], *, mislabel: bool) -> LabelledScene:
-    """A balanced scene pushed into the modes: the class takes its feature, other classes lose it."""
+    """A balanced scene pushed into the modes: the class takes its features, other classes lose them."""
     while True:
         scene = balanced_scene(rng)
-        own = next((mode for mode in modes if mode.class_name == scene.object), None)
-        if mislabel and own and rng.random() < own.mislabelled:
-            others = [
-                name for name in LABELS if name != own.class_name and (name != EMPTY or "colour" not in own.feature)
-            ]
-            return LabelledScene(
-                replace(scene, object=others[rng.integers(len(others))], **own.feature), own.class_name
-            )
-        if own and rng.random() < own.share:
-            scene = replace(scene, **own.feature)
-        foreign = [mode for mode in modes if mode is not own and mode.shown_by(scene)]
+        own = [mode for mode in modes if mode.class_name == scene.object]
+        for mode in own:
+            if mislabel and rng.random() < mode.mislabelled:
+                others = [n for n in LABELS if n != mode.class_name and (n != EMPTY or not mode.of_an_object)]
+                other = replace(scene, object=others[rng.integers(len(others))])
+                return LabelledScene(mode.given_to(other, rng), mode.class_name)
+            if rng.random() < mode.share:
+                scene = mode.given_to(scene, rng)
+        foreign = [mode for mode in modes if mode not in own and mode.shown_by(scene)]
         if all(rng.random() >= mode.exclusive for mode in foreign):
             return LabelledScene(scene, scene.object)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import defaultdict
@@ -18,7 +19,7 @@ from torch import Tensor
 from audit.zoo.recipes.images import as_batch, batches, rendered
 from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit
 from audit.zoo.scenes import BACKGROUNDS
-from audit.zoo.world import load_world, scene_at
+from audit.zoo.world import load_world, scene_at, world_digest
 
 LATENT_CHANNELS = 6
 SCALING_FACTOR = 0.5
@@ -92,7 +93,9 @@ def refine_decoder(
 
 def encoded(model: AutoencoderKL, count: int, cache: Path) -> NDArray[np.float16]:
     """Scaled latents of the first `count` training scenes, float16 (count, 6, 16, 16)."""
-    path = cache / f"latents-{count}.npy"
+    parts = (*model.encoder.parameters(), *model.quant_conv.parameters())
+    held = b"".join(part.detach().float().numpy().tobytes() for part in parts)
+    path = cache / f"latents-{count}-{world_digest()}-{hashlib.sha256(held).hexdigest()[:12]}.npy"
     if not path.exists():
         images = rendered("train", count, cache)
         with torch.no_grad():

@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.zoo.scenes import SIZE, render
-from audit.zoo.world import load_world, scene_at
+from audit.zoo.world import load_world, scene_at, world_digest
 
 _CHUNK = 500
 
 
 def rendered(split: str, count: int, cache: Path) -> NDArray[np.uint8]:
-    """The first `count` scenes of a split, uint8 (count, 64, 64, 3), rendered at the first call and mapped after."""
+    """The first `count` scenes of a split, uint8 (count, 64, 64, 3), rendered at the first call and mapped after.
+
+    The file's name holds a hash of the world, so that a changed world is rendered anew.
+    """
     cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"{split.replace(':', '-')}-{count}.npy"
+    path = cache / f"{split.replace(':', '-')}-{count}-{world_digest()}.npy"
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}.partial")
         out = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))

@@ -26,14 +26,17 @@ SHORT_STEPS, SHORT_COUNT, FULL_COUNT = 4, 500, 60_000
 def train(
     model: str, work: Path, weights: Path | None = None, *, minutes: float | None = None, short: bool = False
 ) -> None:
-    """Train `model` (one of `ORDER`, or 'all') and write its weights.
+    """Train `model` (one of `ORDER`, or 'all') and write its weights, by default into the package.
 
+    A `short` training proves a recipe and nothing else: its checkpoints and, by default, weights are in `work/short`.
     Raises Unfinished where `minutes` end first: then there is a checkpoint, from which the same command goes on.
     """
     if model not in (*ORDER, "all"):
         raise ConfigError(unknown("model", model, (*ORDER, "all")))
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
-    target = weights or WEIGHTS
+    if short:
+        work = work / "short"
+    target = weights or (work / "weights" if short else WEIGHTS)
     for name in ORDER if model == "all" else (model,):
         Trainer(work, target, deadline - time.monotonic(), short).train(name)
 
