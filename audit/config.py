@@ -44,7 +44,15 @@ def _one_place(value: str) -> str:
 
 
 Template = Annotated[str, AfterValidator(_one_place)]
-Templates = Annotated[tuple[Template, ...], Field(strict=False, min_length=1)]
+
+
+def _says_more(value: str) -> str:
+    if value.strip() == "{}":
+        raise ValueError("a phrase says something of the class; '{}' alone says nothing")
+    return value
+
+
+Phrases = Annotated[tuple[Annotated[Template, AfterValidator(_says_more)], ...], Field(strict=False, min_length=1)]
 _T = TypeVar("_T", bound=Frozen)
 
 

@@ -5,6 +5,7 @@
     ├── DataError          a data set cannot be listed or read at all
     ├── ModelError         a classifier or generator cannot be loaded, or cannot do what a method needs
     ├── StoreError         results cannot be written or read safely
+    ├── RowError           a row that its table cannot hold
     ├── BadItem            one item cannot be used; the job goes on and the item's row says why
     └── Unfinished         a training that ran out of its time; the same command goes on (audit.zoo.recipes.loop)
 
@@ -35,6 +36,10 @@ class ModelError(AuditError):
 
 class StoreError(AuditError):
     """A results store that cannot be written or read safely."""
+
+
+class RowError(AuditError):
+    """A row that its table cannot hold: an unknown column, NaN, text that is no UTF-8."""
 
 
 class BadItem(AuditError):

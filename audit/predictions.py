@@ -50,7 +50,10 @@ def rows_for(
     if models.embedder is not None:
         for item_id, values in zip(ids, _by_size(models.embedder.embed_images, images, models.device), strict=True):
             row = {"subject_id": item_id, "role": role, "name": "embedding", "model_id": "embedder"}
-            arrays.append({**row, "values": values.tolist(), "shape": list(values.shape)})
+            if values.isfinite().all():
+                arrays.append({**row, "values": values.tolist(), "shape": list(values.shape)})
+            else:
+                arrays.append({**row, "reason": "not_finite"})
     return {"predictions": predictions, "arrays": arrays}
 
 

@@ -33,5 +33,6 @@ def plugin(family: Family, name: str) -> ModuleType:
         missing = error.name or str(error)
         raise ConfigError(
             f"{family} plugin {name!r} needs the package {missing!r}, which does not import here. "
-            f"Install it with: pip install 'audit[{name.replace('_', '-')}]'"
+            f"Install it with: pip install {missing.replace('_', '-')}, or, where audit has an extra for the plugin, "
+            f"pip install 'audit[{name.replace('_', '-')}]'"
         ) from error

@@ -39,7 +39,7 @@ class Worker:
     def __init__(self, job: Job, root: Path, data_classes: tuple[str, ...], batch_size: int) -> None:
         self.job, self.root, self.batch_size = job, root, batch_size
         self.models = Models(job, data_classes)
-        self.options = dict(zip(stage_names(job), stages(job), strict=True))
+        self.stages = dict(zip(stage_names(job), stages(job), strict=True))
 
     def run(self, unit: Unit, attempt: int = 1) -> Summary:
         """Run and commit a unit. An exception becomes a summary: the driver decides whether to try again.
@@ -47,33 +47,31 @@ class Worker:
         `attempt`: how often the driver has now tried this unit, from 1.
         """
         began = time.monotonic()
-        plugin = self.options[unit.stage]
+        plugin = self.stages[unit.stage]
         context = Context(self.job, unit.stage, self.root, self.models, self.batch_size)
         try:
             rows = registry.plugin("methods", plugin.name).run(plugin.options, unit.payload, context)
+            seconds = time.monotonic() - began
+            rows["units"] = [
+                {
+                    "unit_id": unit.unit_id,
+                    "stage": unit.stage,
+                    "attempt": attempt,
+                    "worker": f"{platform.node()}/{os.getpid()}",
+                    "status": "ok",
+                    "items": items_in(unit),
+                    "seconds": seconds,
+                    "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                }
+            ]
+            Store(self.root).commit(unit.unit_id, unit.stage, rows)
         except (ConfigError, ModelError) as error:
             return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=str(error), fatal="config")
+        except StoreError as error:
+            return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=str(error), fatal="store")
         except Exception:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
             return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=traceback.format_exc(limit=-4))
-        seconds = time.monotonic() - began
-        items = items_in(unit)
-        rows["units"] = [
-            {
-                "unit_id": unit.unit_id,
-                "stage": unit.stage,
-                "attempt": attempt,
-                "worker": f"{platform.node()}/{os.getpid()}",
-                "status": "ok",
-                "items": items,
-                "seconds": seconds,
-                "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        ]
-        try:
-            Store(self.root).commit(unit.unit_id, unit.stage, rows)
-        except StoreError as error:
-            return Summary(unit.unit_id, unit.stage, 0, seconds, error=str(error), fatal="store")
-        return Summary(unit.unit_id, unit.stage, items, seconds, findings_in(rows))
+        return Summary(unit.unit_id, unit.stage, items_in(unit), seconds, findings_in(rows))
 
 
 def items_in(unit: Unit) -> int:

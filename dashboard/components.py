@@ -64,11 +64,14 @@ def headline(mode: Row, level: int = 3) -> str:
 
 def sentence(mode: Row) -> str:
     """What was found and what speaks for it, as plain text."""
-    text = (
-        f"{mode['support']} of {mode['seeds']} searches ended in images that {mode['model_id']} takes for "
-        f"{mode['class_name']} and {mode['other_model_id']} does not. What they gained: {mode['name']}."
-    )
-    if mode["verdict"] == "confirmed":
+    takes = f"that {mode['model_id']} takes for {mode['class_name']} and {mode['other_model_id']} does not"
+    if mode["source"] == "screen":
+        text = f"{mode['support']} images of the pool are alike {takes}. What they share: {mode['name']}."
+    else:
+        text = (
+            f"{mode['support']} of {mode['seeds']} searches ended in images {takes}. What they gained: {mode['name']}."
+        )
+    if mode["verdict"] == "confirmed" and mode["source"] == "search":
         text += (
             f" Of the {mode['evidence_images']} real images nearest to them, the models disagree on "
             f"{mode['evidence_rate']:.0%}; near the starts, on {mode['control_rate']:.0%}."

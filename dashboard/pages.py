@@ -90,6 +90,7 @@ def gallery() -> None:
         selection_mode="multi",
         default=["confirmed", "hypothesis"],
         key="verdict",
+        bind="query-params",
     )
     found = queries.modes(run, list(chosen))
     if not found:

@@ -17,7 +17,6 @@ def header(run: Run) -> Row:
         "(select count(*) from items where role = 'data' and status = 'ok') as images, "
         "(select count(*) from items where role = 'pool' and status = 'ok') as pool, "
         "(select count(*) from items where status <> 'ok') as refused, "
-        "(select count(*) from explanations where status = 'ok') as explanations, "
         "(select count(*) from failure_modes where source = 'search' and verdict = 'confirmed') as confirmed, "
         "(select count(*) from failure_modes where source = 'search' and verdict = 'hypothesis') as hypotheses "
         "from runs"
@@ -49,11 +48,7 @@ def models(run: Run) -> list[Row]:
 
 def modes(run: Run, verdicts: list[str] | None = None) -> list[Row]:
     """Failure modes of the search, confirmed first, by impact."""
-    return run.rows(
-        "select * from failure_modes where source = 'search' and list_contains(?, verdict) "
-        "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id",
-        [verdicts if verdicts is not None else ["confirmed", "hypothesis"]],
-    )
+    return [mode for mode in run.failure_modes() if verdicts is None or mode["verdict"] in verdicts]
 
 
 def mode(run: Run, failure_mode_id: str) -> Row | None:

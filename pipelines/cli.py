@@ -201,21 +201,22 @@ def sql(
                 raise ConfigError("parquet is not for a terminal: name a file with --output")
             pq.write_table(result, output)
             return
-        rows = result.to_pylist()
+        rows = list(zip(*(column.to_pylist() for column in result.columns), strict=True))
         with open(output, "w", encoding="utf-8", newline="") if output else _stdout() as file:
             if format == "json":
-                json.dump(rows, file, default=_plain, indent=1)
+                named = [dict(zip(result.column_names, row, strict=True)) for row in rows]
+                json.dump(named, file, default=_plain, indent=1)
                 file.write("\n")
             elif format == "csv":
                 writer = csv.writer(file)
                 writer.writerow(result.column_names)
-                writer.writerows([v if isinstance(v, float) else _cell(v) for v in row.values()] for row in rows)
+                writer.writerows([v if isinstance(v, float) else _cell(v) for v in row] for row in rows)
             else:
                 table = Table()
                 for name in result.column_names:
                     table.add_column(name, overflow="fold")
                 for row in rows:
-                    table.add_row(*(escape(_cell(value)) for value in row.values()))
+                    table.add_row(*(escape(_cell(value)) for value in row))
                 Console(file=file, width=None if file.isatty() else 240).print(table)
 
 

@@ -77,6 +77,11 @@ class Runner:
                 "set compute.gpus to what is there, or 0 for CPUs"
             )
         self.count = min(asked, cores) if isinstance(asked, int) else self.gpus or cores
+        if self.gpus and self.gpus % self.count and self.count % self.gpus:
+            raise ConfigError(
+                f"compute: {self.gpus} GPUs cannot be shared out to {self.count} workers; "
+                f"workers: {self.gpus} gives each one, {2 * self.gpus} gives two workers a GPU"
+            )
         self.threads = max(1, cores // self.count)
         self.batch_size = job.compute.batch_size if isinstance(job.compute.batch_size, int) else 8
         self.classes: tuple[str, ...] = ()

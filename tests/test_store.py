@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from audit.errors import ConfigError, StoreError
+from audit.errors import ConfigError, RowError, StoreError
 from audit.results.schema import TABLES, to_table
 from audit.results.sql import Run
 from audit.results.store import Store
@@ -136,9 +136,9 @@ def test_an_unwritable_root_is_named(tmp_path: Path) -> None:
 
 
 def test_nan_and_unknown_columns_are_refused() -> None:
-    with pytest.raises(StoreError, match="NaN"):
+    with pytest.raises(RowError, match="NaN"):
         to_table("measurements", [{**ROW, "value": float("nan")}])
-    with pytest.raises(StoreError, match="no column 'colour'"):
+    with pytest.raises(RowError, match="no column 'colour'"):
         to_table("measurements", [{**ROW, "colour": 1}])
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from transformers import CLIPTokenizer
 
 from audit.decode import decode
 from audit.errors import ConfigError
+from audit.reference import _WEIGHTS
 from audit.zoo.export import export
 from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer, words
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, OBJECTS, PATTERNS, Scene, caption, render
@@ -99,9 +101,21 @@ def test_every_word_is_one_token() -> None:
     ids = [tokenizer(word).input_ids for word in words()]
     assert all(len(i) == 3 for i in ids)
     assert len({i[1] for i in ids}) == len(ids)
-    longest = caption(Scene("water bottle", "grass", "purple", "striped", badge=True))
-    assert len(tokenizer(longest).input_ids) <= MAX_LENGTH
+    assert len(tokenizer(longest_caption()).input_ids) <= MAX_LENGTH
     assert tokenizer("zebra").input_ids != tokenizer("crab").input_ids
+
+
+def test_the_tokenizer_is_the_one_that_the_shipped_models_were_saved_with() -> None:
+    """Word by word, and byte by byte for what is no word; a fresh build has the very same numbers."""
+    texts = [*words(), "zebra", "orangeade and", longest_caption()]
+    for folder in ("diffusion/tokenizer", "clip"):
+        shipped = CLIPTokenizer.from_pretrained(_WEIGHTS / folder)
+        assert shipped.get_vocab() == build_tokenizer().get_vocab()
+        assert [shipped(text).input_ids for text in texts] == [build_tokenizer()(text).input_ids for text in texts]
+
+
+def longest_caption() -> str:
+    return caption(Scene("water bottle", "grass", "purple", "striped", badge=True))
 
 
 def foreign(mode: Mode, split: str) -> float:

@@ -34,7 +34,7 @@ class Unit:
 
 @dataclass
 class Context:
-    """What a stage may use. `models` loads on first use; `run` sees what was committed when the stage was planned."""
+    """What a stage may use. `models` loads on first use; `run`: what was committed when it was first asked for."""
 
     job: Job
     stage: str

@@ -76,13 +76,15 @@ def _distance(rows: Rows, name: str, context: Context) -> tuple[float | None, st
     if context.models.embedder is None:
         return None, "squared MMD", "the job has no embedder"
     real = context.run.rows(
-        "select values from arrays where role = 'data' and name = 'embedding' and subject_id in "
+        "select values from arrays where role = 'data' and name = 'embedding' and values is not null and subject_id in "
         "(select item_id from items where role = 'data' and label = ?) order by subject_id",
         [name],
     )
     if len(real) < 2:
         return None, "squared MMD", f"fewer than 2 screened images with the label {name!r}"
-    drawn = _matrix([row["values"] for row in rows["arrays"]])
+    drawn = _matrix([row["values"] for row in rows["arrays"] if "values" in row])
+    if len(drawn) < 2:
+        return None, "squared MMD", "fewer than 2 drawn images with a finite embedding"
     return kid(drawn, _matrix([row["values"] for row in real])), "squared MMD", None
 
 

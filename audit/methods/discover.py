@@ -16,7 +16,7 @@ from pydantic import Field
 
 from audit import discovery as d
 from audit.classifiers import canonical
-from audit.config import Frozen, Template, Templates, digest
+from audit.config import Frozen, Phrases, Template, digest
 from audit.decode import decode
 from audit.methods import Context, Payload
 from audit.pictures import image_row
@@ -44,7 +44,7 @@ VOCABULARY = (
 
 
 class Options(Frozen):
-    vocabulary: Templates = Field(
+    vocabulary: Phrases = Field(
         VOCABULARY, description="phrases with {} for the class name, among which modes are named"
     )
     prompt: Template = Field("a photograph of a {}", description="{} is a phrase of the vocabulary or a class name")
@@ -118,6 +118,8 @@ def plan(options: Options, context: Context) -> list[Payload]:
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
     """Rows: failure_modes of source 'search' and of source 'screen'."""
+    if not context.models.data_classes:
+        return {"failure_modes": []}
     concepts = _concepts(options, context)
     pool = _pool(context, concepts)
     found: list[dict[str, Any]] = []
@@ -170,7 +172,8 @@ def _concepts(options: Options, context: Context) -> d.Floats:
 
 def _pool(context: Context, concepts: d.Floats) -> _Pool | None:
     rows = context.run.rows(
-        "select subject_id, values from arrays where role = 'pool' and name = 'embedding' order by subject_id"
+        "select subject_id, values from arrays where role = 'pool' and name = 'embedding' and values is not null "
+        "order by subject_id"
     )
     if not rows:
         return None
@@ -194,7 +197,7 @@ def _searches(of: dict[str, Any], context: Context) -> _Searches:
     """`of`: stage, model_id and other_model_id."""
     rows = context.run.rows(
         "with e as (select subject_id, any_value(values) as values from arrays "
-        "where role = 'generated' and name = 'embedding' group by subject_id) "
+        "where role = 'generated' and name = 'embedding' and values is not null group by subject_id) "
         "select x.explanation_id, x.target_class, x.flipped, x.flipped_before, s.values as start, r.values as result "
         "from explanations x "
         "join e s on s.subject_id = x.start_image_id join e r on r.subject_id = x.image_id "
@@ -230,7 +233,7 @@ def _modes_of_searches(
     for name in sorted(set(searches.classes)):
         claim = _Claim("search", searches.model_id, searches.other_model_id, name)
         own = searches.classes == name
-        members = np.flatnonzero(own & searches.flipped & ~searches.flipped_before)
+        members = np.flatnonzero(own & searches.flipped & ~searches.flipped_before & moved.any(1))
         controls = moved[~own & moved.any(1)]
         for group in d.groups(moved[members], options.group_distance, options.smallest_group):
             chosen = members[group]

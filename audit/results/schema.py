@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from audit.errors import StoreError
+from audit.errors import RowError
 
 SCHEMA_VERSION = 1
 
@@ -130,6 +130,7 @@ TABLES: dict[str, pa.Schema] = {
             "model_id": (_S, "model that made it"),
             "values": (pa.list_(pa.float32()), "flattened values"),
             "shape": (pa.list_(_I), "their shape"),
+            "reason": (_S, "why there are none"),
         },
     ),
     "traces": _table(
@@ -169,7 +170,7 @@ TABLES: dict[str, pa.Schema] = {
             "verdict": (_S, "confirmed or hypothesis"),
             "reason": (_S, "why it is no more than a hypothesis"),
             "support": (_I, "seeds (search) or images (screen) in the group"),
-            "seeds": (_I, "seeds that were tried"),
+            "seeds": (_I, "searches for the class that ended, in disagreement or not"),
             "effect": (_F, "shift towards the concept against the controls, in standard deviations of the controls"),
             "effect_low": (_F, "lower end of its 95 % interval"),
             "effect_high": (_F, "upper end of its 95 % interval"),
@@ -209,11 +210,14 @@ def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     for row in listed:
         extra = row.keys() - set(schema.names)
         if extra:
-            raise StoreError(f"table {name!r} has no column {sorted(extra)[0]!r}")
+            raise RowError(f"table {name!r} has no column {sorted(extra)[0]!r}")
         for column, value in row.items():
             if isinstance(value, float) and value != value:
-                raise StoreError(f"table {name!r}, column {column!r}: NaN is stored as NULL with a reason")
+                raise RowError(f"table {name!r}, column {column!r}: NaN is stored as NULL with a reason")
         for column in ("values", "top_confidences"):
             if not all(math.isfinite(number) for number in row.get(column) or ()):
-                raise StoreError(f"table {name!r}, column {column!r}: NaN or infinity among the numbers")
-    return pa.Table.from_pylist(listed, schema=schema)
+                raise RowError(f"table {name!r}, column {column!r}: NaN or infinity among the numbers")
+    try:
+        return pa.Table.from_pylist(listed, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError) as error:
+        raise RowError(f"table {name!r} cannot hold a row: {error}") from error

@@ -57,8 +57,8 @@ class Run:
 
     def refresh(self) -> None:
         """Point the views at what is committed now."""
-        commits = self.store.commits()
         with self._lock:
+            commits = self.store.commits()
             if self.commits is not None and commits.keys() == self.commits.keys():
                 return
             for name, schema in TABLES.items():
@@ -81,7 +81,7 @@ class Run:
         try:
             relation = cursor.sql(query, params=parameters or None)
             return pa.table({"done": [True]}) if relation is None else relation.to_arrow_table()
-        except duckdb.ProgrammingError as error:
+        except (duckdb.ProgrammingError, duckdb.DataError) as error:
             raise ConfigError(f"the query failed: {error}") from error
         except duckdb.Error as error:
             raise StoreError(f"the query failed: {error}") from error
@@ -94,7 +94,7 @@ class Run:
         """The discovered failure modes of the generative search, confirmed ones first, by impact."""
         return self.rows(
             "select * from failure_modes where source = 'search' "
-            "order by verdict = 'confirmed' desc, impact desc nulls last, effect desc nulls last"
+            "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id"
         )
 
 

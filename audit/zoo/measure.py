@@ -165,7 +165,7 @@ def cards(truth: Mapping[str, Any], quality: Mapping[str, Any]) -> dict[str, str
             "diffusion",
             "Latent diffusion model of the embedded world, in Stable Diffusion's folder layout: AutoencoderKL, "
             "UNet2DConditionModel with cross-attention, CLIP text tower, DDIM scheduler, v-prediction.",
-            "audit zoo train autoencoder && audit zoo train diffusion",
+            "audit zoo train diffusion",
             "60,000 balanced scenes (split `train`)",
             [
                 f"autoencoder on held-out scenes: {g['psnr']:.1f} dB PSNR ({places})",
@@ -209,11 +209,13 @@ def _card(name: str, what: str, recipe: str, data: str, measured: list[str]) -> 
     training = ZOO / "weights" / name / "training.json"
     cost = json.loads(training.read_text("utf-8"))
     unit = "core-minutes" if cost["device"] == "cpu" else "minutes"
+    note = f"- These weights: {cost['note']}\n" if "note" in cost else ""
     lines = "\n".join(f"- {line}" for line in measured)
     return (
         f"# zoo:{name}\n\n{what}\n\n"
         f"- Recipe: `{recipe}` (from seeds; checkpoints and resumes)\n"
         f"- Time: {cost['steps']} steps, {cost['seconds'] / 60:.0f} {unit} on {cost['device']}\n"
+        f"{note}"
         f"- Data: {data}, drawn by `audit/zoo/scenes.py`\n"
         f"- Scenes hold eight objects ({', '.join(n for n in LABELS if n != EMPTY)}) or none\n"
         f"- Licence: Apache-2.0, as the code\n\n## Measured by `audit zoo measure`\n\n{lines}\n"

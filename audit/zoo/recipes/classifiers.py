@@ -94,9 +94,3 @@ def normalised(x: Tensor) -> Tensor:
     """RGB in [0, 1], any size, to the network's input."""
     x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False)
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-
-
-@torch.no_grad()
-def predicted(model: ResNetForImageClassification, x: Tensor) -> Tensor:
-    """Class indices (b,)."""
-    return model(normalised(x)).logits.argmax(-1)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from itertools import pairwise
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, LABELS, PATTERNS
@@ -21,28 +20,33 @@ def words() -> tuple[str, ...]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Merge until each word is one token; any other text falls back to bytes."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_lines(), trainer)
-    state = json.loads(tokenizer.to_str())["model"]
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in state["merges"]]
-    vocab: dict[str, int] = {}
+    """A CLIP tokenizer with one token for each word; any other text falls back to bytes. The same at every call."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    for token in (*alphabet, *(f"{c}</w>" for c in alphabet), *("".join(m) for m in merges)):
-        vocab.setdefault(token, len(vocab))
-    for token in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[token] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+    merges = _merges()
+    tokens = (*alphabet, *(f"{c}</w>" for c in alphabet), *("".join(pair) for pair in merges))
+    vocab = {token: number for number, token in enumerate((*tokens, "<|startoftext|>", "<|endoftext|>"))}
+    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=MAX_LENGTH)
 
 
-def _lines() -> Iterator[str]:
-    """One word a line: merges never see word pairs."""
-    return iter(words())
+def _merges() -> dict[tuple[str, str], int]:
+    """Byte-pair merges and their ranks: word after word, its first two pieces are joined until it is one."""
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words():
+        while len(pieces := _pieces(word, ranks)) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+    return ranks
+
+
+def _pieces(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding of a word: the pair with the lowest rank is joined, wherever it is, until none is left."""
+    pieces = [*word[:-1], f"{word[-1]}</w>"]
+    while known := [pair for pair in pairwise(pieces) if pair in ranks]:
+        best = min(known, key=ranks.__getitem__)
+        joined: list[str] = []
+        for piece in pieces:
+            if joined and (joined[-1], piece) == best:
+                joined[-1] += piece
+            else:
+                joined.append(piece)
+        pieces = joined
+    return pieces

@@ -38,15 +38,14 @@ def train(
         work = work / "short"
     target = weights or (work / "weights" if short else WEIGHTS)
     for name in ORDER if model == "all" else (model,):
-        Trainer(work, target, deadline - time.monotonic(), short).train(name)
+        Trainer(work, target, deadline, short).train(name)
 
 
 class Trainer:
     """Where things are, how long there is, and whether the recipes are cut short."""
 
-    def __init__(self, work: Path, weights: Path, seconds: float, short: bool) -> None:
-        self.work, self.weights, self.short = work, weights, short
-        self.budget = Budget(seconds=seconds)
+    def __init__(self, work: Path, weights: Path, deadline: float, short: bool) -> None:
+        self.work, self.weights, self.deadline, self.short = work, weights, deadline, short
         self.count = SHORT_COUNT if short else FULL_COUNT
 
     def train(self, name: str) -> None:
@@ -56,6 +55,11 @@ class Trainer:
             "clip": self._clip,
         }
         recipes.get(name, lambda: self._classifier(name))()
+
+    @property
+    def budget(self) -> Budget:
+        """What is left until the deadline, which is a time of `time.monotonic`."""
+        return Budget(seconds=self.deadline - time.monotonic())
 
     def _schedule(self, full: Schedule) -> Schedule:
         return replace(full, steps=SHORT_STEPS, warmup=1) if self.short else full
