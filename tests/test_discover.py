@@ -98,6 +98,7 @@ class Planted:
                 ids.append(row["image_id"])
             explanation = {"explanation_id": f"{target}-{seed}", "stage": "1-x", "target_class": target, "seed": seed}
             explanation |= {"model_id": "f", "other_model_id": "g", "status": "ok", "flipped": True}
+            explanation |= {"flipped_before": False}
             self.rows["explanations"].append({**explanation, "start_image_id": ids[0], "image_id": ids[1]})
 
     def kept_start(self, target: str) -> None:
@@ -267,6 +268,71 @@ def test_of_two_sure_phrases_the_one_that_real_images_bear_out_is_the_name() -> 
     assert name([0.55, 0.5, 1.0]) == "green"  # never "on sky", along which they did not surely move
     assert name([0.4, 0.3, 1.0]) == "on grass"  # what tells the wrong way round tells nothing
     assert name([0.6, 0.95, 1.0]) == "on grass"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, "confirmed"),
+        ({"p_value": 0.0099}, "confirmed"),
+        ({"p_value": 0.0101}, "hypothesis"),
+        ({"evidence_rate": 0.2001}, "confirmed"),
+        ({"evidence_rate": 0.1999}, "hypothesis"),
+        ({"reason": "a doubt"}, "hypothesis"),
+        ({"p_value": None}, "hypothesis"),
+    ],
+)
+def test_each_condition_of_a_confirmation_is_needed(change: dict[str, Any], verdict: str) -> None:
+    """Level .01, least excess .1."""
+    mode = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
+    mode |= {"name": "blue", "source": "search", "impact_low": 0.01, **change}
+    if mode["p_value"] is None:
+        del mode["p_value"]
+    pool = discover._Pool([], np.zeros((0, 2)), np.zeros((0, 1)), {})
+    discover._judge([mode], pool, discover.Options())
+    assert mode["verdict"] == verdict
+
+
+def test_two_tests_are_held_to_a_stricter_level_than_one() -> None:
+    """Holm: of p = .006 and p = .5, the first is corrected to .012."""
+    shared = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "reason": None, "name": "x"}
+    modes = [{**shared, "source": "search", "p_value": p} for p in (0.006, 0.5)]
+    discover._judge(modes, discover._Pool([], np.zeros((0, 2)), np.zeros((0, 1)), {}), discover.Options())
+    assert modes[0]["p_corrected"] == pytest.approx(0.012)
+    assert [mode["verdict"] for mode in modes] == ["hypothesis", "hypothesis"]
+
+
+def test_of_groups_with_one_name_the_confirmed_speaks_else_the_larger() -> None:
+    def mode(name: str, verdict: str, support: int) -> dict[str, Any]:
+        return {"failure_mode_id": name, "verdict": verdict, "support": support}
+
+    modes = [mode("a", "hypothesis", 9), mode("a", "confirmed", 3), mode("b", "hypothesis", 3)]
+    modes.append(mode("b", "hypothesis", 4))
+    merged = {m["failure_mode_id"]: (m["verdict"], m["support"]) for m in discover._merged(modes)}
+    assert merged == {"a": ("confirmed", 3), "b": ("hypothesis", 4)}
+
+
+def test_halves_share_no_image() -> None:
+    ids = [f"{i:08x}rest" for i in range(6)]
+    said = np.array(list("abcdef"), object)
+    even, odd = discover._Pool(ids, np.eye(6), np.eye(6)[:, :2], {"f": said}).halves()
+    assert (even.ids, odd.ids) == (ids[::2], ids[1::2])
+    assert list(odd.predicted["f"]) == ["b", "d", "f"]
+    assert np.array_equal(odd.embeddings, np.eye(6)[1::2])
+
+
+def test_what_tells_images_apart_is_asked_of_those_without_the_object() -> None:
+    """Near the group: ten crabs on sand for g, on which it agrees with f; ten empty beaches, ten lawns."""
+    sand = np.array([1.0] * 20 + [0.0] * 10)
+    crab = np.array([1.0] * 10 + [0.0] * 20)
+    f = np.array(["crab"] * 20 + ["none"] * 10, object)
+    g = np.array(["crab"] * 10 + ["none"] * 20, object)
+    pool = discover._Pool([str(i) for i in range(30)], np.ones((30, 1)), np.stack([sand, crab], 1), {"f": f, "g": g})
+    claim = discover._Claim("search", "f", "g", "crab")
+    told = discover._separation(claim, np.ones((1, 1)), pool, discover.Options(neighbours=30))
+    assert told is not None
+    assert told[0] == 1.0  # sand tells beaches from lawns
+    assert told[1] == 0.5  # "crab" does not: no image in question shows one
 
 
 def test_a_name_that_the_whole_pool_speaks_against_is_not_confirmed() -> None:

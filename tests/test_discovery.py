@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from math import comb
 
 import numpy as np
@@ -121,7 +122,50 @@ def test_impact_is_prevalence_times_excess() -> None:
     prevalence, interval = d.impact(shows, disagrees)
     assert prevalence == pytest.approx(0.1)
     assert interval.value == pytest.approx(0.1 * (0.8 - 45 / 900))
-    assert interval.low < interval.value < interval.high
+    p, q = wilson(80, 100), wilson(45, 900)  # Newcombe's interval of a difference, from Wilson's of two rates
+    low = 0.75 - math.hypot(0.8 - p[0], q[1] - 0.05)
+    high = 0.75 + math.hypot(p[1] - 0.8, 0.05 - q[0])
+    assert (interval.low, interval.high) == pytest.approx((0.1 * low, 0.1 * high), rel=1e-9)
+    everywhere = d.impact(np.ones(4, bool), np.array([True, False, True, True]))
+    assert everywhere == (1.0, d.Interval(0.0, 0.0, 0.0))
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate, from its formula."""
+    z, p = 1.959963984540054, hits / total
+    middle, half = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return (middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
+
+
+def test_a_group_below_the_controls_has_no_name_and_a_constant_concept_neither() -> None:
+    rng = np.random.default_rng(3)
+    group, controls = rng.normal(size=(5, 3)), rng.normal(size=(20, 3))
+    group[:, 0] -= 9
+    group[:, 2] = controls[:, 2] = 1.0
+    p_values = d.naming_p_values(group, controls)
+    assert p_values[0] > 0.99
+    assert p_values[2] == 1.0
+
+
+def test_the_typical_ones_come_first() -> None:
+    embeddings = unit(np.array([[1.0, 1.0], [1.0, 0.1], [1.0, 0.0], [-1.0, 0.2]]))
+    order = d.typical_first(embeddings)
+    centre = embeddings.mean(0)
+    along = embeddings @ centre
+    assert list(along[order]) == sorted(along, reverse=True)
+    assert order[-1] == 3
+
+
+def test_an_empty_arm_proves_nothing() -> None:
+    assert d.fisher(np.zeros(0, bool), np.ones(4, bool)) == 1.0
+    assert d.fisher(np.ones(4, bool), np.zeros(0, bool)) == 1.0
+
+
+def test_shifts_in_standard_deviations_of_the_controls() -> None:
+    controls = np.array([[1.0, 2.0], [3.0, 2.0]])
+    standard = d.against_controls(np.array([[5.0, 3.0]]), controls)
+    assert standard[0, 0] == pytest.approx(3 / math.sqrt(2))  # two controls: n - 1 = 1
+    assert standard[0, 1] == pytest.approx(1e6)  # controls that do not differ: no division by zero
 
 
 def test_kid_is_the_unbiased_mmd_of_the_cubic_kernel() -> None:

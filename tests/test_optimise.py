@@ -75,11 +75,41 @@ def test_first_step_is_adam_then_the_norm_is_restored() -> None:
         assert torch.allclose(got, want, atol=1e-9)
 
 
-def test_an_item_does_not_depend_on_its_batch() -> None:
+def test_three_steps_written_out() -> None:
+    """Adam with its moments; gradients scaled down to a largest entry of `clip`, for z_T and for the text of each
+    DDIM step; step sizes on the cosine 1, .55, .1; other cutouts at every step; z_T back to its first norm."""
+    clip, generator = 0.0015, Gaussian()
+    now = [v.clone() for v in start(generator, ["a"]).tensors()]
+    norm = now[0].norm()
+    first, second = ([torch.zeros_like(v) for v in now] for _ in range(2))
+    scaled = set()
+    for k, rate in enumerate((1.0, 0.55, 0.1)):
+        tensors = [v.clone().requires_grad_(True) for v in now]
+        x = generator.decode(denoise(generator.eps, generator.levels(), 3.0, *tensors)).clamp(0, 1)
+        loss = -brightness(cutouts(x, 3, 3, 0.01, [generator_for("a", "cutouts", k)])).mean()
+        for i, gradient in enumerate(torch.autograd.grad(loss, tensors)):
+            largest = gradient.abs().amax((1, 2, 3) if i == 0 else (2, 3), keepdim=True)
+            scaled |= set((largest > clip).flatten().tolist())
+            g = torch.where(largest > clip, gradient * clip / largest, gradient)
+            first[i] = 0.9 * first[i] + 0.1 * g
+            second[i] = 0.999 * second[i] + 0.001 * g * g
+            step = first[i] / (1 - 0.9 ** (k + 1)) / ((second[i] / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
+            now[i] = now[i] - (0.02, 0.05, 0.05)[i] * rate * step
+        now[0] = now[0] * norm / now[0].norm()
+    assert scaled == {True, False}
+    result = run(["a"], replace(SETTINGS, steps=3, clip=clip))
+    assert result.best_step.tolist() == [3]
+    for got, want in zip(result.variables.tensors(), now, strict=True):
+        assert torch.allclose(got, want, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip", [None, 0.0015])
+def test_an_item_does_not_depend_on_its_batch(clip: float | None) -> None:
     names = [f"item {i}" for i in range(8)]
-    together = run(names)
+    settings = replace(SETTINGS, clip=clip)
+    together = run(names, settings)
     for i in (0, 5):
-        alone = run([names[i]])
+        alone = run([names[i]], settings)
         assert torch.allclose(alone.image[0], together.image[i], atol=1e-9)
         assert torch.allclose(alone.losses[:, 0], together.losses[:, i], atol=1e-9)
         for one, many in zip(alone.variables.tensors(), together.variables.tensors(), strict=True):
@@ -154,6 +184,43 @@ def test_nan_in_one_item_leaves_the_others_as_they_are() -> None:
     for i in (0, 2):
         assert torch.equal(clean.image[i], hit.image[i])
         assert torch.equal(clean.losses[:, i], hit.losses[:, i])
+
+
+@pytest.mark.parametrize("where", ["evaluation", "gradient"])
+def test_an_item_that_meets_nan_is_frozen_as_it_was(where: str) -> None:
+    """In the second evaluation, or in the gradient of the second step alone: its variables stay finite and stop."""
+    calls = 0
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient: Tensor) -> Tensor:
+            return torch.cat([gradient[:1], gradient[1:2] * math.nan, gradient[2:]])
+
+    def objective(x: Tensor) -> Tensor:
+        nonlocal calls
+        if x.ndim == 5:
+            return brightness(Poison.apply(x) if where == "gradient" and calls == 2 else x)
+        calls += 1
+        value = brightness(x)
+        if where == "evaluation" and calls == 2:
+            value[1] = math.nan
+        return value
+
+    names = ["a", "b", "c"]
+    clean, one_step, hit = run(names), run(names, replace(SETTINGS, steps=1)), run(names, objective=objective)
+    assert hit.finite.tolist() == [True, False, True]
+    for got, usual in zip(hit.variables.tensors(), clean.variables.tensors(), strict=True):
+        assert torch.equal(got[[0, 2]], usual[[0, 2]])
+        assert got.isfinite().all()
+    assert hit.losses[2:, 1].isinf().all()
+    assert hit.image[1].isfinite().all()
+    assert hit.best_step[1] == (0 if where == "evaluation" else 1)
+    if where == "gradient":
+        assert torch.equal(hit.image[1], one_step.image[1])
 
 
 def test_cosine_runs_from_one_to_a_tenth() -> None:

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from audit import reference
@@ -29,6 +31,7 @@ from audit.zoo.export import export
 from pipelines import doctor
 from pipelines.init import job_text
 from pipelines.plan import data_classes, newest_of, open_or_create, units_of
+from pipelines.runner import Runner
 
 JOB = """
 version: 1
@@ -358,6 +361,38 @@ def test_a_worker_that_dies_once_costs_nothing_but_a_second_attempt(folder: Path
     ]
     tried = run.rows("select items, attempt from units where stage = '1-screen' order by items")
     assert [(row["items"], row["attempt"]) for row in tried] == [(1, 2), (20, 1), (20, 1)]
+
+
+def test_a_unit_that_raises_is_quarantined_with_its_traceback(folder: Path) -> None:
+    done, run = deadly_run(folder, "raising", before="raise RuntimeError('no such luck')")
+    assert done.returncode == 3, done.stderr
+    (row,) = run.rows("select attempt, error from units where status = 'quarantined'")
+    assert row["attempt"] == 2
+    assert "RuntimeError: no such luck" in row["error"]
+
+
+def test_what_would_befall_every_unit_ends_the_job_and_is_not_recorded(folder: Path) -> None:
+    """A model with two outputs for three names."""
+    job = (folder / "raising.yaml").read_text().replace("raising\n", "misnamed\n").replace("[a, b]", "[a, b, c]")
+    (folder / "misnamed.yaml").write_text(job)
+    done = audit(folder, "run", "misnamed.yaml")
+    assert done.returncode == 2, done.stderr
+    assert "2" in done.stderr
+    assert "3" in done.stderr
+    run = Run(folder / "runs" / "misnamed")
+    assert run.rows("select count(*) as n from units where stage = '1-screen'") == [{"n": 0}]
+
+
+@pytest.mark.parametrize(("gpus", "workers", "fits"), [(2, 3, False), (3, 2, False), (2, 4, True), (4, 2, True)])
+def test_gpus_are_shared_out_evenly_or_not_at_all(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int, fits: bool
+) -> None:
+    """Shares such as 2/3 of a GPU would leave workers waiting for ever."""
+    text = f"compute: {{gpus: {gpus}, workers: {workers}}}\n"
+    job = load_job(job_file(folder, "shares", edit=lambda body: body.split("compute:")[0] + text))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
+    with nullcontext() if fits else pytest.raises(ConfigError, match="cannot be shared out"):
+        assert Runner(job, folder).count == workers
 
 
 def test_the_newest_run_of_this_very_job_is_resumed(folder: Path, tmp_path: Path) -> None:
