@@ -88,13 +88,13 @@ def difference(group: Floats, controls: Floats) -> Interval:
     return Interval(float(group.mean() - controls.mean()), float(interval.low), float(interval.high))
 
 
-def naming_p_values(group: Floats, controls: Floats) -> Floats:
-    """For each concept, Holm-corrected over all of them: p that the group (n, c) is not above the controls (m, c).
+def shift_p_values(group: Floats, controls: Floats) -> Floats:
+    """For each concept, p that the shifts of the group (n, c) are not above those of the controls (m, c).
 
     Student's t with pooled variance: unlike Welch's it keeps its level far out in the tail for groups of three.
     """
     result = stats.ttest_ind(group, controls, axis=0, alternative="greater")
-    return np.asarray(holm([1.0 if np.isnan(p) else float(p) for p in result.pvalue]))
+    return np.where(np.isnan(result.pvalue), 1.0, result.pvalue)
 
 
 def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, neighbours: int) -> Evidence:
@@ -121,15 +121,15 @@ def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, ne
     )
 
 
-def separation(along: Floats, disagrees: Bools, fewest: int = 5) -> Floats | None:
-    """For each concept, AUC of telling the disagreeing images (n,) from the others by how far they are along it (n, c).
+def separation(inside: Floats, outside: Floats, fewest: int = 5) -> Floats | None:
+    """For each concept, AUC of telling images inside (n, c) from images outside (m, c) by how far they are along it.
 
-    The chance that a disagreeing image is further along than another one; None with under `fewest` on either side.
+    The chance that one inside is further along than one outside; None with under `fewest` on either side.
     """
-    if min(disagrees.sum(), (~disagrees).sum()) < fewest:
+    if min(len(inside), len(outside)) < fewest:
         return None
-    u = stats.mannwhitneyu(along[disagrees], along[~disagrees], axis=0).statistic
-    return np.asarray(u / (disagrees.sum() * (~disagrees).sum()))
+    u = stats.mannwhitneyu(inside, outside, axis=0).statistic
+    return np.asarray(u / (len(inside) * len(outside)))
 
 
 def fisher(arm: Bools, control: Bools) -> float:

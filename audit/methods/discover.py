@@ -22,7 +22,7 @@ from audit.methods import Context, Payload
 from audit.pictures import image_row
 from audit.results.schema import Rows
 
-VERSION = 2
+VERSION = 3
 
 VOCABULARY = (
     *(
@@ -52,7 +52,7 @@ class Options(Frozen):
     group_distance: float = Field(0.7, gt=0, le=2, description="average cosine distance of the shifts within a group")
     smallest_control: int = Field(6, ge=2, description="searches for other classes that a pair needs for names")
     neighbours: int = Field(20, ge=1, description="nearest real images of one search, in the evidence")
-    name_level: float = Field(0.05, gt=0, lt=1, description="corrected p-value under which a name holds")
+    name_level: float = Field(0.05, gt=0, lt=1, description="p-value under which a group moved along its name")
     level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which evidence confirms")
     excess: float = Field(0.1, ge=0, le=1, description="least excess disagreement that confirms")
     exemplars: int = Field(12, ge=1, description="exemplars and evidence images kept for a mode")
@@ -238,7 +238,7 @@ def _modes_of_searches(
         for group in d.groups(moved[members], options.group_distance, options.smallest_group):
             chosen = members[group]
             results, starts = searches.results[chosen], searches.starts[chosen]
-            told = _separation(claim, results, pool, options) if pool else None
+            told = _contrast(claim, results, pool, options) if pool else None
             mode = _named(claim, moved[chosen], controls, options, told)
             order = chosen[d.typical_first(moved[chosen])]
             mode |= {"support": len(chosen), "seeds": int(own.sum())}
@@ -249,15 +249,16 @@ def _modes_of_searches(
     return modes
 
 
-def _separation(claim: _Claim, results: d.Floats, pool: _Pool, options: Options) -> d.Floats | None:
-    """How well each concept tells the disagreeing images from the others, among those near the results (n, d).
+def _contrast(claim: _Claim, results: d.Floats, pool: _Pool, options: Options) -> d.Floats | None:
+    """What the real images near the results (n, d) on which the models disagree have and others lack, (c,).
 
-    Of images that the other model does not call the class.
+    For each concept, AUC of telling them from the pool's images on which the models agree; all of them images that
+    the other model does not call the class. None where there are too few.
     """
+    disagrees = pool.disagree(claim)
     without = pool.predicted[claim.other_model_id] != canonical(claim.class_name)
     near = d.nearest(pool.embeddings, results, options.neighbours)
-    near = near[without[near]]
-    return d.separation(pool.along[near], pool.disagree(claim)[near])
+    return d.separation(pool.along[near[disagrees[near]]], pool.along[without & ~disagrees])
 
 
 def _merged(modes: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -271,31 +272,31 @@ def _merged(modes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _named(
     claim: _Claim, group: d.Floats, controls: d.Floats, options: Options, told: d.Floats | None = None
 ) -> dict[str, Any]:
-    """Name a group (n, c) by a concept in which it is surely above the controls (m, c).
+    """Name a group (n, c), and say how sure it is that it moved along its name, against the controls (m, c).
 
-    Of several, the one with the largest product of shift and separation (2 AUC - 1, from `told` (c,)): of the real
-    images nearest to the group that are not of the class for the other model, how well it tells those that are for
-    this one. Where none does, the surest. With too few controls the largest shift names it, and there is no effect.
+    Real images propose the name: the concept that best tells those near the group on which the models disagree
+    (`told` (c,)). One test then asks whether the searches moved along it. Without such images the name is the
+    concept along which they moved most surely, corrected for all that could have been.
     """
     effect, doubt = None, None
     if len(controls) < options.smallest_control:
-        best = int(group.mean(0).argmax())
+        best = int((group.mean(0) if told is None else told).argmax())
         needed = options.smallest_control
         doubt = f"only {len(controls)} searches for other classes to compare with, {needed} are needed"
     else:
-        p_values = d.naming_p_values(group, controls)
         standard = d.against_controls(group, controls)
-        best = min(range(len(p_values)), key=lambda c: (p_values[c], -standard[:, c].mean()))
-        sure = np.flatnonzero(p_values < options.name_level)
-        if told is not None and len(sure):
-            borne_out = standard.mean(0) * (2 * told - 1)
-            if borne_out[sure].max() > 0:
-                best = int(sure[borne_out[sure].argmax()])
+        p_values = d.shift_p_values(group, controls)
+        if told is None:
+            p_values = np.asarray(d.holm(p_values.tolist()))
+            best = min(range(len(p_values)), key=lambda c: (p_values[c], -standard[:, c].mean()))
+        else:
+            best = int(told.argmax())
         effect = d.difference(standard[:, best], d.against_controls(controls, controls)[:, best])
-        if p_values[best] >= options.name_level:
-            doubt = (
-                f"no phrase of the vocabulary is surely above the controls: the best is {options.vocabulary[best]!r}"
-            )
+        phrase = options.vocabulary[best]
+        if p_values[best] >= options.name_level and told is None:
+            doubt = f"no phrase of the vocabulary is surely above the controls: the best is {phrase!r}"
+        elif p_values[best] >= options.name_level:
+            doubt = f"the real images share {phrase!r}, along which the searches did not surely move"
     concept = options.vocabulary[best]
     return {
         "failure_mode_id": digest([*asdict(claim).values(), concept])[:16],
