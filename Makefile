@@ -41,7 +41,7 @@ test: $(VENV)/installed lint
 
 # The pictures of README and docs, from runs/demo and the shipped models. Screenshots need Chromium.
 docs: $(VENV)/installed runs/demo/job.json
-	$(VENV)/bin/python docs/pictures.py runs/demo
+	$(VENV)/bin/python docs/pictures.py runs/demo bird
 	$(VENV)/bin/python docs/screenshots.py runs/demo
 
 runs/demo/job.json:

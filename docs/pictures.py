@@ -21,9 +21,9 @@ INK, SOFT, GOOD, BAD = (24, 28, 36), (110, 116, 128), (26, 127, 75), (190, 45, 4
 CELL = 132
 
 
-def finding(run: Run, target: Path) -> None:
-    """The confirmed failure mode of the highest impact as one picture."""
-    mode = next(m for m in queries.modes(run, ["confirmed"]))
+def finding(run: Run, class_name: str, target: Path) -> None:
+    """A confirmed failure mode of a class as one picture."""
+    mode = next(m for m in queries.modes(run, ["confirmed"]) if m["class_name"] == class_name)
     model = next(m for m in queries.models(run) if m["model_id"] == mode["model_id"])
     shown = queries.exemplars(run, mode["exemplars"])[:3]
     evidence = mode["evidence"][:7]
@@ -100,6 +100,6 @@ def _enlarged(image: np.ndarray[Any, Any]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    finding(Run(Path(sys.argv[1])), DOCS / "finding.png")
+    finding(Run(Path(sys.argv[1])), sys.argv[2], DOCS / "finding.png")
     world(DOCS / "world.png")
     samples(DOCS / "samples.png")
