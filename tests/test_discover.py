@@ -206,6 +206,20 @@ def test_too_few_controls_give_no_effect_and_say_so(planted: Planted, tmp_path: 
         assert "only 0 searches for other classes" in mode["reason"]
 
 
+def test_searches_that_all_failed_are_no_modes(planted: Planted, tmp_path: Path) -> None:
+    rows = planted.rows
+    failed = [{**r, "status": "failed", "reason": "not_finite"} for r in rows["explanations"]]
+    try:
+        planted.rows = {**rows, "explanations": failed}
+        run, modes = planted.discovered(tmp_path)
+    finally:
+        planted.rows = rows
+    assert modes == []
+    assert run.rows("select count(*) > 0 as screened from failure_modes where source = 'screen'") == [
+        {"screened": True}
+    ]
+
+
 def test_permuted_predictions_confirm_nothing(planted: Planted, tmp_path: Path) -> None:
     """The same searches on a pool where what the models say has nothing to do with the images."""
     rows = planted.rows

@@ -125,7 +125,9 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     found: list[dict[str, Any]] = []
     searches = context.run.rows("select distinct stage, model_id, other_model_id from explanations order by all")
     for row in searches:
-        found += _modes_of_searches(_searches(row, context), concepts, pool, options)
+        ended = _searches(row, context)
+        if ended is not None:
+            found += _modes_of_searches(ended, concepts, pool, options)
     if pool is not None:
         halves = pool.halves()
         for f, g in sorted({(row["model_id"], row["other_model_id"]) for row in searches}):
@@ -193,8 +195,8 @@ def _pool(context: Context, concepts: d.Floats) -> _Pool | None:
     return _Pool(ids, embeddings, embeddings @ concepts.T, predicted)
 
 
-def _searches(of: dict[str, Any], context: Context) -> _Searches:
-    """`of`: stage, model_id and other_model_id."""
+def _searches(of: dict[str, Any], context: Context) -> _Searches | None:
+    """`of`: stage, model_id and other_model_id. None where no search ended."""
     rows = context.run.rows(
         "with e as (select subject_id, any_value(values) as values from arrays "
         "where role = 'generated' and name = 'embedding' and values is not null group by subject_id) "
@@ -204,6 +206,8 @@ def _searches(of: dict[str, Any], context: Context) -> _Searches:
         "where x.status = 'ok' and x.stage = ? and x.model_id = ? and x.other_model_id = ? order by x.explanation_id",
         [of["stage"], of["model_id"], of["other_model_id"]],
     )
+    if not rows:
+        return None
     return _Searches(
         of["model_id"],
         of["other_model_id"],
@@ -211,8 +215,8 @@ def _searches(of: dict[str, Any], context: Context) -> _Searches:
         np.array([row["target_class"] for row in rows], object),
         np.array([row["flipped"] for row in rows], bool),
         np.array([row["flipped_before"] for row in rows], bool),
-        _unit(np.asarray([row["start"] for row in rows], np.float64).reshape(len(rows), -1)),
-        _unit(np.asarray([row["result"] for row in rows], np.float64).reshape(len(rows), -1)),
+        _unit(np.asarray([row["start"] for row in rows], np.float64)),
+        _unit(np.asarray([row["result"] for row in rows], np.float64)),
     )
 
 
