@@ -403,6 +403,7 @@ def test_the_newest_run_of_this_very_job_is_resumed(folder: Path, tmp_path: Path
     assert newest_of(job, root) == root
     open_or_create(job, root)
     assert newest_of(job, root) == root
+    open_or_create(job, tmp_path / "again-1")
     open_or_create(job, tmp_path / "again-2")
     open_or_create(other, tmp_path / "again-10")
     (tmp_path / "again-11").mkdir()
