@@ -1,4 +1,4 @@
-"""Classifier sources: preprocessing against the libraries' own, names, refusals, and that models stay clean."""
+"""Classifier sources: preprocessing against the libraries' own, names, and refusals."""
 
 from __future__ import annotations
 

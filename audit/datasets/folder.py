@@ -75,11 +75,11 @@ class FolderSource:
 
     def _all(self, named: dict[str, str | None]) -> Iterator[str]:
         """What is there, then what the metadata names and is not."""
-        seen = set()
+        missing = dict.fromkeys(named)
         for relative in self._walk(""):
-            seen.add(relative)
+            missing.pop(relative, None)
             yield relative
-        yield from (relative for relative in named if relative not in seen)
+        yield from missing
 
     def _walk(self, relative: str) -> Iterator[str]:
         """Files and sub-folders in sorted order; links to folders are not followed. A folder that cannot be listed

@@ -86,13 +86,13 @@ def check_order(job: Job) -> None:
     if "discover" in names and job.embedder is None:
         raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
     for stage in job.stages:
-        pair = [getattr(stage.options, key, None) for key in ("maximise", "minimise")]
-        for key, asked in zip(("maximise", "minimise"), pair, strict=True):
-            if asked is not None and asked not in job.models:
+        pair = {key: getattr(stage.options, key) for key in ("maximise", "minimise") if hasattr(stage.options, key)}
+        for key, asked in pair.items():
+            if asked not in job.models:
                 raise ConfigError(f"{stage.name}: {key}: {unknown('model', asked, job.models)}")
-        if pair[0] is not None and pair[0] == pair[1]:
+        if len(pair) == 2 and len(set(pair.values())) == 1:
             raise ConfigError(
-                f"{stage.name}: maximise and minimise are both {pair[0]!r}; no model disagrees with itself"
+                f"{stage.name}: maximise and minimise are both {pair['maximise']!r}; no model disagrees with itself"
             )
 
 

@@ -70,10 +70,7 @@ TABLES: dict[str, pa.Schema] = {
             "model_id": (_S, "id in the job file"),
             "label": (_S, "class of the data set"),
             "predicted": (_S, "most probable class"),
-            "correct": (
-                _B,
-                "predicted is the label, up to case, _ and -; NULL where either is missing",
-            ),
+            "correct": (_B, "predicted is the label, up to case, _ and -; NULL where either is missing"),
             "confidence": (_F, "its probability"),
             "top_classes": (pa.list_(_S), "up to five most probable classes"),
             "top_confidences": (pa.list_(_F), "their probabilities"),
