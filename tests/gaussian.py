@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from audit.generators import Level
+from audit.generators import Attention, Level
 
 
 class Gaussian:
@@ -35,7 +35,7 @@ class Gaussian:
     def alpha(self, t: int) -> float:
         return next(level.alpha for level in self._levels if level.t == t)
 
-    def eps(self, z: Tensor, t: int, cond: Tensor) -> Tensor:
+    def eps(self, z: Tensor, t: int, cond: Tensor, attention: Attention | None = None) -> Tensor:
         """E[eps | z_t] for data N(m, s^2): sqrt(1 - a) (z - sqrt(a) m) / (a s^2 + 1 - a)."""
         a = self.alpha(t)
         mean = self.pull * torch.tanh(cond.mean((1, 2)))[:, None, None, None]

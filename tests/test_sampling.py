@@ -32,7 +32,7 @@ def test_many_steps_follow_the_gaussian_ode(s: float) -> None:
     """For N(0, s^2) the probability-flow ODE keeps z / sqrt(a s^2 + 1 - a) constant."""
     levels = ode_levels(4000)
 
-    def eps(z: torch.Tensor, t: int, cond: torch.Tensor) -> torch.Tensor:
+    def eps(z: torch.Tensor, t: int, cond: torch.Tensor, attention: object = None) -> torch.Tensor:
         a = levels[t].alpha
         return math.sqrt(1 - a) * z / (a * s**2 + 1 - a)
 
@@ -45,7 +45,7 @@ def test_many_steps_follow_the_gaussian_ode(s: float) -> None:
 
 
 def test_guidance_extrapolates_from_null_to_cond() -> None:
-    def eps(z: torch.Tensor, t: int, cond: torch.Tensor) -> torch.Tensor:
+    def eps(z: torch.Tensor, t: int, cond: torch.Tensor, attention: object = None) -> torch.Tensor:
         return cond.mean((1, 2))[:, None, None, None] + 0 * z
 
     z = torch.zeros((2, 1, 1, 1))

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from audit.augment import cutouts
 from audit.diffusion.noise import generator_for
-from audit.diffusion.sampling import denoise
+from audit.diffusion.sampling import Steering, denoise
 from audit.generators import Generator
 
 Objective = Callable[[Tensor], Tensor]
+Penalty = Callable[[Tensor, Tensor], Tensor]
 CheckpointPolicy = Literal["none", "step"]
 
 
@@ -92,11 +93,15 @@ def optimise(
     settings: Settings,
     keys: Sequence[object],
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    *,
+    penalty: Penalty | None = None,
+    steering: Steering | None = None,
 ) -> Result:
-    """Maximise `objective` over z_T, C_t and null_t through the whole DDIM process.
+    """Maximise `objective` minus `penalty` over z_T, C_t and null_t through the whole DDIM process.
 
-    `objective` maps images (b, ..., 3, h, w) to (b, ...); it is averaged over cutouts. `keys` seed the cutouts of
-    each item. `on_step(k, images, losses)` sees every iterate, 0 to `steps`, without gradients.
+    `objective` maps images (b, ..., 3, h, w) to (b, ...); it is averaged over cutouts. `penalty` maps z_0 (b, c, h, w)
+    and its image (b, 3, H, W) to (b,); it never sees cutouts. `keys` seed the cutouts of each item.
+    `on_step(k, images, losses)` sees every iterate, 0 to `steps`, without gradients.
 
     Differs from the paper: the iterate with the lowest un-augmented loss is returned, not the last one; z_T is
     rescaled to its first norm after every step; gradients are clipped to `clip` by their largest entry, per
@@ -113,12 +118,17 @@ def optimise(
     for k in range(settings.steps + 1):
         with torch.set_grad_enabled(k < settings.steps):
             z_0 = denoise(
-                generator.eps, levels, scale, *variables.tensors(), checkpointing=settings.checkpoint == "step"
+                generator.eps,
+                levels,
+                scale,
+                *variables.tensors(),
+                steering=steering,
+                checkpointing=settings.checkpoint == "step",
             )
-            x = generator.decode(z_0)
+            x = generator.decode(z_0).clamp(0, 1)
         with torch.no_grad():
-            image = x.clamp(0, 1)
-            loss = -objective(image)
+            image = x.detach()
+            loss = -objective(image) + (penalty(z_0, image) if penalty else 0)
             finite &= loss.isfinite()
             losses.append(loss.masked_fill(~finite, math.inf))
         best = best.update(k, image, variables, losses[k]) if best else _Best.of(image, variables, losses[k])
@@ -128,8 +138,8 @@ def optimise(
             break
 
         draws = [generator_for(key, "cutouts", k) for key in keys]
-        crops = cutouts(x.clamp(0, 1), settings.cutout_size, settings.cutouts, settings.cutout_noise, draws)
-        loss = -objective(crops).mean(1)
+        crops = cutouts(x, settings.cutout_size, settings.cutouts, settings.cutout_noise, draws)
+        loss = -objective(crops).mean(1) + (penalty(z_0, x) if penalty else 0)
         gradients = torch.autograd.grad(loss.sum(), variables.tensors(), materialize_grads=True)
         augmented.append(loss.detach())
         finite &= loss.detach().isfinite()

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from audit.generators import Generator, Level
+from audit.generators import Attention, Generator, Level
 
-Denoiser = Callable[[Tensor, int, Tensor], Tensor]
+
+class Denoiser(Protocol):
+    """`Generator.eps`."""
+
+    def __call__(self, z: Tensor, t: int, cond: Tensor, attention: Attention | None = None) -> Tensor: ...
+
+
+class GuidedDenoiser(Protocol):
+    """A denoiser that takes a condition and a null text. `attention` sees the batch of which the last half is cond's."""
+
+    def __call__(
+        self, z: Tensor, t: int, cond: Tensor, null: Tensor, attention: Attention | None = None
+    ) -> Tensor: ...
+
+
+class Steering(Protocol):
+    """What acts on a process besides its text, step by step; `step` counts from 0 at z_T."""
+
+    def attention(self, step: int) -> Attention | None:
+        """What looks at, or replaces, cross-attention maps of the conditional branch at a step."""
+
+    def latent(self, step: int, z: Tensor) -> Tensor:
+        """The latents (b, c, h, w) after a step, as they go on."""
 
 
 def ddim_step(z: Tensor, eps: Tensor, alpha: float, alpha_next: float) -> Tensor:
@@ -19,17 +42,17 @@ def ddim_step(z: Tensor, eps: Tensor, alpha: float, alpha_next: float) -> Tensor
     return alpha_next**0.5 * z_0 + (1 - alpha_next) ** 0.5 * eps
 
 
-def guided(eps: Denoiser, scale: float) -> Callable[[Tensor, int, Tensor, Tensor], Tensor]:
+def guided(eps: Denoiser, scale: float) -> GuidedDenoiser:
     """Classifier-free guidance in one call: eps_null + s (eps_cond - eps_null). Scale 1 is eps_cond, at half the cost.
 
     Differs from the paper: Eq. 17 writes eps_cond + w (eps_cond - eps_null), which is s = w + 1. The tables'
     guidance scale of 3.0 is s.
     """
 
-    def eps_hat(z: Tensor, t: int, cond: Tensor, null: Tensor) -> Tensor:
+    def eps_hat(z: Tensor, t: int, cond: Tensor, null: Tensor, attention: Attention | None = None) -> Tensor:
         if scale == 1:
-            return eps(z, t, cond)
-        on_null, on_cond = eps(torch.cat([z, z]), t, torch.cat([null, cond])).chunk(2)
+            return eps(z, t, cond, attention)
+        on_null, on_cond = eps(torch.cat([z, z]), t, torch.cat([null, cond]), attention).chunk(2)
         return on_null + scale * (on_cond - on_null)
 
     return eps_hat
@@ -43,6 +66,7 @@ def denoise(
     cond: Tensor,
     null: Tensor,
     *,
+    steering: Steering | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
     """Latents z_T (b, c, h, w) to z_0, with per-step conditions (b, steps, tokens, dim).
@@ -51,14 +75,17 @@ def denoise(
     """
     eps_hat = guided(eps, scale)
 
-    def step(z: Tensor, cond: Tensor, null: Tensor, level: Level) -> Tensor:
-        return ddim_step(z, eps_hat(z, level.t, cond, null), level.alpha, level.alpha_next)
+    def step(z: Tensor, cond: Tensor, null: Tensor, i: int) -> Tensor:
+        level, attention = levels[i], steering.attention(i) if steering else None
+        return ddim_step(z, eps_hat(z, level.t, cond, null, attention), level.alpha, level.alpha_next)
 
-    for i, level in enumerate(levels):
+    for i in range(len(levels)):
         if checkpointing:
-            z = checkpoint(step, z, cond[:, i], null[:, i], level, use_reentrant=False)
+            z = checkpoint(step, z, cond[:, i], null[:, i], i, use_reentrant=False)
         else:
-            z = step(z, cond[:, i], null[:, i], level)
+            z = step(z, cond[:, i], null[:, i], i)
+        if steering:
+            z = steering.latent(i, z)
     return z
 
 

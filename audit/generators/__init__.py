@@ -7,7 +7,7 @@ that predict something else than eps are translated here and nowhere else. A plu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,21 @@ class Level:
     t: int
     alpha: float
     alpha_next: float
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cross-attention layer, and the size of the feature map that looks at the prompt there."""
+
+    name: str
+    height: int
+    width: int
+
+
+# Asked at every cross-attention site. It may look at the maps softmax(Q K^T / sqrt d) of the last `count` items of the
+# batch, which are computed only then: (count, heads, height * width, tokens), rows sum to 1. It returns None to leave the
+# site alone, or maps (m, heads, height * width, tokens) that the last m items use instead of their own.
+Attention = Callable[[Site, Callable[[int], Tensor]], Tensor | None]
 
 
 class Generator(Protocol):
@@ -42,7 +57,7 @@ class Generator(Protocol):
     def levels(self) -> tuple[Level, ...]:
         """The DDIM steps, from noise to image."""
 
-    def eps(self, z: Tensor, t: int, cond: Tensor) -> Tensor:
+    def eps(self, z: Tensor, t: int, cond: Tensor, attention: Attention | None = None) -> Tensor:
         """Predicted noise (b, c, h, w) of latents (b, c, h, w) at timestep t under conditions (b, tokens, dim)."""
 
     def decode(self, z: Tensor) -> Tensor:
@@ -53,3 +68,10 @@ class Generator(Protocol):
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to conditions (b, tokens, dim). The empty prompt is the null text."""
+
+    def positions(self, prompt: str, phrase: str) -> tuple[tuple[int, ...], ...]:
+        """Token positions of each word of a phrase in a prompt. Raises BadItem where the prompt lacks it."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that belong to latents of `latent_shape`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -11,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from audit.config import Frozen
-from audit.errors import ModelError
-from audit.generators import Level
+from audit.errors import BadItem, ModelError
+from audit.generators import Attention, Level
+from audit.generators._attention import attended
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,6 +51,12 @@ class DiffusersGenerator:
         return (int(self.unet.config.in_channels), side, side)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        _, height, width = self.latent_shape
+        return (height * factor, width * factor)
+
+    @property
     def device(self) -> torch.device:
         return torch.device(self.unet.device)
 
@@ -64,9 +72,10 @@ class DiffusersGenerator:
             raise ModelError("the noise schedule ends in pure noise (alpha 0): DDIM in eps form cannot start there")
         return tuple(Level(t, *pair) for t, pair in zip(times, pairwise(alphas), strict=True))
 
-    def eps(self, z: Tensor, t: int, cond: Tensor) -> Tensor:
+    def eps(self, z: Tensor, t: int, cond: Tensor, attention: Attention | None = None) -> Tensor:
         dtype = self.unet.dtype
-        out = self.unet(z.to(dtype), t, encoder_hidden_states=cond.to(dtype)).sample.to(z.dtype)
+        with attended(self.unet, attention, (z.shape[-2], z.shape[-1])):
+            out = self.unet(z.to(dtype), t, encoder_hidden_states=cond.to(dtype)).sample.to(z.dtype)
         if self._prediction == "epsilon":
             return out
         alpha = float(self._alphas[t])
@@ -79,15 +88,26 @@ class DiffusersGenerator:
         return self.vae.encode(x * 2 - 1).latent_dist.mean * self.vae.config.scaling_factor
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = self._tokens(list(prompts), return_tensors="pt")
         with torch.no_grad():
             return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+
+    def positions(self, prompt: str, phrase: str) -> tuple[tuple[int, ...], ...]:
+        places = self._tokens(prompt, return_offsets_mapping=True)["offset_mapping"]
+        found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE)
+        words = []
+        for word in re.finditer(r"\S+", phrase):
+            begin, end = ((found.start() if found else 0) + at for at in word.span())
+            words.append(tuple(i for i, (a, b) in enumerate(places) if found and a < end and b > begin))
+        if not words or not all(words):
+            limit = self.tokenizer.model_max_length
+            raise BadItem("phrase_not_in_prompt", f"{phrase!r} is not in the first {limit} tokens of {prompt!r}")
+        return tuple(words)
+
+    def _tokens(self, text: str | list[str], **options: Any) -> Any:
+        """Token ids, cut and padded to the length that the text tower takes."""
+        length = self.tokenizer.model_max_length
+        return self.tokenizer(text, padding="max_length", max_length=length, truncation=True, **options)
 
 
 def load(options: Options, device: str = "cpu") -> DiffusersGenerator:
