@@ -7,7 +7,7 @@ from functools import cached_property
 
 from audit import registry
 from audit.classifiers import Classifier, Embedder
-from audit.config import Job, Plugin
+from audit.config import Job, Plugin, digest
 from audit.datasets import DataSource
 from audit.errors import ConfigError, unknown
 from audit.generators import Generator
@@ -56,6 +56,15 @@ class Models:
         module = registry.plugin("generators", self.job.generator.name)
         loaded: Generator = module.load(self.job.generator.options, self.device)
         return loaded
+
+    @cached_property
+    def generator_digest(self) -> str:
+        """What identifies the generator's numbers: its weights, and how it is used."""
+        plugin = self.job.generator
+        assert plugin is not None
+        weights = registry.plugin("generators", plugin.name).digest(plugin.options)
+        used = {key: value for key, value in plugin.dump().items() if key not in ("ref", "revision")}
+        return digest({"weights": weights, "used": used})
 
     def _load_classifier(self, plugin: Plugin) -> Classifier:
         loaded: Classifier = registry.plugin("classifiers", plugin.name).load(plugin.options, self.data_classes)

@@ -157,9 +157,8 @@ def optimise(
             for variable, old in zip(variables.tensors(), before, strict=True):
                 variable.copy_(torch.where(_per_item(finite, variable), variable, old))
     assert best is not None
-    return Result(
-        best.start, best.image, best.variables, torch.stack(losses), torch.stack(augmented), best.step, finite
-    )
+    seen = torch.stack(augmented) if augmented else losses[0].new_empty(0, len(keys))
+    return Result(best.start, best.image, best.variables, torch.stack(losses), seen, best.step, finite)
 
 
 # A latent is one variable; each DDIM step's condition is a variable of its own.

@@ -1,0 +1,451 @@
+"""Stage: the smallest realistic change of an image that flips a decision (DiG-IN section 6, UVCE).
+
+`audit/counterfactual.py` is the method. Here images are chosen, captioned and given targets, inversions are kept as
+artefacts, and what came of each item is measured. Beside every counterfactual stand its baselines: the original, what
+the autoencoder and the inversion alone make of it, and the prompt edit without any optimisation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from audit.artefacts import Artefacts
+from audit.captions import captioned
+from audit.classifiers import Classifier, canonical
+from audit.config import Frozen, Names, Template, digest
+from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
+from audit.diffusion.prompt_to_prompt import edited
+from audit.decode import decode, decode_mask
+from audit.diffusion.inversion import Inversion, NullText
+from audit.diffusion.optimise import CheckpointPolicy, Settings
+from audit.errors import BadItem
+from audit.methods import Context, Payload, chosen_classes
+from audit.metrics import proximity
+from audit.objectives import log_probability, masked_distance
+from audit.pictures import Pictures
+from audit.pixel_space import ascend
+from audit.predictions import rows_for, to_tensor, to_uint8
+from audit.results.schema import Rows
+from audit.targets import Target, check_target, targets_of
+
+VERSION = 1
+
+PRESETS = {
+    # DiG-IN Table C.1.5, for Stable Diffusion at 512 x 512; 20 DDIM steps and guidance 3.0 belong to the generator.
+    "digin": Numbers(optimisation=replace(Numbers().optimisation, checkpoint="step")),
+    # For the embedded world at 64 x 64 and 10 DDIM steps. Maps of 8 x 8 are the largest that still tell objects apart.
+    "embedded": Numbers(
+        map_side=8,
+        null_text=NullText(step_size=0.03),
+        refinements=3,
+        optimisation=Settings(
+            steps=20,
+            step_size_latent=0.002,
+            step_size_text=0.05,
+            schedule="constant",
+            clip=None,
+            cutouts=4,
+            cutout_noise=0.3,
+        ),
+    ),
+}
+
+
+class Options(Frozen):
+    model: str = Field(description="model id whose decision is explained")
+    target: Target = Field(Target(), description="what the decision should become")
+    items: Literal["all", "correct", "misclassified"] = Field(
+        "all", description="labelled images to explain, by what the model says of them"
+    )
+    classes: Names | str = Field("auto", description="labels to take images of; 'auto': every label")
+    per_class: int | None = Field(None, ge=1, description="images of each label; default: all")
+    caption: Literal["metadata", "template"] = Field(
+        "metadata", description="the data set's captions, where it has them, or the template"
+    )
+    template: Template = Field("an image of a {}", description="caption where there is none; {} is the class name")
+    mask: Literal["attention", "own", "none"] = Field(
+        "attention", description="where changes are free: cross-attention maps, the data set's masks, or nowhere"
+    )
+    inversion: Literal["null_text", "ddim"] = "null_text"
+    space: Literal["latent", "pixel"] = Field(
+        "latent", description="'pixel': the same objective on pixels, a baseline that shows what the generator is for"
+    )
+    preset: Literal["digin", "embedded"] = "digin"
+    weight_latent: float | None = Field(None, ge=0, description="w_VAE of Eq. 5; default: the preset's, as below")
+    weight_pixel: float | None = Field(None, ge=0, description="w_PX of Eq. 5")
+    injection: tuple[float, ...] | None = Field(
+        None, strict=False, min_length=1, description="shares of the steps with injected maps; the best one is taken"
+    )
+    blending: tuple[float, ...] | None = Field(
+        None, strict=False, min_length=1, description="shares of the steps with the original's background"
+    )
+    map_side: int | None = Field(None, ge=1, description="height of the cross-attention maps that make the mask")
+    sharpen: float | None = Field(None, ge=0, lt=1, description="subtracted from the mask; 0.3 in the authors' code")
+    refinements: int | None = Field(None, ge=0, description="of each step of DDIM inversion; 0 in the paper")
+    null_text_steps: int | None = Field(None, ge=1, description="Adam steps on the null text of each DDIM step")
+    null_text_step_size: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=0, description="optimisation steps; 0 is the prompt edit alone")
+    step_size_latent: float | None = Field(None, gt=0)
+    step_size_text: float | None = Field(None, gt=0)
+    cutouts: int | None = Field(None, ge=1)
+    cutout_noise: float | None = Field(None, ge=0)
+    checkpoint: CheckpointPolicy | None = Field(None, description="'step' recomputes activations: less memory")
+    pixel_step: float = Field(0.004, gt=0, description="step in pixel space, as root mean square over all pixels")
+    worst_reconstruction: float = Field(20.0, description="PSNR in dB of the inversion, under which no search is made")
+    frames: bool = Field(False, description="keep the image of every optimisation step")
+    unit_items: int = Field(8, ge=1, description="images in a unit of work")
+
+    def numbers(self, cutout_size: int) -> Numbers:
+        """The preset, with what the job file says instead."""
+        base = PRESETS[self.preset]
+        optimisation = replace(
+            base.optimisation,
+            cutout_size=cutout_size,
+            **self._given("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint"),
+        )
+        assert base.null_text is not None
+        null_text = NullText(
+            self.null_text_steps or base.null_text.iterations, self.null_text_step_size or base.null_text.step_size
+        )
+        named = ("weight_latent", "weight_pixel", "injection", "blending", "map_side", "sharpen", "refinements")
+        null = null_text if self.inversion == "null_text" else None
+        return replace(base, optimisation=optimisation, null_text=null, **self._given(*named))
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def plan(options: Options, context: Context) -> list[Payload]:
+    """Labelled images with their targets, in chunks. Within a label the order is that of the ids, which are hashes."""
+    labels = chosen_classes(options.classes, context.models.data_classes)
+    model = context.models.classifier(options.model)
+    check_target(options.target, model.class_names)
+    rows = context.run.rows(
+        "select i.uri, i.item_id, i.label, i.caption, p.predicted, p.top_classes, p.correct "
+        "from items i join predictions p on p.item_id = i.item_id and p.role = 'data' "
+        "where i.role = 'data' and i.status = 'ok' and p.status = 'ok' and p.model_id = ? and i.label in "
+        "(select unnest(?)) and (? = 'all' or p.correct = (? = 'correct')) "
+        "qualify row_number() over (partition by i.item_id order by i.position) = 1 order by i.label, i.item_id",
+        [options.model, labels, options.items, options.items],
+    )
+    taken: dict[str, int] = {}
+    chosen = []
+    for row in rows:
+        named = targets_of(options.target, row["predicted"], row["label"], row["top_classes"], model.class_names)
+        if named and taken.get(row["label"], 0) < (options.per_class or len(rows)):
+            taken[row["label"]] = taken.get(row["label"], 0) + 1
+            chosen.append([row[key] for key in ("uri", "item_id", "label", "caption", "predicted")] + [named])
+    return [{"items": chosen[i : i + options.unit_items]} for i in range(0, len(chosen), options.unit_items)]
+
+
+def run(options: Options, payload: Payload, context: Context) -> Rows:
+    """Rows: explanations, images, traces, measurements, artefacts, and what all models say of the images."""
+    work = _Work(options, context)
+    for start in range(0, len(payload["items"]), context.batch_size):
+        work.explain(payload["items"][start : start + context.batch_size])
+    return work.rows()
+
+
+class _Work:
+    """A unit of work as it fills up."""
+
+    def __init__(self, options: Options, context: Context) -> None:
+        self.options, self.context, self.models = options, context, context.models
+        self.generator = context.models.generator
+        self.model = context.models.classifier(options.model)
+        self.numbers = options.numbers(max(self.model.preprocess.size))
+        if options.mask == "none":
+            self.numbers = replace(self.numbers, blending=(0.0,))
+        self.artefacts = Artefacts(context.root)
+        self.pictures = Pictures()
+        self.found: Rows = {"explanations": [], "traces": [], "measurements": [], "artefacts": []}
+
+    def rows(self) -> Rows:
+        said = {row["image_id"] for row in self.pictures.rows if row["kind"] in _JUDGED}
+        judged = {key: pixels for key, pixels in self.pictures.pixels.items() if key in said}
+        predictions = rows_for(self.models, list(judged.values()), list(judged), "generated")
+        return {**self.found, "images": self.pictures.rows, **predictions}
+
+    def explain(self, items: list[list[Any]]) -> None:
+        """From items of the plan to rows; what cannot be used becomes a failed row for each of its targets."""
+        ready = []
+        contents = self.models.source("data").read([item[0] for item in items])
+        masks = self.models.source("data").read_masks([item[0] for item in items])
+        for item, data, mask in zip(items, contents, masks, strict=True):
+            for subject in _subjects(item, self.options):
+                try:
+                    ready.append(self._read(subject, data, mask))
+                except BadItem as error:
+                    self._fail(subject, error.reason)
+        if not ready:
+            return
+        original = self._original(ready)
+        good = []
+        for i, decibels in enumerate(proximity.psnr(original.reconstruction, original.image).tolist()):
+            if decibels < self.options.worst_reconstruction:
+                self._fail(ready[i], f"poor_reconstruction: {decibels:.1f} dB")
+            else:
+                good += [(i, target) for target in ready[i].targets]
+        for start in range(0, len(good), self.context.batch_size):
+            chunk = good[start : start + self.context.batch_size]
+            self._search([(ready[i], target) for i, target in chunk], original.rows([i for i, _ in chunk]))
+
+    def _read(self, subject: _Subject, data: bytes | None, mask: bytes | None) -> _Subject:
+        """Decode an image and its mask, at the generator's size. Raises BadItem."""
+        if data is None or hashlib.sha256(data).hexdigest() != subject.item_id:
+            raise BadItem("changed_since_inventory")
+        pixels = decode(data).image
+        size = self.generator.image_size
+        subject.image = fitted(to_tensor(pixels), size)
+        if self.options.mask == "own":
+            grey = torch.from_numpy(decode_mask(mask, *pixels.shape[:2]))
+            subject.mask = fitted(grey.expand(3, -1, -1), size)[0]
+        elif self.options.mask == "none":
+            subject.mask = torch.zeros(size)
+        self.generator.positions(subject.prompt, subject.source)
+        for target in subject.targets:
+            self.generator.positions(edited(subject.prompt, subject.source, target), target)
+        return subject
+
+    def _original(self, subjects: list[_Subject]) -> Original:
+        images = torch.stack([subject.image for subject in subjects]).to(self.generator.device)
+        masks = None
+        if self.options.mask != "attention":
+            masks = torch.stack([subject.mask for subject in subjects]).to(images)
+        prompts, sources = [s.prompt for s in subjects], [s.source for s in subjects]
+        inversion = self._inverted(subjects, images)
+        return prepare(self.generator, images, prompts, sources, inversion, self.numbers, masks)
+
+    def _inverted(self, subjects: list[_Subject], images: Tensor) -> Inversion:
+        """Inversions as artefacts: read where they were made before, by whatever run, model or target."""
+        keys = [self._artefact_key(subject) for subject in subjects]
+        held = {key: self.artefacts.get("inversion", key) for key in keys}
+        missing = list(dict.fromkeys(i for i, key in enumerate(keys) if held[key] is None))
+        if missing:
+            made = invert(self.generator, images[missing], [subjects[i].prompt for i in missing], self.numbers)
+            for j, i in enumerate(missing):
+                tensors = {"latent": made.latent[j], "null": made.null[j], "null_losses": made.null_losses[:, :, j]}
+                held[keys[i]] = self.artefacts.put("inversion", keys[i], tensors)
+        for key, subject in zip(keys, subjects, strict=True):
+            uri = self.artefacts.uri("inversion", key)
+            row = {"artefact_id": key, "kind": "inversion", "uri": uri, "item_id": subject.item_id}
+            self.found["artefacts"].append(row | {"prompt": subject.prompt})
+        stacked = {name: torch.stack([held[key][name] for key in keys]) for name in ("latent", "null", "null_losses")}
+        device = self.generator.device
+        losses = stacked["null_losses"].permute(1, 2, 0)
+        return Inversion(stacked["latent"].to(device), stacked["null"].to(device), losses)
+
+    def _artefact_key(self, subject: _Subject) -> str:
+        """Everything that decides an inversion."""
+        null = self.numbers.null_text
+        decides = {"version": VERSION, "item": subject.item_id, "prompt": subject.prompt}
+        decides |= {"null_text": None if null is None else [null.iterations, null.step_size]}
+        decides |= {"refinements": self.numbers.refinements, "generator": self.models.generator_digest}
+        return digest(decides)
+
+    def _search(self, asked: list[tuple[_Subject, str]], original: Original) -> None:
+        """Counterfactuals of a batch, one for each item of `original`, and their rows."""
+        sources = [self.model.index_of(subject.source) for subject, _ in asked]
+        targets = [self.model.index_of(target) for _, target in asked]
+        objective = Decision(self.model, sources, targets)
+        keys = [f"{self.context.job.seed}/uvce/{subject.item_id}/{target}" for subject, target in asked]
+        steps: list[tuple[Tensor, Tensor]] = []
+
+        def record(step: int, images: Tensor, losses: Tensor) -> None:
+            steps.append((objective.scores(images), images if self.options.frames else images[:0]))
+
+        began = time.monotonic()
+        if self.options.space == "pixel":
+            found, results = None, self._in_pixels(original, objective)
+        else:
+            names = [target for _, target in asked]
+            found = search(self.generator, original, names, objective, self.numbers, keys, record)
+            results = found.result.image
+        seconds = (time.monotonic() - began) / len(asked)
+        variants = {"original": original.image, "autoencoder": original.autoencoded}
+        variants |= {"reconstruction": original.reconstruction}
+        variants |= {"edit": found.result.start} if found else {}
+        measured = self._measured({**variants, "result": results}, original, objective)
+        for i, (subject, target) in enumerate(asked):
+            row = self._base(subject, target) | {"seconds": seconds}
+            if found is not None and not bool(found.result.finite[i]):
+                self.found["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
+                continue
+            row |= self._pictured(i, original, results, found) | self._scored(i, measured)
+            row |= self._traced(i, found, steps, row) if found else {}
+            self.found["explanations"].append({**row, "status": "ok"})
+            alone = {"mask_area": proximity.mask_area(original.mask)}
+            alone |= {"injection": found.injection, "blending": found.blending} if found else {}
+            self._measure(i, row["explanation_id"], measured, alone)
+
+    def _in_pixels(self, original: Original, objective: Decision) -> Tensor:
+        """Eq. 6 on the pixels themselves: what remains of the method without its generator."""
+
+        def value(x: Tensor) -> Tensor:
+            return objective(x) - masked_distance(x, original.image, original.mask, self.numbers.weight_pixel)
+
+        step = self.options.pixel_step * original.image[0].numel() ** 0.5
+        return ascend(original.image, value, self.numbers.optimisation.steps, step)
+
+    @torch.no_grad()
+    def _measured(self, variants: dict[str, Tensor], original: Original, objective: Decision) -> dict[str, _Measured]:
+        """Everything that is measured of each variant (b, 3, H, W) of the originals."""
+        found = {}
+        for name, images in variants.items():
+            scores = objective.scores(images)
+            values = {"p_source": scores[:, 0], "p_target": scores[:, 1], "flipped": scores[:, 2]}
+            if name != "original":
+                values |= {"l1": proximity.l1(images, original.image), "l2": proximity.l2(images, original.image)}
+                values["background_rmse"] = proximity.background_rmse(images, original.image, original.mask)
+                values["ssim"] = proximity.ssim(images, original.image)
+                values["psnr"] = proximity.psnr(images, original.image)
+                if self.models.embedder is not None:
+                    features = self.models.embedder.embed_images
+                    values["perceptual_distance"] = proximity.perceptual_distance(images, original.image, features)
+            found[name] = {key: value.tolist() for key, value in values.items()}
+        return found
+
+    def _base(self, subject: _Subject, target: str) -> dict[str, Any]:
+        """What a row of `explanations` says of a task before it ran."""
+        decides = self.options.model_dump(mode="json", exclude=_UNIMPORTANT)
+        key = {"options": decides, "version": VERSION, "stage": self.context.stage, "seed": self.context.job.seed}
+        key |= {"item": subject.item_id, "source": subject.source, "target": target}
+        return {
+            "explanation_id": digest(key)[:32],
+            "stage": self.context.stage,
+            "method": "uvce",
+            "item_id": subject.item_id,
+            "prompt": subject.prompt,
+            "source_class": subject.source,
+            "target_class": target,
+            "model_id": self.options.model,
+        }
+
+    def _fail(self, subject: _Subject, reason: str) -> None:
+        for target in subject.targets:
+            self.found["explanations"].append(self._base(subject, target) | {"status": "failed", "reason": reason})
+
+    def _pictured(self, i: int, original: Original, results: Tensor, found: Found | None) -> dict[str, Any]:
+        """Columns with the ids of an item's images."""
+
+        def keep(image: Tensor, kind: str) -> str:
+            return self.pictures.add(to_uint8(image), kind)
+
+        difference = proximity.difference_image(original.image[i : i + 1], results[i : i + 1])[0]
+        columns = {
+            "start_image_id": keep(original.image[i], "original"),
+            "image_id": keep(results[i], "generated"),
+            "reconstruction_image_id": keep(original.reconstruction[i], "reconstruction"),
+            "mask_image_id": keep(original.mask[i].expand(3, -1, -1), "mask"),
+            "difference_image_id": keep(difference, "difference"),
+        }
+        return columns | ({"edit_image_id": keep(found.result.start[i], "edit")} if found else {})
+
+    def _scored(self, i: int, measured: dict[str, _Measured]) -> dict[str, Any]:
+        """Columns with what the model said before and after."""
+        before, after = measured["original"], measured["result"]
+        return {
+            "score_before": before["p_target"][i],
+            "score_after": after["p_target"][i],
+            "source_before": before["p_source"][i],
+            "source_after": after["p_source"][i],
+            "flipped_before": bool(before["flipped"][i]),
+            "flipped": bool(after["flipped"][i]),
+        }
+
+    def _traced(self, i: int, found: Found, steps: list[tuple[Tensor, Tensor]], base: dict[str, Any]) -> dict[str, Any]:
+        """Columns with what the optimisation did; its steps become rows of `traces`."""
+        result, augmented = found.result, [*found.result.augmented[:, i].tolist(), None]
+        for step, (scores, images) in enumerate(steps):
+            row = {"explanation_id": base["explanation_id"], "step": step, "loss": float(result.losses[step, i])}
+            row |= {"augmented_loss": augmented[step], "score": float(scores[i, 1]), "source_score": float(scores[i, 0])}
+            if len(images):
+                row["image_id"] = self.pictures.add(to_uint8(images[i]), "frame")
+            self.found["traces"].append(row)
+        best = int(result.best_step[i])
+        losses = {"loss_before": float(result.losses[0, i]), "loss_after": float(result.losses[best, i])}
+        return losses | {"best_step": best}
+
+    def _measure(self, i: int, explanation_id: str, measured: dict[str, _Measured], alone: dict[str, Tensor]) -> None:
+        """Rows of `measurements`: each variant's, and those that stand alone."""
+        named = [(name, key, values[i]) for key, found in measured.items() for name, values in found.items()]
+        named += [(name, None, float(values[i])) for name, values in alone.items()]
+        for name, key, value in named:
+            row = {"subject_id": explanation_id, "stage": self.context.stage, "name": name, "key": key}
+            row |= {"value": value, "unit": _UNITS.get(name, "1")}
+            if name == "background_rmse" and float(alone["mask_area"][i]) == 1:
+                row |= {"value": None, "reason": "the mask covers the whole image"}
+            self.found["measurements"].append(row)
+
+
+_Measured = dict[str, list[float]]
+_JUDGED = ("original", "reconstruction", "edit", "generated")
+_UNITS = {"psnr": "dB", "mask_area": "share of the image", "flipped": "0 or 1"}
+# What changes no number of a counterfactual.
+_UNIMPORTANT = {"classes", "per_class", "items", "checkpoint", "frames", "unit_items", "worst_reconstruction"}
+
+
+@dataclass
+class _Subject:
+    """An item with one source class: what is inverted once for all its targets. Image and mask come with reading."""
+
+    item_id: str
+    source: str
+    prompt: str
+    targets: list[str]
+    image: Tensor = field(default_factory=lambda: torch.empty(0))
+    mask: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def _subjects(item: list[Any], options: Options) -> list[_Subject]:
+    """An item of the plan by source class: its label or, where that is the target, what the model says it is."""
+    _, item_id, label, caption, predicted, targets = item
+    by_source: dict[str, list[str]] = {}
+    for target in targets:
+        source = predicted if label is None or canonical(target) == canonical(label) else label
+        by_source.setdefault(source.replace("_", " "), []).append(target)
+    told = caption if options.caption == "metadata" else None
+    return [
+        _Subject(item_id, source, captioned(source, options.template, told, label), named)
+        for source, named in by_source.items()
+    ]
+
+
+def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of an image (3, h, w) at another size: resized so that it covers (3, *size), then cropped."""
+    scale = max(size[0] / image.shape[-2], size[1] / image.shape[-1])
+    covering = (max(size[0], round(image.shape[-2] * scale)), max(size[1], round(image.shape[-1] * scale)))
+    if covering != tuple(image.shape[-2:]):
+        image = F.interpolate(image[None], covering, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
+    return image[:, top : top + size[0], left : left + size[1]]
+
+
+class Decision:
+    """log p_f(y|x) for items with targets of their own, as a value to maximise."""
+
+    def __init__(self, model: Classifier, sources: list[int], targets: list[int]) -> None:
+        self.model = model
+        self.sources, self.targets = torch.tensor(sources), torch.tensor(targets)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(b, ..., 3, h, w) to (b, ...)."""
+        logits = self.model.logits(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
+        targets = self.targets.to(logits.device).view(-1, *[1] * (logits.ndim - 2))
+        return log_probability(logits, targets.expand(logits.shape[:-1]))
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        """p(source), p(target), and whether the target is predicted, of (b, 3, h, w): (b, 3)."""
+        logits = self.model.logits(images)
+        each, p = torch.arange(len(images)), logits.softmax(-1)
+        flipped = logits.argmax(-1) == self.targets.to(logits.device)
+        return torch.stack([p[each, self.sources], p[each, self.targets], flipped.to(p)], 1).cpu()
