@@ -63,6 +63,27 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
         raise BadItem("truncated", str(error)[:200]) from error
 
 
+def decode_mask(data: bytes | None, height: int, width: int, limits: Limits = Limits()) -> NDArray[np.float32]:
+    """A mask as (height, width) float32 in [0, 1]: its grey levels, 1 where the object is; no threshold is applied.
+
+    It is decoded as images are, so what is transparent counts as white. A mask of which no value is above 1 of 255
+    holds 0 and 1 as numbers, and is taken so. Raises BadItem with reason `mask_missing` (`data` is None),
+    `mask_size` (it is not as large as the image, whose height and width are given) or `mask_<reason>` with a reason
+    of `decode`.
+    """
+    if data is None:
+        raise BadItem("mask_missing", "there is no mask that can be read")
+    try:
+        image = decode(data, limits).image
+    except BadItem as error:
+        raise BadItem(f"mask_{error.reason}", str(error)) from error
+    if image.shape[:2] != (height, width):
+        found = f"{image.shape[1]} x {image.shape[0]}"
+        raise BadItem("mask_size", f"the mask has {found} pixels, its image {width} x {height}")
+    grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)
+    return grey / np.float32(1 if grey.max() <= 1 else 255)
+
+
 def _why_not_opened(data: bytes, error: Exception) -> tuple[str, str]:
     if isinstance(error, Image.DecompressionBombError):
         return "too_many_pixels", str(error)[:200]

@@ -23,7 +23,7 @@ name: my-audit            # the run's folder below output.uri
 seed: 0                   # every random number of the run follows from it
 
 # The labelled images under audit. Sources: folder (a sub-folder a class, or metadata.csv with file_name and
-# label, or label_pattern), parquet (columns image, label).
+# label, or label_pattern), parquet (columns image, label). Columns caption and mask are read where there are any.
 data: {{source: {"parquet" if parquet else "folder"}, path: {_quoted(data.resolve())}}}
 
 # Many unlabelled images, wider than the data: without them findings stay hypotheses.

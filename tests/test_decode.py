@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from audit.decode import Limits, decode, encode_png
+from audit.decode import Limits, decode, decode_mask, encode_png
 from audit.errors import BadItem
 
 RNG = np.random.default_rng(0)
@@ -143,3 +143,37 @@ def test_a_broken_colour_profile_is_no_obstacle() -> None:
 def test_png_round_trip_is_lossless() -> None:
     array = np.asarray(PHOTO)
     assert np.array_equal(decode(encode_png(array)).image, array)
+
+
+def test_a_mask_is_its_grey_levels() -> None:
+    grey = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+    mask = decode_mask(encode_png(grey), 5, 7)
+    assert (mask.dtype, mask.shape) == (np.float32, (5, 7))
+    assert np.abs(mask - grey / 255).max() < 1e-6
+    colour = np.zeros((5, 7, 3), np.uint8)
+    colour[2, 3] = 255, 0, 0
+    assert decode_mask(encode_png(colour), 5, 7)[2, 3] == pytest.approx(0.299, abs=0.003)  # ITU-R 601 luma of red
+
+
+@pytest.mark.parametrize("kind", ["0/1", "0/255", "1 bit"])
+def test_a_mask_of_two_values_is_0_and_1(kind: str) -> None:
+    """Annotation tools write the numbers 0 and 1, or black and white."""
+    truth = RNG.integers(0, 2, (5, 7)).astype(np.uint8)
+    picture = Image.fromarray(truth if kind == "0/1" else truth * 255)
+    assert np.array_equal(decode_mask(saved(picture.convert("1") if kind == "1 bit" else picture, "PNG"), 5, 7), truth)
+    assert not decode_mask(encode_png(truth * 0), 5, 7).any()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (None, "mask_missing"),
+        (b"no image", "mask_unidentified"),
+        (PNG[: len(PNG) // 2], "mask_truncated"),
+        (encode_png(np.zeros((7, 5), np.uint8)), "mask_size"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_says_why(data: bytes | None, reason: str) -> None:
+    with pytest.raises(BadItem) as caught:
+        decode_mask(data, 5, 7)
+    assert caught.value.reason == reason

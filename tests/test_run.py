@@ -156,6 +156,12 @@ def test_every_stage_leaves_its_rows(clean: Run) -> None:
     assert clean.rows("select status, reason from items where status <> 'ok'") == [
         {"status": "quarantined", "reason": "unidentified"}
     ]
+    told = "select role, has_mask, count(*) as n, count(caption) as captions from items group by all order by all"
+    assert clean.rows(told) == [  # the broken image is not in the metadata, the pool has none
+        {"role": "data", "has_mask": False, "n": 1, "captions": 0},
+        {"role": "data", "has_mask": True, "n": 60, "captions": 60},
+        {"role": "pool", "has_mask": False, "n": 60, "captions": 0},
+    ]
     # every model on every usable item, on 4 samples, and on start and result of 8 searches (one image where
     # a search gained nothing)
     still = clean.rows("select count(*) as n from explanations where start_image_id = image_id")[0]["n"]

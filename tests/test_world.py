@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import CLIPTokenizer
 
-from audit.decode import decode
+from audit.datasets import folder as images_in
+from audit.decode import decode, decode_mask
 from audit.errors import ConfigError
 from audit.reference import _WEIGHTS
 from audit.zoo.export import export
@@ -204,6 +205,13 @@ def test_export_as_a_folder(tmp_path: Path) -> None:
         )
         image = decode((tmp_path / "x" / row["file_name"]).read_bytes()).image
         assert np.array_equal(image, render(item.scene).image)
+    source = images_in.open_source(images_in.Options(path=tmp_path / "x"))
+    entries = list(source.entries())
+    assert sorted(entry.display_name for entry in entries) == sorted(row["file_name"] for row in rows)
+    for entry, mask in zip(entries, source.read_masks([entry.uri for entry in entries]), strict=True):
+        scene = scene_at(WORLD, "labelled", int(entry.uri[-10:-4])).scene
+        assert entry.caption == caption(scene)
+        assert np.array_equal(decode_mask(mask, 64, 64), np.float32(render(scene).mask) / np.float32(255))
     with pytest.raises(ConfigError, match="exists"):
         export("labelled", tmp_path / "x", "folder", 3)
 

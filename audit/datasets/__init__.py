@@ -9,12 +9,18 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Entry:
-    """A place in a data set. `uri` is enough for the source to read it again; `reason`: why it cannot be used."""
+    """A place in a data set. `uri` is enough for the source to read it again; `reason`: why it cannot be used.
+
+    `caption`: what the image shows, in words. `mask`: where the source has the image of its object, None where it
+    has none; whether that can be read and decoded is found when it is used.
+    """
 
     uri: str
     display_name: str
     label: str | None = None
     reason: str | None = None
+    caption: str | None = None
+    mask: str | None = None
 
 
 class DataSource(Protocol):
@@ -25,6 +31,9 @@ class DataSource(Protocol):
 
     def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
         """The bytes of each uri, in the order asked; None where they cannot be read any more."""
+
+    def read_masks(self, uris: Sequence[str]) -> Iterator[bytes | None]:
+        """The bytes of the mask of each uri (of the image), in the order asked; None where it has none to read."""
 
 
 def printable(raw: str) -> str:

@@ -6,13 +6,14 @@ import hashlib
 from itertools import islice
 
 from audit.config import Frozen
+from audit.datasets import Entry
 from audit.decode import decode
 from audit.errors import BadItem
 from audit.methods import Context, Payload
 from audit.models import open_source
 from audit.results.schema import Rows
 
-VERSION = 1
+VERSION = 2
 UNIT_ITEMS = 1000
 
 
@@ -26,8 +27,7 @@ def plan(options: Options, context: Context) -> list[Payload]:
     for role in ("data", "pool") if context.job.pool else ("data",):
         listing = enumerate(open_source(context.job, role).entries())
         while chunk := list(islice(listing, UNIT_ITEMS)):
-            entries = [[i, entry.uri, entry.display_name, entry.label, entry.reason] for i, entry in chunk]
-            units.append({"role": role, "entries": entries})
+            units.append({"role": role, "entries": [[i, *_told(entry)] for i, entry in chunk]})
     return units
 
 
@@ -36,10 +36,14 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     role, entries = payload["role"], payload["entries"]
     contents = context.models.source(role).read([uri for _, uri, *_ in entries])
     rows = []
-    for (position, uri, name, label, reason), data in zip(entries, contents, strict=True):
+    for (position, uri, name, label, reason, caption, has_mask), data in zip(entries, contents, strict=True):
         row = {"role": role, "position": position, "uri": uri, "display_name": name, "label": label}
-        rows.append({**row, **_look(uri, data, reason)})
+        rows.append({**row, "caption": caption, "has_mask": has_mask, **_look(uri, data, reason)})
     return {"items": rows}
+
+
+def _told(entry: Entry) -> list[object]:
+    return [entry.uri, entry.display_name, entry.label, entry.reason, entry.caption, entry.mask is not None]
 
 
 def _look(uri: str, data: bytes | None, reason: str | None) -> dict[str, object]:

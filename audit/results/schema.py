@@ -56,6 +56,8 @@ TABLES: dict[str, pa.Schema] = {
             "uri": (_S, "where the bytes are"),
             "display_name": (_S, "name for people, safe to print"),
             "label": (_S, "class of the data set"),
+            "caption": (_S, "what it shows, in the data set's words"),
+            "has_mask": (_B, "the data set names a mask of its object"),
             "width": (_I, "pixels"),
             "height": (_I, "pixels"),
             "status": (_S, "ok or quarantined"),

@@ -1,4 +1,4 @@
-"""Splits of the world as users' data looks: an ImageFolder with metadata, or Parquet files with masks as well."""
+"""Splits of the world as users' data looks: folders of images with metadata and masks, or Parquet files."""
 
 from __future__ import annotations
 
@@ -80,11 +80,12 @@ def _write_folder(folder: Path, chunks: Iterator[list[_Exported]]) -> None:
         for number, item in enumerate(item for chunk in chunks for item in chunk):
             attributes = _attributes(item)
             if number == 0:
-                writer.writerow(["file_name", "label", *attributes])
-            target = folder / item.label / item.name
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(item.png)
-            writer.writerow([f"{item.label}/{item.name}", item.label, *attributes.values()])
+                writer.writerow(["file_name", "label", "mask", *attributes])
+            places = (f"{item.label}/{item.name}", item.png), (f"masks/{item.name}", item.mask)
+            for place, png in places:
+                (folder / place).parent.mkdir(exist_ok=True)
+                (folder / place).write_bytes(png)
+            writer.writerow([places[0][0], item.label, places[1][0], *attributes.values()])
 
 
 def _write_parquet(folder: Path, split: str, chunks: Iterator[list[_Exported]], labelled: bool) -> None:
