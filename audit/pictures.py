@@ -23,3 +23,19 @@ def image_row(image: NDArray[np.uint8], kind: str) -> dict[str, Any]:
         "png": png,
         "thumbnail": encode_thumbnail(image),
     }
+
+
+class Pictures:
+    """The generated images of a unit of work as rows, each once however often it is met."""
+
+    def __init__(self) -> None:
+        self.pixels: dict[str, NDArray[np.uint8]] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, image: NDArray[np.uint8], kind: str) -> str:
+        """Keep a uint8 RGB image (h, w, 3); returns its id."""
+        row = image_row(image, kind)
+        if row["image_id"] not in self.pixels:
+            self.pixels[row["image_id"]] = image
+            self.rows.append(row)
+        return str(row["image_id"])
