@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.classifiers import canonical
+from audit.classifiers import Classifier, canonical
 from audit.models import Models
+from audit.neurons import activations, layer_of
 from audit.results.schema import Rows
 
 TOP = 5
@@ -36,25 +37,47 @@ def rows_for(
     ids: Sequence[str],
     role: str,
     labels: Sequence[str | None] | None = None,
+    read: Sequence[str] = (),
 ) -> Rows:
-    """Predictions of all models, and embeddings where the job has an embedder. Images may differ in size."""
+    """Predictions of all models, and embeddings where the job has an embedder. Images may differ in size.
+
+    Of the models that `read` names, also the inputs of the last linear layer.
+    """
     labels = labels or [None] * len(ids)
     predictions, arrays = [], []
     for model_id, classifier in models.classifiers():
         names = classifier.class_names
-        for item_id, label, logits in zip(ids, labels, _by_size(classifier.logits, images, models.device), strict=True):
+        forward = _with_activations(classifier) if model_id in read else classifier.logits
+        for item_id, label, found in zip(ids, labels, _by_size(forward, images, models.device), strict=True):
+            logits, units = found[: len(names)], found[len(names) :]
             row = {"item_id": item_id, "role": role, "model_id": model_id, "label": label, **_verdict(logits, names)}
             if label is not None and row["status"] == "ok":
                 row["correct"] = canonical(row["predicted"]) == canonical(label)
             predictions.append(row)
+            if model_id in read:
+                arrays.append(_array(item_id, role, "activations", model_id, units))
     if models.embedder is not None:
         for item_id, values in zip(ids, _by_size(models.embedder.embed_images, images, models.device), strict=True):
-            row = {"subject_id": item_id, "role": role, "name": "embedding", "model_id": "embedder"}
-            if values.isfinite().all():
-                arrays.append({**row, "values": values.tolist(), "shape": list(values.shape)})
-            else:
-                arrays.append({**row, "reason": "not_finite"})
+            arrays.append(_array(item_id, role, "embedding", "embedder", values))
     return {"predictions": predictions, "arrays": arrays}
+
+
+def _with_activations(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    """Logits, and after them the activations: (b, classes + units)."""
+    layer = layer_of(classifier)
+
+    def forward(x: Tensor) -> Tensor:
+        units, logits = activations(classifier, layer, x)
+        return torch.cat([logits, units], 1)
+
+    return forward
+
+
+def _array(subject_id: str, role: str, name: str, model_id: str, values: Tensor) -> dict[str, Any]:
+    row = {"subject_id": subject_id, "role": role, "name": name, "model_id": model_id}
+    if not values.isfinite().all():
+        return {**row, "reason": "not_finite"}
+    return {**row, "values": values.tolist(), "shape": list(values.shape)}
 
 
 def _verdict(logits: Tensor, names: Sequence[str]) -> dict[str, Any]:

@@ -82,12 +82,15 @@ def items_in(unit: Unit) -> int:
 def findings_in(rows: Rows) -> tuple[str, ...]:
     """What a person who watches the run wants to hear of a unit: how its searches ended, which modes were found."""
     found = []
-    searches = rows.get("explanations", [])
+    searches = [x for x in rows.get("explanations", []) if x.get("other_model_id")]
     for f, g, name in sorted({(x["model_id"], x["other_model_id"], x["target_class"]) for x in searches}):
         own = [x for x in searches if (x["model_id"], x["other_model_id"], x["target_class"]) == (f, g, name)]
         ended = sum(bool(x.get("flipped")) for x in own)
         found.append(f"{f} says {name} and {g} does not: {ended} of {len(own)} searches")
     found += [str(m["reason"]) for m in rows.get("measurements", []) if m["name"] == "auditable" and m["value"] == 0]
+    found += [
+        f"{n['model_id']}, neuron {n['neuron']} for {n['class_name']}: {n['verdict']}" for n in rows.get("neurons", [])
+    ]
     for mode in rows.get("failure_modes", []):
         if mode["source"] == "search":
             found.append(f"{mode['model_id']} says {mode['class_name']}, {mode['name']}: {mode['verdict']}")

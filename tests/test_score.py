@@ -19,7 +19,9 @@ MODELS = {"a": {"ref": "zoo:shortcut-a"}, "b": {"ref": "zoo:shortcut-b"}, "refer
 def run_with(root: Path, searched: list[tuple[str, str]], modes: list[dict[str, Any]], models: Any = MODELS) -> Run:
     store = Store(root)
     store.create("job.json", json.dumps({"job": {"models": models}}).encode())
-    explanations = [{"explanation_id": f"{m}{c}", "model_id": m, "target_class": c} for m, c in searched]
+    explanations = [
+        {"explanation_id": f"{m}{c}", "method": "disagreement", "model_id": m, "target_class": c} for m, c in searched
+    ]
     rows = [{"failure_mode_id": str(i), "name": mode["concept"], **mode} for i, mode in enumerate(modes)]
     store.commit("u", "1-x", {"explanations": explanations, "failure_modes": rows})
     return Run(root)

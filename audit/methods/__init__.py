@@ -75,25 +75,62 @@ def check_order(job: Job) -> None:
         if names.count(name) > 1:
             raise ConfigError(f"the stage {name!r} is given {names.count(name)} times; once is enough for a run")
     needs = {"discover": ("screen", "disagreement"), "adequacy": ("screen",), "disagreement": ("adequacy",)}
+    needs["neuron"] = ("adequacy",)
     for i, name in enumerate(names):
         for needed in needs.get(name, ()):
             if needed not in names[:i]:
                 raise ConfigError(f"the stage {name!r} reads what {needed!r} writes: put {needed!r} before it")
-    if {"adequacy", "disagreement"} & set(names) and job.generator is None:
+    if {"adequacy", "disagreement", "neuron"} & set(names) and job.generator is None:
         raise ConfigError(
             "these stages need a generator; add to the job file: generator: {loader: diffusers, ref: ...}"
         )
     if "discover" in names and job.embedder is None:
         raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
     for stage in job.stages:
+        if stage.name == "screen":
+            for asked in stage.options.activations:
+                _check_model(job, "screen: activations", asked)
+        if stage.name == "neuron":
+            _check_neuron(job, stage.options)
         pair = {key: getattr(stage.options, key) for key in ("maximise", "minimise") if hasattr(stage.options, key)}
         for key, asked in pair.items():
-            if asked not in job.models:
-                raise ConfigError(f"{stage.name}: {key}: {unknown('model', asked, job.models)}")
+            _check_model(job, f"{stage.name}: {key}", asked)
         if len(pair) == 2 and len(set(pair.values())) == 1:
             raise ConfigError(
                 f"{stage.name}: maximise and minimise are both {pair['maximise']!r}; no model disagrees with itself"
             )
+
+
+def _check_model(job: Job, where: str, asked: str) -> None:
+    if asked not in job.models:
+        raise ConfigError(f"{where}: {unknown('model', asked, job.models)}")
+
+
+def _check_neuron(job: Job, options: Any) -> None:
+    """Refuse a neuron stage whose model, check or suspects cannot be had. Raises ConfigError."""
+    _check_model(job, "neuron: model", options.model)
+    if options.check is not None:
+        _check_model(job, "neuron: check", options.check)
+    if options.check == options.model:
+        raise ConfigError(f"neuron: check: {options.check!r} is the explained model; no model checks itself")
+    if options.check is None and job.embedder is None:
+        raise ConfigError(
+            "neuron needs an independent check: name a model with 'check', "
+            "or add to the job file: embedder: {loader: clip, ref: ...}"
+        )
+    if options.neurons != "auto":
+        return
+    if options.layer is not None:
+        raise ConfigError(
+            f"neuron: 'neurons: auto' reads the inputs of the last linear layer; "
+            f"list the 'neurons' of the layer {options.layer!r}, or leave 'layer' out"
+        )
+    stored = next((stage.options.activations for stage in job.stages if stage.name == "screen"), ())
+    if options.model not in stored:
+        raise ConfigError(
+            f"neuron: 'neurons: auto' reads the activations of {options.model!r}, which the screen stage does not "
+            f"store; write - {{kind: screen, activations: [{options.model}]}}, or list the 'neurons'"
+        )
 
 
 def chosen_classes(asked: tuple[str, ...] | str, known: tuple[str, ...]) -> list[str]:

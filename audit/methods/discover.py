@@ -112,7 +112,9 @@ class _Searches:
 
 def plan(options: Options, context: Context) -> list[Payload]:
     """One unit: it reads what all searches found."""
-    searches = context.run.rows("select distinct stage from explanations order by stage")
+    searches = context.run.rows(
+        "select distinct stage from explanations where other_model_id is not null order by stage"
+    )
     return [{"searches": [row["stage"] for row in searches]}]
 
 
@@ -123,7 +125,10 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     concepts = _concepts(options, context)
     pool = _pool(context, concepts)
     found: list[dict[str, Any]] = []
-    searches = context.run.rows("select distinct stage, model_id, other_model_id from explanations order by all")
+    searches = context.run.rows(
+        "select distinct stage, model_id, other_model_id from explanations "
+        "where other_model_id is not null order by all"
+    )
     for row in searches:
         ended = _searches(row, context)
         if ended is not None:

@@ -6,7 +6,7 @@ import hashlib
 
 from pydantic import Field
 
-from audit.config import Frozen
+from audit.config import Frozen, Names
 from audit.decode import decode
 from audit.methods import Context, Payload
 from audit.predictions import rows_for
@@ -17,6 +17,9 @@ VERSION = 2
 
 class Options(Frozen):
     unit_items: int = Field(500, ge=1, description="images in a unit of work")
+    activations: Names = Field(
+        (), description="model ids whose inputs of the last linear layer are stored: what 'neurons: auto' reads"
+    )
 
 
 def plan(options: Options, context: Context) -> list[Payload]:
@@ -34,7 +37,10 @@ def plan(options: Options, context: Context) -> list[Payload]:
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
-    """Rows: predictions, and arrays with embeddings. An image that changed since the inventory becomes a failed row."""
+    """Rows: predictions, and arrays with embeddings and activations.
+
+    An image that changed since the inventory becomes a failed row.
+    """
     role, items = payload["role"], payload["items"]
     contents = context.models.source(role).read([uri for uri, _, _ in items])
     images, ids, labels, lost = [], [], [], []
@@ -45,7 +51,7 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
         images.append(decode(data).image)
         ids.append(item_id)
         labels.append(label)
-    rows = rows_for(context.models, images, ids, role, labels)
+    rows = rows_for(context.models, images, ids, role, labels, options.activations)
     for model_id in context.job.models:
         rows["predictions"] += [{**row, "model_id": model_id, "reason": "changed_since_inventory"} for row in lost]
     return rows

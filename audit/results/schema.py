@@ -100,10 +100,20 @@ TABLES: dict[str, pa.Schema] = {
             "loss_before": (_F, "un-augmented loss at the start"),
             "loss_after": (_F, "un-augmented loss at the result"),
             "best_step": (_I, "iterate that was kept"),
-            "flipped": (_B, "model_id predicts the target and other_model_id does not, at the result"),
+            "flipped": (
+                _B,
+                "model_id predicts the target and other_model_id, where there is one, does not, at the result",
+            ),
             "flipped_before": (_B, "the same at the start"),
             "status": (_S, "ok or failed"),
-            "reason": (_S, "why it failed"),
+            "reason": (_S, "why it failed, or why it could not move"),
+            "neuron": (_I, "unit of the layer that is optimised, where the search is of a neuron"),
+            "layer": (_S, "where the neuron is, as in neurons.layer"),
+            "arm": (_S, "maximise or minimise (from the class), or others (maximise from another class)"),
+            "activation_before": (_F, "the neuron's activation at the start"),
+            "activation_after": (_F, "its activation at the result"),
+            "seen_before": (_B, "an independent check sees the target class at the start"),
+            "seen_after": (_B, "it sees it at the result"),
             "source_before": (_F, "p(source_class) of model_id at the start, where an image is explained"),
             "source_after": (_F, "p(source_class) of model_id at the result"),
             "start_image_id": (_S, "images.image_id of the start; the original, where an image is explained"),
@@ -131,7 +141,7 @@ TABLES: dict[str, pa.Schema] = {
         {
             "subject_id": (_S, "item_id or image_id"),
             "role": (_S, "data, pool or generated"),
-            "name": (_S, "embedding"),
+            "name": (_S, "embedding, or activations: the inputs of the model's last linear layer"),
             "model_id": (_S, "model that made it"),
             "values": (pa.list_(pa.float32()), "flattened values"),
             "shape": (pa.list_(_I), "their shape"),
@@ -205,6 +215,40 @@ TABLES: dict[str, pa.Schema] = {
             "evidence": (pa.list_(_S), "item ids of real images that confirm it, nearest first"),
         },
     ),
+    "neurons": _table(
+        "a unit of a model beside a class: what it does for the class, and what it shows",
+        {
+            "stage": (_S, "stage in the job file"),
+            "model_id": (_S, "model that is explained"),
+            "layer": (_S, "a module's name, whose output is read, or 'input of <name>'"),
+            "class_name": (_S, "class"),
+            "neuron": (_I, "unit of the layer, from 0"),
+            "weight": (_F, "from the neuron to the class; NULL unless the layer is the input of the last linear one"),
+            "mean_activation": (_F, "over the class's labelled images"),
+            "importance": (_F, "weight times mean activation: what it adds to the class's logit there"),
+            "trigger_auc": (
+                _F,
+                "over real images on which the check does not see the class: AUC of telling those that the model "
+                "calls the class from the others by the activation",
+            ),
+            "rank": (_I, "place among the class's suspects, from 1; NULL without stored activations"),
+            "suspicion": (
+                _F,
+                "share of the real images with the highest activations on which the check does not see the class",
+            ),
+            "top_items": (pa.list_(_S), "item ids of those images, highest activation first"),
+            "top_activations": (pa.list_(_F), "their activations"),
+            "top_seen": (pa.list_(_B), "whether the check sees the class on them"),
+            "check_id": (_S, "what checks whether the object is there: a model id, or embedder"),
+            "searches": (_I, "searches from other classes that ended"),
+            "trigger_before": (_F, "share of their starts that the model calls the class and the check does not"),
+            "trigger_after": (_F, "the same share of their results"),
+            "p_value": (_F, "one-sided, that the latter is not above the former"),
+            "seen_after": (_F, "share of their results on which the check sees the class"),
+            "verdict": (_S, "core, spurious or harmful"),
+            "reason": (_S, "what the verdict rests on, and what speaks against it"),
+        },
+    ),
     "reviews": _table(
         "a person's verdict",
         {
@@ -231,7 +275,7 @@ def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         for column, value in row.items():
             if isinstance(value, float) and value != value:
                 raise RowError(f"table {name!r}, column {column!r}: NaN is stored as NULL with a reason")
-        for column in ("values", "top_confidences"):
+        for column in ("values", "top_confidences", "top_activations"):
             if not all(math.isfinite(number) for number in row.get(column) or ()):
                 raise RowError(f"table {name!r}, column {column!r}: NaN or infinity among the numbers")
     try:

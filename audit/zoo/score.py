@@ -82,7 +82,7 @@ def score(run: Run) -> Score:
         raise ConfigError("this run audits none of the world's classifiers with planted failure modes")
     searched = {
         (planted[row["model_id"]], row["target_class"])
-        for row in run.rows("select distinct model_id, target_class from explanations")
+        for row in run.rows("select distinct model_id, target_class from explanations where method = 'disagreement'")
         if row["model_id"] in planted
     }
     modes = [mode for mode in world.modes if (mode.classifier, mode.class_name) in searched]

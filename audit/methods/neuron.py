@@ -1,0 +1,348 @@
+"""Stage: what single units of a classifier respond to, and whether that misleads it (DiG-IN section 5, Eq. 4).
+
+For each class and neuron a unit of work holds three arms of searches. `maximise` and `minimise` start from the same
+images of the class; `others` maximises from images of the other classes: where the model then says the class and an
+independent check does not see it, the neuron is a harmful spurious feature (Fig. 7). Beside them stand the pixel-space
+"feature attack" from the starts of `maximise`, and the real images with the highest activations.
+
+Differs from the paper: it takes neurons that people had labelled; `neurons: auto` finds suspects in the screening
+pass, and a rule gives the verdict (both in audit/suspects.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from audit import suspects
+from audit.check import Check, check_of
+from audit.classifiers import Classifier, canonical
+from audit.config import Frozen, Names, Template, digest
+from audit.diffusion.noise import latent
+from audit.diffusion.optimise import CheckpointPolicy, Result, Settings, optimise, start_from_prompt
+from audit.methods import Context, Payload, chosen_classes
+from audit.methods.adequacy import not_auditable
+from audit.neurons import Layer, Objective, check_unit, count_units, layer_of
+from audit.pictures import Pictures
+from audit.pixel_space import ascend
+from audit.predictions import rows_for, to_uint8
+from audit.results.schema import Rows
+from audit.screened import Screened, originals, screened
+
+VERSION = 1
+
+PRESETS = {
+    # DiG-IN Table E.1, for Stable Diffusion at 512 x 512. DDIM steps and guidance belong to the generator: 20, 3.0.
+    "digin": Settings(
+        steps=20,
+        step_size_text=0.005,
+        step_size_latent=0.0005,
+        schedule="constant",
+        clip=None,
+        cutouts=16,
+        cutout_noise=0.005,
+        checkpoint="step",
+    ),
+    "embedded": Settings(
+        steps=12,
+        step_size_latent=0.005,
+        step_size_text=0.1,
+        schedule="constant",
+        clip=None,
+        cutouts=4,
+        cutout_noise=0.3,
+    ),
+}
+ARMS = {"maximise": 1.0, "minimise": -1.0, "others": 1.0}
+Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+
+
+class Options(Frozen):
+    model: str = Field(description="model id to explain")
+    layer: str | None = Field(
+        None, description="a module whose output is read; default: the input of the last linear layer"
+    )
+    classes: Names | str = Field("auto", description="'auto': every auditable label of the data set")
+    neurons: Literal["auto"] | Indices = Field(
+        "auto", description="units of the layer, from 0; 'auto': the suspects of each class"
+    )
+    top: int = Field(5, ge=1, description="suspects for a class, with 'auto'")
+    seeds: int = Field(8, ge=1, description="searches in each of the three arms; under 4, none is found harmful")
+    prompt: Template = Field(
+        "a photograph of a {}", description="of starts, and of the zero-shot check; {} is the name of a class"
+    )
+    check: str | None = Field(
+        None, description="model id that says whether the object is there; default: the embedder, zero-shot"
+    )
+    top_images: int = Field(24, ge=1, description="real images with the highest activations that are looked at")
+    level: float = Field(0.05, gt=0, lt=1, description="p-value under which a neuron is harmful")
+    preset: Literal["digin", "embedded"] = "digin"
+    steps: int | None = Field(None, ge=1, description="optimisation steps; default: the preset's")
+    step_size_latent: float | None = Field(None, gt=0)
+    step_size_text: float | None = Field(None, gt=0)
+    cutouts: int | None = Field(None, ge=1)
+    cutout_noise: float | None = Field(None, ge=0)
+    checkpoint: CheckpointPolicy | None = Field(
+        None, description="'step' recomputes activations: less memory, same gradients; default: the preset's"
+    )
+    attack_steps: int = Field(20, ge=1, description="steps of the feature attack")
+    attack_step: float = Field(0.02, gt=0, description="its step, as root mean square over all pixels")
+
+    def settings(self, cutout_size: int) -> Settings:
+        named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
+        given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        return replace(PRESETS[self.preset], cutout_size=cutout_size, **given)
+
+
+def plan(options: Options, context: Context) -> list[Payload]:
+    """One unit for a class and neuron or, with 'auto', for a class and place among its suspects."""
+    refused = not_auditable(context)
+    drawable = [name for name in context.models.data_classes if name not in refused]
+    which: list[Payload] = [{"rank": place + 1} for place in range(options.top)]
+    if options.neurons != "auto":
+        which = [{"neuron": neuron} for neuron in options.neurons]
+    units = []
+    for name in chosen_classes(options.classes, context.models.data_classes):
+        if name in refused:
+            continue
+        others = [other for other in drawable if other != name]
+        seeds = [[seed, others[seed % len(others)] if others else None] for seed in range(options.seeds)]
+        units += [{"class": name, **one, "seeds": seeds} for one in which]
+    return units
+
+
+def run(options: Options, payload: Payload, context: Context) -> Rows:
+    """Rows: one of neurons; explanations with traces, images, predictions and embeddings of starts and results."""
+    subject, facts = _subject(options, payload, context)
+    if subject is None:
+        return {}
+    searches = [
+        _Search(arm, seed, source)
+        for arm in ARMS
+        for seed, other in payload["seeds"]
+        if (source := other if arm == "others" else subject.class_name) is not None
+    ]
+    rows: Rows = {"explanations": [], "traces": []}
+    for start in range(0, len(searches), context.batch_size):
+        for table, found in _explain(subject, searches[start : start + context.batch_size]).items():
+            rows[table] += found
+    rows["neurons"] = [facts | _verdict(rows["explanations"], facts, options)]
+    pixels = subject.pictures.pixels
+    rows["images"] = subject.pictures.rows + originals(context.run, context.models, facts.get("top_items", []))
+    return {**rows, **rows_for(context.models, list(pixels.values()), list(pixels), "generated")}
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A neuron and a class that a unit of work explains, and what it needs for that."""
+
+    model: Classifier
+    layer: Layer
+    neuron: int
+    class_name: str
+    check: Check
+    pictures: Pictures
+    options: Options
+    context: Context
+
+    def objective(self, arms: list[str]) -> Objective:
+        signs = torch.tensor([ARMS[arm] for arm in arms], device=self.context.models.device)
+        return Objective(self.model, self.layer, self.neuron, self.class_name, signs)
+
+
+@dataclass(frozen=True)
+class _Search:
+    arm: str
+    seed: int
+    source: str
+
+    def start_key(self, job_seed: int, class_name: str) -> str:
+        """Every neuron of a class starts from the same images; `maximise` and `minimise` do too."""
+        return f"{job_seed}/neuron/{class_name}/{'others' if self.arm == 'others' else 'class'}/{self.seed}"
+
+
+def _subject(options: Options, payload: Payload, context: Context) -> tuple[_Subject | None, dict[str, Any]]:
+    """A unit's neuron, and its row of `neurons` before any search. None where the class has fewer suspects."""
+    name, model = payload["class"], context.models.classifier(options.model)
+    check = check_of(context.models, options.check, options.prompt)
+    layer, index = layer_of(model, options.layer), model.index_of(name)
+    facts: dict[str, Any] = {"stage": context.stage, "model_id": options.model, "layer": layer.name}
+    facts |= {"class_name": name, "check_id": check.check_id}
+    neuron = payload.get("neuron")
+    if layer.weight is not None:
+        weights = layer.weight[index].double().cpu().numpy()
+        found = screened(context.run, options.model, check.of_real)
+        ranking = _ranking(found, weights, name) if found else None
+        if neuron is None and ranking is not None and payload["rank"] <= len(ranking.order):
+            neuron = int(ranking.order[payload["rank"] - 1])
+        if neuron is not None and neuron < len(weights):
+            facts["weight"] = float(weights[neuron])
+            facts |= (_ranked(ranking, neuron) | _top(found, neuron, name, options)) if found and ranking else {}
+    if neuron is None:
+        return None, {}
+    check_unit(layer, neuron, count_units(model, layer))
+    return _Subject(model, layer, neuron, name, check, Pictures(), options, context), facts | {"neuron": neuron}
+
+
+def _ranking(found: Screened, weights: suspects.Floats, class_name: str) -> suspects.Ranking:
+    name = canonical(class_name)
+    labelled, says, sees = found.labels == name, found.says == name, found.checks == name
+    return suspects.rank(found.activations.astype(np.float64), weights, labelled, says, sees)
+
+
+def _ranked(ranking: suspects.Ranking, neuron: int) -> dict[str, Any]:
+    auc = ranking.trigger_auc
+    return {
+        "mean_activation": float(ranking.mean_activation[neuron]),
+        "importance": float(ranking.importance[neuron]),
+        "trigger_auc": None if auc is None else float(auc[neuron]),
+        "rank": int(np.flatnonzero(ranking.order == neuron)[0]) + 1,
+    }
+
+
+def _top(found: Screened, neuron: int, class_name: str, options: Options) -> dict[str, Any]:
+    chosen = suspects.top(found.activations[:, neuron], options.top_images)
+    seen = found.checks[chosen] == canonical(class_name)
+    return {
+        "suspicion": 1 - float(seen.mean()),
+        "top_items": found.ids[chosen].tolist(),
+        "top_activations": found.activations[chosen, neuron].tolist(),
+        "top_seen": seen.tolist(),
+    }
+
+
+def _explain(subject: _Subject, searches: list[_Search]) -> Rows:
+    """Rows of a batch of searches, and of the feature attack from those of its starts that `maximise` has."""
+    context, options = subject.context, subject.options
+    generator = context.models.generator
+    keys = [search.start_key(context.job.seed, subject.class_name) for search in searches]
+    z = torch.stack([latent(generator.latent_shape, key) for key in keys]).to(generator.device)
+    prompts = [options.prompt.format(search.source.replace("_", " ")) for search in searches]
+    objective = subject.objective([search.arm for search in searches])
+    scores: list[Tensor] = []
+
+    def record(step: int, images: Tensor, losses: Tensor) -> None:
+        scores.append(objective.scores(images))
+
+    began = time.monotonic()
+    settings = options.settings(max(subject.model.preprocess.size))
+    own = [f"{key}/{subject.neuron}/{search.arm}" for key, search in zip(keys, searches, strict=True)]
+    result = optimise(generator, start_from_prompt(generator, prompts, z), objective, settings, own, record)
+    seconds = (time.monotonic() - began) / len(searches)
+    bases = [
+        _base("neuron", subject, search) | {"prompt": prompt, "seconds": seconds}
+        for search, prompt in zip(searches, prompts, strict=True)
+    ]
+    rows = _rows(result, torch.stack(scores), bases, subject)
+    chosen = [i for i, search in enumerate(searches) if search.arm == "maximise" and bool(result.finite[i])]
+    if chosen:
+        bases = [_base("feature_attack", subject, searches[i]) | {"prompt": prompts[i]} for i in chosen]
+        rows["explanations"] += _attack(result.start[chosen], bases, subject)
+    return rows
+
+
+def _base(method: str, subject: _Subject, search: _Search) -> dict[str, Any]:
+    """What a row of `explanations` says of a search before it ran."""
+    options, context = subject.options, subject.context
+    decides = options.model_dump(
+        mode="json", exclude={"seeds", "classes", "neurons", "top", "top_images", "checkpoint"}
+    )
+    key = {"options": decides, "version": VERSION, "seed": [context.job.seed, search.seed], "stage": context.stage}
+    key |= {"classes": [search.source, subject.class_name], "search": [method, subject.neuron, search.arm]}
+    return {
+        "explanation_id": digest(key)[:32],
+        "stage": context.stage,
+        "method": method,
+        "model_id": options.model,
+        "layer": subject.layer.name,
+        "neuron": subject.neuron,
+        "arm": search.arm,
+        "seed": search.seed,
+        "source_class": search.source,
+        "target_class": subject.class_name,
+    }
+
+
+def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], subject: _Subject) -> Rows:
+    """`scores`: (steps + 1, b, 3) of every iterate, as from `Objective.scores`."""
+    rows: Rows = {"explanations": [], "traces": []}
+    for i, base in enumerate(bases):
+        if not bool(result.finite[i]):
+            rows["explanations"].append({**base, "status": "failed", "reason": "not_finite"})
+            continue
+        best, losses = int(result.best_step[i]), result.losses[:, i]
+        row = {**base, "status": "ok", "best_step": best}
+        row |= {"loss_before": float(losses[0]), "loss_after": float(losses[best])}
+        if bool((losses == losses[0]).all()):
+            at = f"its activation is {float(scores[0, i, 0]):g} in every step"
+            row["reason"] = f"the neuron has no gradient here, {at}: the search kept its start"
+        rows["explanations"].append(row | _compared(result.start[i], result.image[i], scores[[0, best], i], subject))
+        rows["traces"] += _trace(base["explanation_id"], result, scores, i)
+    return rows
+
+
+def _compared(start: Tensor, end: Tensor, scores: Tensor, subject: _Subject) -> dict[str, Any]:
+    """Start and result (3, h, w) of a search, kept as pictures; scores: (2, 3) of both."""
+    (before, score_before, was), (after, score_after, now) = scores.tolist()
+    seen_before, seen_after = subject.check.sees(torch.stack([start, end]), subject.class_name)
+    return {
+        "start_image_id": subject.pictures.add(to_uint8(start), "start"),
+        "image_id": subject.pictures.add(to_uint8(end), "generated"),
+        "activation_before": before,
+        "activation_after": after,
+        "score_before": score_before,
+        "score_after": score_after,
+        "flipped_before": bool(was),
+        "flipped": bool(now),
+        "seen_before": seen_before,
+        "seen_after": seen_after,
+    }
+
+
+def _trace(explanation_id: str, result: Result, scores: Tensor, i: int) -> list[dict[str, Any]]:
+    augmented = [*result.augmented[:, i].tolist(), None]
+    return [
+        {"explanation_id": explanation_id, "step": step, "loss": float(loss), "augmented_loss": augmented[step]}
+        | {"score": float(scores[step, i, 1])}
+        for step, loss in enumerate(result.losses[:, i])
+    ]
+
+
+def _attack(starts: Tensor, bases: list[dict[str, Any]], subject: _Subject) -> list[dict[str, Any]]:
+    """Rows of the feature attack on images (b, 3, h, w): the same objective, in pixel space."""
+    options = subject.options
+    objective = subject.objective([base["arm"] for base in bases])
+    began = time.monotonic()
+    ends = ascend(starts, objective, options.attack_steps, options.attack_step * starts[0].numel() ** 0.5)
+    seconds = (time.monotonic() - began) / len(bases)
+    scores = torch.stack([objective.scores(starts), objective.scores(ends)])
+    return [
+        {**base, "status": "ok", "seconds": seconds} | _compared(starts[i], ends[i], scores[:, i], subject)
+        for i, base in enumerate(bases)
+    ]
+
+
+def _verdict(explanations: list[dict[str, Any]], facts: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Columns of `neurons` that rest on the searches from other classes."""
+    ended = [x for x in explanations if x["arm"] == "others" and x["status"] == "ok"]
+    evidence = suspects.Evidence(
+        triggered_before=np.array([x["flipped_before"] and not x["seen_before"] for x in ended], bool),
+        triggered=np.array([x["flipped"] and not x["seen_after"] for x in ended], bool),
+        seen_after=np.array([x["seen_after"] for x in ended], bool),
+        top_seen=np.array(facts.get("top_seen", []), bool),
+    )
+    verdict = suspects.judge(evidence, options.level)
+    shares: dict[str, Any] = {}
+    if ended:
+        shares = {"trigger_before": float(evidence.triggered_before.mean())}
+        shares |= {"trigger_after": float(evidence.triggered.mean()), "seen_after": float(evidence.seen_after.mean())}
+    return {"searches": len(ended), **shares, "p_value": verdict.p_value} | {
+        "verdict": verdict.name,
+        "reason": verdict.reason,
+    }

@@ -1,0 +1,91 @@
+"""What the screening pass stored of real images, as arrays: a model's activations, what it says, what a check sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from audit.classifiers import canonical
+from audit.decode import decode
+from audit.models import Models
+from audit.pictures import image_row
+from audit.results.sql import Run
+
+Floats = NDArray[np.float32]
+Names = NDArray[np.object_]
+
+_EMBEDDINGS = (
+    "select subject_id as item_id, role, values as checked from arrays where name = 'embedding' and values is not null"
+)
+_PREDICTIONS = "select item_id, role, predicted as checked from predictions where model_id = ? and status = 'ok'"
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Real images of data set and pool. Names are canonical; `labels` are '' where there is none."""
+
+    ids: Names
+    activations: Floats
+    labels: Names
+    says: Names
+    checks: Names
+
+
+def screened(run: Run, model_id: str, check: str | Callable[[Floats], Names]) -> Screened | None:
+    """The images with stored activations of a model; None where there are none.
+
+    check: the id of a model whose predictions were stored, or a function from embeddings (n, d) to class names (n,).
+    """
+    source = _EMBEDDINGS if callable(check) else _PREDICTIONS
+    table = run.sql(
+        f"with c as ({source}) select a.subject_id, a.values as units, coalesce(p.label, '') as label, p.predicted, "
+        "c.checked from arrays a join c on c.item_id = a.subject_id and c.role = a.role "
+        "join predictions p on p.item_id = a.subject_id and p.role = a.role and p.model_id = a.model_id "
+        "where a.name = 'activations' and a.model_id = ? and a.values is not null and p.status = 'ok' "
+        "and a.role in ('data', 'pool') order by a.subject_id, a.role",
+        [model_id] if callable(check) else [check, model_id],
+    )
+    if not len(table):
+        return None
+    checked = check(_matrix(table["checked"])) if callable(check) else _names(table["checked"])
+    return Screened(
+        np.array(table["subject_id"].to_pylist(), object),
+        _matrix(table["units"]),
+        _names(table["label"]),
+        _names(table["predicted"]),
+        checked,
+    )
+
+
+def _matrix(column: pa.ChunkedArray) -> Floats:
+    """A column of lists of one length to (n, length)."""
+    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values, np.float32).reshape(len(column), -1)
+
+
+def _names(column: pa.ChunkedArray) -> Names:
+    known = {name: canonical(name) for name in column.unique().to_pylist()}
+    return np.array([known[name] for name in column.to_pylist()], object)
+
+
+def originals(run: Run, models: Models, item_ids: list[str]) -> list[dict[str, Any]]:
+    """Rows of `images` for items of data set and pool, so that a report needs nothing but the run."""
+    found = run.rows(
+        "select item_id, any_value(role) as role, any_value(uri) as uri from (select * from items where status = 'ok' "
+        "and item_id in (select unnest(?)) order by role, position) group by item_id order by item_id",
+        [item_ids],
+    )
+    images = []
+    for role in ("data", "pool"):
+        rows = [row for row in found if row["role"] == role]
+        contents = models.source(role).read([row["uri"] for row in rows]) if rows else []
+        for row, data in zip(rows, contents, strict=True):
+            if data is not None and hashlib.sha256(data).hexdigest() == row["item_id"]:
+                images.append({**image_row(decode(data).image, "original"), "image_id": row["item_id"]})
+    return images
