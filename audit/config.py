@@ -150,7 +150,7 @@ def parse_job(raw: Any, folder: Path) -> Job:
     stages = raw["stages"]
     if not isinstance(stages, list) or not stages:
         raise ConfigError("'stages' is a list with at least one stage, such as: - {kind: screen}")
-    raw["stages"] = tuple(_plugin("methods", "kind", stage, f"stages[{i}]", context) for i, stage in enumerate(stages))
+    raw["stages"] = tuple(_stage(stage, f"stages[{i}]", context) for i, stage in enumerate(stages))
     for key, section in (("compute", Compute), ("output", Output)):
         if isinstance(raw.get(key), dict):
             raw[key] = _checked(section, raw[key], key, context)
@@ -171,6 +171,15 @@ def _models(raw: Any, context: Mapping[str, Any]) -> dict[str, Plugin]:
             "classifiers", "loader", {k: v for k, v in entry.items() if k != "id"}, where, context
         )
     return models
+
+
+def _stage(raw: Any, where: str, context: Mapping[str, Any]) -> Plugin:
+    """A stage; of the several methods for counterfactuals, `method` names one."""
+    if not isinstance(raw, dict) or raw.get("kind") != "counterfactual":
+        return _plugin("methods", "kind", raw, where, context)
+    if not isinstance(raw.get("method"), str):
+        raise ConfigError(f"{where}: a counterfactual stage names its method, such as: method: uvce")
+    return _plugin("methods", "method", {key: raw[key] for key in raw if key != "kind"}, where, context)
 
 
 def _plugin(family: Any, key: str, raw: Any, where: str, context: Mapping[str, Any]) -> Plugin:
