@@ -191,6 +191,13 @@ def _plugin(family: Any, key: str, raw: Any, where: str, context: Mapping[str, A
     return Plugin(name=raw[key], options=_checked(module.Options, options, where, context))
 
 
+def restored(family: Any, dumped: Mapping[str, Any]) -> Plugin:
+    """The plugin that `Plugin.dump` wrote, checked anew. Raises ConfigError."""
+    options = {key: value for key, value in dumped.items() if key != "plugin"}
+    module = registry.plugin(family, dumped["plugin"])
+    return Plugin(name=dumped["plugin"], options=_checked(module.Options, options, dumped["plugin"], {}))
+
+
 def _checked(model: type[_T], raw: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> _T:
     _refuse_unknown(raw, model.model_fields, where)
     try:

@@ -13,12 +13,16 @@ _PICTURE = "width:144px;height:144px;object-fit:contain;image-rendering:pixelate
 
 def figure(image_id: str, alt: str, lines: list[str], title: str = "") -> str:
     """An evidence image with what is said of it below."""
+    return framed(f"/evidence/{image_id}", alt, lines, title)
+
+
+def framed(source: str, alt: str, lines: list[str], title: str = "") -> str:
+    """A picture, by its URL, with lines of HTML below."""
     heading = f"<div style='opacity:0.65'>{escape(title)}</div>" if title else ""
     text = "".join(f"<div>{line}</div>" for line in lines)
-    source = f"/evidence/{escape(image_id, quote=True)}"
     return (
         f"<div style='{_FRAME};width:150px'>{heading}"
-        f"<img src='{source}' alt='{escape(alt, quote=True)}' style='{_PICTURE}'>{text}</div>"
+        f"<img src='{escape(source, quote=True)}' alt='{escape(alt, quote=True)}' style='{_PICTURE}'>{text}</div>"
     )
 
 

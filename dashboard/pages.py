@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from audit.results.sql import Run
-from dashboard import components, queries
+from dashboard import components, queries, retrieval
 
 PAGE_SIZE = 12
 
@@ -155,10 +155,15 @@ def one() -> None:
         st.header("Real images on which it happens")
         said = queries.said(run, found["evidence"])
         st.html(components.grid([components.real(item_id, said.get(item_id, [])) for item_id in found["evidence"]]))
+    st.page_link(RETRIEVAL, label="Look for real images by words", query_params={"id": found["failure_mode_id"]})
     traced = queries.traces(run, found["exemplars"])
     if traced:
         st.header("How the searches went")
         st.altair_chart(_trace_chart(pd.DataFrame(traced), found))
+
+
+def by_words() -> None:
+    retrieval.show(opened())
 
 
 def _interval(row: queries.Row, name: str, form: str) -> str:
@@ -183,7 +188,8 @@ def _trace_chart(frame: pd.DataFrame, mode: queries.Row) -> alt.Chart:
 OVERVIEW = st.Page(overview, title="Overview", url_path="overview", default=True)
 GALLERY = st.Page(gallery, title="Failure modes", url_path="modes")
 ONE = st.Page(one, title="One failure mode", url_path="mode")
+RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    st.navigation([OVERVIEW, GALLERY, ONE]).run()
+    st.navigation([OVERVIEW, GALLERY, ONE, RETRIEVAL]).run()

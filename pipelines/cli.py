@@ -238,6 +238,42 @@ def _cell(value: object) -> str:
 
 
 @app.command()
+def retrieve(
+    run: RunFolder,
+    query: Annotated[str, typer.Argument(help="What the images show; after -- where it begins with a dash")],
+    top: Annotated[int, typer.Option(help="How many images, the most similar ones")] = 20,
+    role: Annotated[Literal["pool", "data", "both"], typer.Option(help="Among which images")] = "pool",
+    mode: Annotated[
+        Optional[str], typer.Option(help="A failure_mode_id: test whether its models disagree more on these images")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="With --json: small pictures, base64 of WebP")
+    ] = False,
+    images: Annotated[Optional[Path], typer.Option(help="New folder to write the images to")] = None,
+) -> None:
+    """Find real images by words, and what the models say of them."""
+    from audit.results.sql import Run
+    from audit.retrieval import checked_query, embedder_of, retrieve
+    from pipelines.retrieve import tables, with_thumbnails, write_images
+
+    with _exit_codes():
+        opened = Run(run)
+        text = checked_query(query)  # before the seconds that the text model takes to load
+        found = retrieve(opened, embedder_of(opened), text, role, top, mode)
+        if images is not None:
+            count = write_images(opened, found, images)
+            err.print(f"wrote {count} of {len(found.rows)} images to {images}", markup=False, highlight=False)
+        if as_json:
+            plain = with_thumbnails(opened, found) if thumbnails else found.as_dict()
+            json.dump(plain, sys.stdout, allow_nan=False, indent=1)
+            sys.stdout.write("\n")
+            return
+        for part in tables(found):
+            out.print(part, highlight=False)
+
+
+@app.command()
 def dashboard(
     run: RunFolder,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 8501,
