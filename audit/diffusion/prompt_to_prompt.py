@@ -147,7 +147,9 @@ def _spread(old: int, new: int) -> Tensor:
 
 def word_similarity(source: Tensor, target: Tensor, old: Words, new: Words) -> Tensor:
     """Cosines (source words, target words) of words in two conditions (tokens, dim); a word is its tokens' mean."""
-    means = [torch.stack([cond[list(word)].mean(0) for word in words]) for cond, words in ((source, old), (target, new))]
+    means = [
+        torch.stack([cond[list(word)].mean(0) for word in words]) for cond, words in ((source, old), (target, new))
+    ]
     first, second = (F.normalize(mean, dim=-1) for mean in means)
     return first @ second.T
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -21,9 +21,7 @@ class Denoiser(Protocol):
 class GuidedDenoiser(Protocol):
     """A denoiser that takes a condition and a null text. `attention` sees the batch of which the last half is cond's."""
 
-    def __call__(
-        self, z: Tensor, t: int, cond: Tensor, null: Tensor, attention: Attention | None = None
-    ) -> Tensor: ...
+    def __call__(self, z: Tensor, t: int, cond: Tensor, null: Tensor, attention: Attention | None = None) -> Tensor: ...
 
 
 class Steering(Protocol):

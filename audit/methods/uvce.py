@@ -22,10 +22,10 @@ from audit.captions import captioned
 from audit.classifiers import Classifier, canonical
 from audit.config import Frozen, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
-from audit.diffusion.prompt_to_prompt import edited
 from audit.decode import decode, decode_mask
 from audit.diffusion.inversion import Inversion, NullText
 from audit.diffusion.optimise import CheckpointPolicy, Settings
+from audit.diffusion.prompt_to_prompt import edited
 from audit.errors import BadItem
 from audit.methods import Context, Payload, chosen_classes
 from audit.metrics import proximity
@@ -366,7 +366,11 @@ class _Work:
         result, augmented = found.result, [*found.result.augmented[:, i].tolist(), None]
         for step, (scores, images) in enumerate(steps):
             row = {"explanation_id": base["explanation_id"], "step": step, "loss": float(result.losses[step, i])}
-            row |= {"augmented_loss": augmented[step], "score": float(scores[i, 1]), "source_score": float(scores[i, 0])}
+            row |= {
+                "augmented_loss": augmented[step],
+                "score": float(scores[i, 1]),
+                "source_score": float(scores[i, 0]),
+            }
             if len(images):
                 row["image_id"] = self.pictures.add(to_uint8(images[i]), "frame")
             self.found["traces"].append(row)
