@@ -66,8 +66,8 @@ class Numbers:
 class Original:
     """Images and what is known of them before any target: all of (b, ...).
 
-    `image` and `reconstruction` (b, 3, H, W) in [0, 1]; `autoencoded`: decoded right from `latent`; `mask` (b, H, W), 1 on
-    the object that `names` names in `prompts`.
+    `image` and `reconstruction` (b, 3, H, W) in [0, 1]; `autoencoded`: decoded right from `latent`; `mask` (b, H, W),
+    1 on the object that `names` names in `prompts`.
     """
 
     image: Tensor
@@ -130,7 +130,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class Found:
-    """`result.start` is the prompt edit alone, before any optimisation. `injection`, `blending`: the chosen shares (b,)."""
+    """`result.start` is the prompt edit before any optimisation. `injection`, `blending` (b,): the chosen shares."""
 
     result: Result
     injection: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -20,7 +21,7 @@ def clean(names: list[str]) -> Tensor:
 
 
 def test_a_step_of_plain_inversion_written_out() -> None:
-    """z_t = sqrt(a_t) (z - sqrt(1 - a') e) / sqrt(a') + sqrt(1 - a_t) e with e at the cleaner latent, last level first."""
+    """z_t = sqrt(a_t) (z - sqrt(1 - a') e) / sqrt(a') + sqrt(1 - a_t) e with e at the cleaner latent, from the last."""
     generator, z = Gaussian(), clean(["a"])
     cond = generator.embed(["a"])
     expected = [z]
@@ -73,7 +74,10 @@ class Steerable(Gaussian):
         return (1 - a) ** 0.5 * (z - a**0.5 * mean) / (a * self.s**2 + 1 - a)
 
 
-def inverted(names: list[str], settings: NullText = NullText(iterations=40, step_size=0.02)):
+SETTINGS = NullText(iterations=40, step_size=0.02)
+
+
+def inverted(names: list[str], settings: NullText = SETTINGS):
     generator = Steerable()
     cond, null = generator.embed(names), generator.embed(["nothing"] * len(names))
     return generator, cond, null, null_text_inversion(generator, clean(names), cond, null, settings, 60)
@@ -129,7 +133,7 @@ def test_the_numbers_are_those_of_the_source() -> None:
 def test_an_item_that_is_good_enough_stops_and_does_not_depend_on_its_batch() -> None:
     """Steps so large that going on would move it; alone and in a batch with others that go on it is the same."""
     names = [f"item {i}" for i in range(5)]
-    settings = NullText(iterations=40, step_size=0.02)
+    settings = SETTINGS
     _, _, _, together = inverted(names, settings)
     stops = together.null_losses[:, 1] < torch.tensor([settings.enough(i) for i in range(6)])[:, None]
     assert stops.any()
@@ -151,4 +155,4 @@ def test_levels_of_the_test_generator() -> None:
     """The steps run from noise to image, each from where the one before ended."""
     levels = Gaussian().levels()
     assert all(isinstance(level, Level) and level.alpha < level.alpha_next for level in levels)
-    assert all(a.alpha_next == b.alpha for a, b in zip(levels, levels[1:], strict=False))
+    assert all(a.alpha_next == b.alpha for a, b in itertools.pairwise(levels))

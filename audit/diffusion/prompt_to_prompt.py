@@ -57,7 +57,7 @@ class _Recorder:
     def __init__(self, items: int) -> None:
         self.items, self.kept = items, Recording()
 
-    def attention(self, step: int) -> Attention:
+    def attention(self, step: int) -> Attention:  # noqa: ARG002 - steps come in order
         maps: dict[str, Tensor] = {}
         self.kept.maps.append(maps)
 
@@ -67,7 +67,7 @@ class _Recorder:
 
         return keep
 
-    def latent(self, step: int, z: Tensor) -> Tensor:
+    def latent(self, step: int, z: Tensor) -> Tensor:  # noqa: ARG002
         self.kept.latents.append(z)
         return z
 
@@ -158,8 +158,8 @@ def word_similarity(source: Tensor, target: Tensor, old: Words, new: Words) -> T
 class Injection:
     """Steering: a recording's maps in place of the process's own, and its latents in the background.
 
-    `remap` (b, tokens, tokens) turns recorded maps into maps of the new prompt; `maps_until`, `blend_until` (b,): in how
-    many of the first steps maps are injected, and latents blended; `mask` (b, h, w): 1 on the foreground.
+    `remap` (b, tokens, tokens) turns recorded maps into maps of the new prompt; `maps_until`, `blend_until` (b,): in
+    how many of the first steps maps are injected, and latents blended; `mask` (b, h, w): 1 on the foreground.
     """
 
     recording: Recording

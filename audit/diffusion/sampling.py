@@ -19,7 +19,7 @@ class Denoiser(Protocol):
 
 
 class GuidedDenoiser(Protocol):
-    """A denoiser that takes a condition and a null text. `attention` sees the batch of which the last half is cond's."""
+    """A denoiser that takes a condition and a null text. `attention`: its batch's last half is the condition's."""
 
     def __call__(self, z: Tensor, t: int, cond: Tensor, null: Tensor, attention: Attention | None = None) -> Tensor: ...
 

@@ -33,9 +33,9 @@ class Site:
     width: int
 
 
-# Asked at every cross-attention site. It may look at the maps softmax(Q K^T / sqrt d) of the last `count` items of the
-# batch, which are computed only then: (count, heads, height * width, tokens), rows sum to 1. It returns None to leave the
-# site alone, or maps (m, heads, height * width, tokens) that the last m items use instead of their own.
+# Asked at every cross-attention site. It may look at the maps softmax(Q K^T / sqrt d) of the last `count` items of
+# the batch, which are computed only then: (count, heads, height * width, tokens), rows sum to 1. It returns None to
+# leave the site alone, or maps (m, heads, height * width, tokens) that the last m items use instead of their own.
 Attention = Callable[[Site, Callable[[int], Tensor]], Tensor | None]
 
 

@@ -95,7 +95,7 @@ def _applied(attn: Any, maps: Tensor, text: Tensor) -> Tensor:
 
 def _heads(attn: Any, x: Tensor) -> Tensor:
     """(b, n, channels) to (b, heads, n, channels / heads)."""
-    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], attn.heads, -1).transpose(1, 2)
 
 
 def _normed(attn: Any, text: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from audit.pictures import Pictures
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_tensor, to_uint8
 from audit.results.schema import Rows
-from audit.targets import Target, check_target, targets_of
+from audit.targets import AsTarget, Target, check_target, targets_of
 
 VERSION = 1
 
@@ -61,7 +61,7 @@ PRESETS = {
 
 class Options(Frozen):
     model: str = Field(description="model id whose decision is explained")
-    target: Target = Field(Target(), description="what the decision should become")
+    target: AsTarget = Field(Target(rule="runner_up"), description="what the decision should become")
     items: Literal["all", "correct", "misclassified"] = Field(
         "all", description="labelled images to explain, by what the model says of them"
     )
@@ -227,8 +227,8 @@ class _Work:
     def _inverted(self, subjects: list[_Subject], images: Tensor) -> Inversion:
         """Inversions as artefacts: read where they were made before, by whatever run, model or target."""
         keys = [self._artefact_key(subject) for subject in subjects]
-        held = {key: self.artefacts.get("inversion", key) for key in keys}
-        missing = list(dict.fromkeys(i for i, key in enumerate(keys) if held[key] is None))
+        held = {key: kept for key in keys if (kept := self.artefacts.get("inversion", key)) is not None}
+        missing = list({key: i for i, key in enumerate(keys) if key not in held}.values())
         if missing:
             made = invert(self.generator, images[missing], [subjects[i].prompt for i in missing], self.numbers)
             for j, i in enumerate(missing):
@@ -380,11 +380,11 @@ class _Work:
 
     def _measure(self, i: int, explanation_id: str, measured: dict[str, _Measured], alone: dict[str, Tensor]) -> None:
         """Rows of `measurements`: each variant's, and those that stand alone."""
-        named = [(name, key, values[i]) for key, found in measured.items() for name, values in found.items()]
-        named += [(name, None, float(values[i])) for name, values in alone.items()]
+        named: list[tuple[str, str | None, float]] = [(name, None, float(values[i])) for name, values in alone.items()]
+        named += [(name, key, values[i]) for key, found in measured.items() for name, values in found.items()]
         for name, key, value in named:
-            row = {"subject_id": explanation_id, "stage": self.context.stage, "name": name, "key": key}
-            row |= {"value": value, "unit": _UNITS.get(name, "1")}
+            row: dict[str, Any] = {"subject_id": explanation_id, "stage": self.context.stage, "name": name}
+            row |= {"key": key, "value": value, "unit": _UNITS.get(name, "1")}
             if name == "background_rmse" and float(alone["mask_area"][i]) == 1:
                 row |= {"value": None, "reason": "the mask covers the whole image"}
             self.found["measurements"].append(row)
@@ -442,7 +442,8 @@ class Decision:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(b, ..., 3, h, w) to (b, ...)."""
-        logits = self.model.logits(images.flatten(0, -4)).unflatten(0, images.shape[:-3])
+        logits = self.model.logits(images.flatten(0, -4))
+        logits = logits.view(*images.shape[:-3], logits.shape[-1])
         targets = self.targets.to(logits.device).view(-1, *[1] * (logits.ndim - 2))
         return log_probability(logits, targets.expand(logits.shape[:-1]))
 
