@@ -21,9 +21,10 @@ from audit.diffusion.optimise import Settings, Variables, start_from_prompt
 from audit.diffusion.sampling import denoise
 from audit.generators import diffusers
 from audit.memory import Footprint, choose, footprint, free_memory, settled
-from audit.methods import Context, disagreement, neuron, uvce
+from audit.methods import Context, Unit, disagreement, neuron, uvce
 from audit.methods.adequacy import Options as Adequacy
 from audit.models import Models
+from audit.worker import Worker
 
 POLICIES: tuple[CheckpointPolicy, ...] = ("none", "selective", "step")
 
@@ -202,6 +203,21 @@ def test_auto_becomes_a_number_and_a_policy_and_the_rest_stays(tmp_path: Path, m
     for options in (neuron.Options(model="reference"), uvce.Options(model="reference")):
         assert settled(options, models, "auto", 1)[0].checkpoint == "step"
         assert options.settings(64).checkpoint == "step"  # 'auto' that nobody settled is the preset's
+
+
+def test_a_worker_settles_a_stage_once_and_runs_it_so(tmp_path: Path, monkeypatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(memory, "free_memory", lambda device, sharing: seen.append(sharing) or 10**7)
+
+    def run(options: Any, payload: Any, context: Context) -> dict[str, Any]:
+        seen.append((options.checkpoint, context.batch_size))
+        return {}
+
+    monkeypatch.setattr(disagreement, "run", run)
+    worker = Worker(job(tmp_path), tmp_path, (), "auto", sharing=3)
+    for name in "ab":
+        assert worker.run(Unit(name * 32, "1-disagreement", {})).error is None
+    assert seen == [3, ("step", 1), ("step", 1)]
 
 
 def test_the_results_do_not_depend_on_the_choice(tmp_path: Path) -> None:
