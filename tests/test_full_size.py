@@ -27,7 +27,8 @@ from audit.methods.disagreement import Objective as Disagreement
 from audit.methods.uvce import Decision
 from audit.neurons import Objective as Neuron
 from audit.neurons import layer_of
-from benchmarks.models import full_size, stable_diffusion
+from benchmarks import search
+from benchmarks.models import full_size, stable_diffusion, vision_transformer
 
 SIDE = 8
 PROMPT = "a photograph of a crab on sand"
@@ -213,3 +214,15 @@ def test_memory_is_measured_at_this_size(generator: DiffusersGenerator) -> None:
     """A step that keeps convolutions and attention needs well under half of one that keeps all."""
     need = footprint(generator, [classifier("reference")], SETTINGS, injects=True)
     assert 0 < need.kept["step"] < need.kept["selective"] < 0.5 * need.kept["none"]
+
+
+def test_the_benchmark_runs_at_this_size(generator: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step of the search against two ViT-B/16: more operations than 4 forward passes of the U-Net alone have."""
+    f, g = (vision_transformer(("crab", "car", "bird")) for _ in range(2))
+    assert round(count(f.network), 2) == 85.80
+    monkeypatch.setattr(search, "BATCH", 1)
+    found = search.whole_disagreement(search.Setup(generator, f, g), Settings(steps=1, cutouts=1))
+    with search.Operations() as forward, torch.no_grad():
+        generator.eps(torch.zeros(2, 4, SIDE, SIDE), 501, generator.embed(["", PROMPT]))
+    assert found.batch == 1
+    assert forward.flop * 4 < found.tflop_per_item * 1e12 < forward.flop * 40
