@@ -34,7 +34,7 @@ SHARE = 0.8  # of the free memory; the rest is for gradients, workspaces and fra
 # Time of a search relative to a forward pass of its U-Net, from counts of operations at Stable Diffusion's size, and
 # what a batch of one pays on top for being alone, measured on a CPU (benchmarks/search.py).
 _TIME: Mapping[CheckpointPolicy, float] = {"none": 2.24, "selective": 2.53, "step": 3.24}
-_ALONE = 0.35
+_ALONE = 0.44
 
 # A variable, its gradient, Adam's two moments, its value before the step, and the best one so far.
 _COPIES = 6
