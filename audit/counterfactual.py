@@ -37,7 +37,7 @@ class Numbers:
 
     `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
     over; the pair with the lowest un-augmented loss is taken, item by item. `map_side`: height of the cross-attention
-    maps that make the mask. `sharpen`: see `foreground`. `null_text`: None leaves the null text as it is, which is DDIM
+    maps that make the mask, `map_share` and `sharpen`: see `foreground`. `null_text`: None leaves the null text as it is, which is DDIM
     inversion. `refinements`: see `ddim_inversion`.
     """
 
@@ -46,6 +46,7 @@ class Numbers:
     injection: tuple[float, ...] = (0.3, 0.4, 0.5, 0.8)
     blending: tuple[float, ...] = (0.0, 0.3)
     map_side: int = 16
+    map_share: float = 0.5
     sharpen: float = 0.0
     null_text: NullText | None = field(default_factory=NullText)
     refinements: int = 0
@@ -123,7 +124,8 @@ def prepare(
     words = [generator.positions(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
     if masks is None:
         size = (images.shape[-2], images.shape[-1])
-        masks = resized(foreground(recording, words, numbers.map_side, numbers.sharpen), size)
+        found = foreground(recording, words, numbers.map_side, numbers.map_share, numbers.sharpen)
+        masks = resized(found, size)
     decoded = [generator.decode(z).clamp(0, 1) for z in (latent, recording.latents[-1])]
     return Original(images, latent, decoded[0], tuple(prompts), tuple(names), variables, recording, decoded[1], masks)
 

@@ -72,18 +72,21 @@ class _Recorder:
         return z
 
 
-def foreground(recording: Recording, words: Sequence[Words], side: int, sharpen: float = 0.0) -> Tensor:
+def foreground(
+    recording: Recording, words: Sequence[Words], side: int, share: float = 0.5, sharpen: float = 0.0
+) -> Tensor:
     """Where the words' object is: (b, side, side) in [0, 1], 1 at the strongest place.
 
-    Mean over the first (noisiest) half of the steps, sites with maps of height `side`, heads, and all tokens of the
-    words (DiG-IN C.1.4). `sharpen`: the authors' code subtracts 0.3, rescales and takes the root; 0 is the paper.
+    Mean over a share of the steps, the noisiest first (the paper's half), sites with maps of height `side`, heads, and
+    all tokens of the words (DiG-IN C.1.4). `sharpen`: the authors' code subtracts 0.3, rescales and takes the root; 0
+    is the paper.
     """
     sites = [name for name, site in recording.sites.items() if site.height == side]
     if not sites:
         known = sorted({site.height for site in recording.sites.values()})
         raise ValueError(f"no cross-attention maps of height {side}; this generator has {known}")
-    half = recording.maps[: max(1, len(recording.maps) // 2)]
-    mean = torch.stack([step[name].mean(1) for step in half for name in sites]).mean(0)
+    steps = recording.maps[: max(1, int(share * len(recording.maps)))]
+    mean = torch.stack([step[name].mean(1) for step in steps for name in sites]).mean(0)
     tokens = [[token for word in item for token in word] for item in words]
     mask = torch.stack([item[:, at].mean(-1) for item, at in zip(mean, tokens, strict=True)])
     mask = mask / mask.amax(1, keepdim=True)
