@@ -49,7 +49,7 @@ def check_of(models: Models, model_id: str | None, prompt: str) -> Check:
         return [names[i] for i in (embeddings.cpu() @ texts.T).argmax(-1).tolist()]
 
     def of_real(embeddings: NDArray[Any]) -> NDArray[np.object_]:
-        return np.array(nearest(torch.from_numpy(embeddings)), object)
+        return np.array(nearest(torch.tensor(embeddings)), object)
 
     return Check("embedder", lambda images: nearest(embedder.embed_images(images)), of_real)
 

@@ -279,12 +279,18 @@ def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], subject: 
         best, losses = int(result.best_step[i]), result.losses[:, i]
         row = {**base, "status": "ok", "best_step": best}
         row |= {"loss_before": float(losses[0]), "loss_after": float(losses[best])}
-        if bool((losses == losses[0]).all()):
-            at = f"its activation is {float(scores[0, i, 0]):g} in every step"
-            row["reason"] = f"the neuron has no gradient here, {at}: the search kept its start"
+        if best == 0:
+            row["reason"] = f"{_why_still(losses, float(scores[0, i, 0]))}: the search kept its start"
         rows["explanations"].append(row | _compared(result.start[i], result.image[i], scores[[0, best], i], subject))
         rows["traces"] += _trace(base["explanation_id"], result, scores, i)
     return rows
+
+
+def _why_still(losses: Tensor, activation: float) -> str:
+    """Why a search with these losses (steps + 1,) went nowhere; a unit after a ReLU that is 0 has no gradient."""
+    if bool((losses == losses[0]).all()):
+        return f"the neuron has no gradient here, its activation is {activation:g} in every step"
+    return "no step was better than the start"
 
 
 def _compared(start: Tensor, end: Tensor, scores: Tensor, subject: _Subject) -> dict[str, Any]:
