@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from audit.results.sql import Run
-from dashboard import components, queries
+from dashboard import components, neurons, queries
 
 PAGE_SIZE = 12
 
@@ -180,10 +180,15 @@ def _trace_chart(frame: pd.DataFrame, mode: queries.Row) -> alt.Chart:
     )
 
 
+def neuron_pages() -> None:
+    neurons.show(opened(), NEURONS)
+
+
 OVERVIEW = st.Page(overview, title="Overview", url_path="overview", default=True)
 GALLERY = st.Page(gallery, title="Failure modes", url_path="modes")
 ONE = st.Page(one, title="One failure mode", url_path="mode")
+NEURONS = st.Page(neuron_pages, title="Neurons", url_path="neurons")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    st.navigation([OVERVIEW, GALLERY, ONE]).run()
+    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS]).run()
