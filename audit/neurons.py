@@ -77,19 +77,19 @@ def activations(classifier: Classifier, layer: Layer, x: Tensor) -> tuple[Tensor
         logits = classifier.logits(x)
     if len(seen) != 1:
         raise ModelError(f"the layer {layer.name!r} runs {len(seen)} times in a forward pass, expected once")
-    return _pooled(seen[0], layer.name).float(), logits
+    return seen[0].float(), logits
 
 
 @contextmanager
-def _watched(layer: Layer) -> Iterator[list[Any]]:
-    """What passes the layer while the context lasts."""
-    seen: list[Any] = []
+def _watched(layer: Layer) -> Iterator[list[Tensor]]:
+    """What passes the layer while the context lasts, pooled at once: a later layer may overwrite it in place."""
+    seen: list[Tensor] = []
 
     def entering(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen.append(arguments[0])
+        seen.append(_pooled(arguments[0], layer.name))
 
     def leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        seen.append(output)
+        seen.append(_pooled(output, layer.name))
 
     with ExitStack() as handles:
         if layer.relu is not None:
@@ -159,7 +159,7 @@ def _pooled(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim not in (2, 3, 4):
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ModelError(f"the layer {name!r} gives {found}; expected (b, c), (b, tokens, c) or (b, c, h, w)")
-    return value.flatten(2).mean(2) if value.ndim == 4 else value.mean(1) if value.ndim == 3 else value
+    return value.flatten(2).mean(2) if value.ndim == 4 else value.mean(1) if value.ndim == 3 else value.clone()
 
 
 def check_unit(layer: Layer, unit: int, count: int) -> None:

@@ -22,7 +22,7 @@ from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Settings, optimise, start_from_prompt
 from audit.errors import ConfigError, ModelError
 from audit.methods import check_order, neuron, stage_names
-from audit.neurons import Objective, activations, count_units, layer_of
+from audit.neurons import Layer, Objective, activations, count_units, layer_of, with_redirection
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_tensor
 from audit.results.sql import Run
@@ -42,6 +42,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mix = nn.Conv2d(3, 4, 1)
+        self.relu = nn.ReLU(inplace=True)
         self.tokens = nn.Identity()
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         g = torch.Generator().manual_seed(0)
@@ -49,7 +50,7 @@ class Net(nn.Module):
             parameter.data = torch.randn(parameter.shape, generator=g)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mix(x).relu()
+        x = self.relu(self.mix(x))
         self.tokens(x.flatten(2).transpose(1, 2))
         return self.head(x.mean((2, 3)))
 
@@ -102,6 +103,32 @@ def test_the_gradient_of_a_unit_reaches_the_image() -> None:
     assert torch.allclose(x.grad, weight[None, :, None, None] * on[:, None] / 64, atol=1e-7)
 
 
+def test_a_unit_that_is_off_has_a_gradient_only_with_redirection() -> None:
+    """Off everywhere: the gradient of its map as though the ReLU let it through. On somewhere: its own."""
+    model, x = classifier(), images(2)
+    net = model.network
+    net.mix.bias.data[1] = -100.0
+    weight = net.mix.weight[:, :, 0, 0]
+    layer = layer_of(model)
+    redirected = with_redirection(model, layer)
+
+    def gradient(layer: Layer, unit: int) -> Tensor:
+        own = x.clone().requires_grad_(True)
+        units, _ = activations(model, layer, own)
+        assert torch.equal(units, activations(model, layer_of(model), x)[0])
+        return torch.autograd.grad(units[:, unit].sum(), own)[0]
+
+    assert not gradient(layer, 1).any()
+    assert torch.allclose(gradient(redirected, 1), (weight[1] / 64)[None, :, None, None].expand(2, 3, 8, 8), atol=1e-7)
+    some = [unit for unit in (0, 2, 3) if activations(model, layer_of(model), x)[0][:, unit].min() > 0]
+    for unit in some:
+        assert torch.equal(gradient(redirected, unit), gradient(layer, unit))
+    assert some
+    assert hooks(net) == 0
+    plain = classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
+    assert with_redirection(plain, layer_of(plain)).relu is None  # nothing to redirect
+
+
 def test_no_hook_stays_after_success_or_exception() -> None:
     class Breaks(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -113,10 +140,13 @@ def test_no_hook_stays_after_success_or_exception() -> None:
         activations(model, layer_of(model, name), images())
         assert hooks(model.network) == 0
     broken = classifier(Breaks())
-    for name in (None, "mix"):
+    for layer in (layer_of(broken), layer_of(broken, "mix"), replace(layer_of(broken), relu=broken.network.relu)):
         with pytest.raises(ValueError, match="broken"):
-            activations(broken, layer_of(broken, name), images())
+            activations(broken, layer, images())
         assert hooks(broken.network) == 0
+    with pytest.raises(ValueError, match="broken"):
+        with_redirection(broken, layer_of(broken))
+    assert hooks(broken.network) == 0
     with pytest.raises(ModelError, match="expected"):
         activations(model, replace(layer_of(model, "mix"), module=nn.Linear(2, 2)), images())
 
@@ -407,7 +437,7 @@ def test_a_run_keeps_the_three_arms_their_starts_and_the_feature_attack(run: Run
     for r in rows:
         gained = r["activation_after"] - r["activation_before"]
         assert gained >= 0 if r["arm"] != "minimise" else gained <= 0
-        assert (gained == 0) == (r["start_image_id"] == r["image_id"])
+        assert gained == 0 or r["start_image_id"] != r["image_id"]
         assert gained != 0 or "the search kept its start" in r["reason"]
     assert all(r["activation_after"] > r["activation_before"] for r in rows[:2])
     assert any(r["activation_after"] != r["activation_before"] for r in rows[2:])

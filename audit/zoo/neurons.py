@@ -13,12 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from audit import discovery as d
+from audit.check import zero_shot
+from audit.classifiers import Classifier
 from audit.errors import ConfigError
 from audit.neurons import activations, layer_of
 from audit.results.sql import Run
-from audit.zoo.measure import load
+from audit.screened import Screened, screened
+from audit.zoo.measure import load, load_clip
 from audit.zoo.recipes.images import batches, rendered
+from audit.zoo.scenes import LABELS
 from audit.zoo.world import Mode, World, load_world, scene_at
+
+PROMPT = "a photograph of a {}"
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,9 @@ class Found:
     """One planted mode: its unit, and what the run says of it.
 
     auc: of telling held-out scenes that show the feature from the others by the unit's activation. rank: its place
-    among the class's suspects. suspects: the class's first five by rank, with their AUC for the feature. verdict and
-    triggered are NULL where the run did not search the unit; triggered: the share of searches from other classes
-    after which the model says the class and the check does not see it; calls: the share after which it says it.
+    among the class's suspects. suspects: the first five with their AUC for the feature. `verdict`, `searches` and the
+    shares are None where the run did not search the unit. called: searches from other classes after which the model
+    says the class; triggered: those where, besides, the check does not see it.
     """
 
     mode: str
@@ -37,13 +43,13 @@ class Found:
     class_name: str
     neuron: int
     auc: float
-    rank: int | None
+    rank: int
     suspects: dict[int, float]
     verdict: str | None
     searches: int | None
-    calls_before: float | None
-    calls: float | None
+    triggered_before: float | None
     triggered: float | None
+    called: float | None
 
     @property
     def listed(self) -> bool:
@@ -75,23 +81,13 @@ class Report:
 
     def print(self, console: Console) -> None:
         table = Table(title="units of the planted features", title_justify="left")
-        for column in (
-            "mode",
-            "neuron",
-            "AUC",
-            "rank",
-            "AUC of suspects 1-5",
-            "verdict",
-            "searches",
-            "start",
-            "called",
-            "object absent",
-        ):
+        heads = ("mode", "neuron", "AUC", "rank", "AUC of suspects 1-5", "verdict", "searches")
+        for column in (*heads, "start, object absent", "object absent", "called"):
             table.add_column(column)
         for one in self.found:
-            shares = [_share(share) for share in (one.calls_before, one.calls, one.triggered)]
+            shares = [_share(share) for share in (one.triggered_before, one.triggered, one.called)]
             aucs = " ".join(f"{value:.2f}" for value in one.suspects.values())
-            cells = [one.mode, one.neuron, f"{one.auc:.4f}", one.rank or "-", aucs, one.verdict or "not searched"]
+            cells = [one.mode, one.neuron, f"{one.auc:.4f}", one.rank, aucs, one.verdict or "not searched"]
             table.add_row(*map(str, [*cells, one.searches or 0, *shares]))
         console.print(table)
         console.print(f"among the first 5 suspects: {self.listed:.0%} of {len(self.found)} modes")
@@ -103,49 +99,57 @@ def _share(value: float | None) -> str:
 
 
 def measure(run: Run, work: Path, count: int = 3000) -> Report:
-    """Compare a run's neurons with the planted modes of the classes that it looked at.
+    """Compare what a run stored of units with the planted modes of the classifiers whose activations it stored.
 
-    Raises ConfigError where the run has no neurons of a classifier with planted modes.
+    Ranks come from the run's screening pass, with the world's CLIP as the check. Raises ConfigError where the run
+    stored no activations of a classifier with planted modes.
     """
     world = load_world()
     models = json.loads(run.store.read("job.json") or b"{}")["job"]["models"]
     planted = {model_id: str(options.get("ref", "")).removeprefix("zoo:") for model_id, options in models.items()}
-    rows = run.rows("select * from neurons order by rank nulls last, neuron")
-    asked = [
-        (mode, model_id)
-        for model_id, name in planted.items()
-        for mode in world.modes_of(name)
-        if any((row["model_id"], row["class_name"]) == (model_id, mode.class_name) for row in rows)
-    ]
-    if not asked:
-        raise ConfigError("this run has no neurons of the world's classifiers for a class with a planted failure mode")
-    images = rendered("heldout", count, work)
-    units = {model_id: _activations(planted[model_id], images) for _, model_id in asked}
-    return Report(tuple(_found(run, mode, model_id, rows, units[model_id], world) for mode, model_id in asked))
+    check = zero_shot(load_clip(), LABELS, PROMPT)
+    found: list[Found] = []
+    for model_id, name in planted.items():
+        modes = world.modes_of(name)
+        stored = screened(run, model_id, check.of_real) if modes else None
+        if stored is not None:
+            model, units = load(name), _activations(load(name), rendered("heldout", count, work))
+            found += [_found(run, mode, model_id, model, stored, units, world) for mode in modes]
+    if not found:
+        raise ConfigError(
+            "this run stored no activations of the world's classifiers with planted failure modes; "
+            "add to its screen stage: activations: [<model ids>]"
+        )
+    return Report(tuple(found))
 
 
 @torch.no_grad()
-def _activations(name: str, images: Any) -> d.Floats:
-    """(n, units) of held-out scenes."""
-    model = load(name)
+def _activations(model: Classifier, images: Any) -> d.Floats:
+    """(n, units) of uint8 images (n, h, w, 3)."""
     layer = layer_of(model)
     return torch.cat([activations(model, layer, x)[0] for x in batches(images, 100)]).double().numpy()
 
 
-def _found(run: Run, mode: Mode, model_id: str, rows: list[dict[str, Any]], units: d.Floats, world: World) -> Found:
+def _found(
+    run: Run, mode: Mode, model_id: str, model: Classifier, stored: Screened, units: d.Floats, world: World
+) -> Found:
     shows = np.array([mode.shown_by(scene_at(world, "heldout", i).scene) for i in range(len(units))])
     auc = d.separation(units[shows], units[~shows])
+    weight = layer_of(model).weight
     assert auc is not None
+    assert weight is not None
     best = int(auc.argmax())
-    own = [row for row in rows if (row["model_id"], row["class_name"]) == (model_id, mode.class_name)]
-    first = [row["neuron"] for row in own if row["rank"] is not None and row["rank"] <= 5]
-    row = next((row for row in own if row["neuron"] == best), {})
-    called = run.rows(
-        "select avg(flipped_before::int) as before, avg(flipped::int) as after from explanations "
-        "where method = 'neuron' and arm = 'others' and status = 'ok' "
-        "and stage = ? and target_class = ? and neuron = ?",
-        [row.get("stage"), mode.class_name, best],
-    )[0]
+    order = stored.ranking(weight[model.index_of(mode.class_name)].double().numpy(), mode.class_name).order.tolist()
+    searched = run.rows(
+        "select any_value(n.verdict) as verdict, any_value(n.searches) as searches, "
+        "any_value(n.trigger_before) as triggered_before, any_value(n.trigger_after) as triggered, "
+        "avg(x.flipped::int) as called from neurons n join explanations x on x.stage = n.stage "
+        "and x.neuron = n.neuron and x.target_class = n.class_name and x.method = 'neuron' and x.arm = 'others' "
+        "and x.status = 'ok' where n.model_id = ? and n.class_name = ? and n.neuron = ? and n.searches > 0 "
+        "group by n.neuron_id order by searches desc limit 1",
+        [model_id, mode.class_name, best],
+    )
+    nothing = dict.fromkeys(("verdict", "searches", "triggered_before", "triggered", "called"))
     return Found(
         mode=mode.id,
         kind=mode.kind,
@@ -153,11 +157,7 @@ def _found(run: Run, mode: Mode, model_id: str, rows: list[dict[str, Any]], unit
         class_name=mode.class_name,
         neuron=best,
         auc=float(auc[best]),
-        rank=row.get("rank"),
-        suspects={neuron: float(auc[neuron]) for neuron in dict.fromkeys(first)},
-        verdict=row.get("verdict"),
-        searches=row.get("searches"),
-        calls_before=called["before"],
-        calls=called["after"],
-        triggered=row.get("trigger_after"),
+        rank=order.index(best) + 1,
+        suspects={neuron: float(auc[neuron]) for neuron in order[:5]},
+        **(searched[0] if searched else nothing),
     )
