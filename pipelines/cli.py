@@ -374,6 +374,24 @@ def zoo_score(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", he
             result.print(out)
 
 
+@zoo_app.command("neurons")
+def zoo_neurons(
+    run: RunFolder,
+    work: Annotated[Path, typer.Option(help="Folder for rendered scenes")] = Path("zoo-work"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Whether a run's suspect neurons are those that carry the planted features, and whether they trigger the class."""
+    from audit.results.sql import Run
+    from audit.zoo.neurons import measure
+
+    with _exit_codes():
+        report = measure(Run(run), work)
+        if as_json:
+            out.print_json(json.dumps(report.as_dict()))
+        else:
+            report.print(out)
+
+
 def main() -> None:
     app()
 

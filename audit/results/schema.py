@@ -218,6 +218,7 @@ TABLES: dict[str, pa.Schema] = {
     "neurons": _table(
         "a unit of a model beside a class: what it does for the class, and what it shows",
         {
+            "neuron_id": (_S, "hash of stage, model, layer, class and neuron"),
             "stage": (_S, "stage in the job file"),
             "model_id": (_S, "model that is explained"),
             "layer": (_S, "a module's name, whose output is read, or 'input of <name>'"),
