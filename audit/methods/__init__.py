@@ -86,14 +86,21 @@ def check_order(job: Job) -> None:
     if "discover" in names and job.embedder is None:
         raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
     for stage in job.stages:
-        pair = {key: getattr(stage.options, key) for key in ("maximise", "minimise") if hasattr(stage.options, key)}
-        for key, asked in pair.items():
-            if asked not in job.models:
-                raise ConfigError(f"{stage.name}: {key}: {unknown('model', asked, job.models)}")
-        if len(pair) == 2 and len(set(pair.values())) == 1:
-            raise ConfigError(
-                f"{stage.name}: maximise and minimise are both {pair['maximise']!r}; no model disagrees with itself"
-            )
+        if stage.name == "disagreement":
+            _check_pairs(stage, job)
+
+
+def _check_pairs(stage: Plugin, job: Job) -> None:
+    for key in ("maximise", "minimise"):
+        asked = getattr(stage.options, key)
+        for model_id in (asked,) if isinstance(asked, str) else asked:
+            if model_id not in job.models:
+                raise ConfigError(f"{stage.name}: {key}: {unknown('model', model_id, job.models)}")
+    if not stage.options.pairs():
+        raise ConfigError(
+            f"{stage.name}: maximise is {stage.options.maximise!r} and minimise {stage.options.minimise!r}: that is no "
+            "pair of models, for no model disagrees with itself; name two different ones"
+        )
 
 
 def chosen_classes(asked: tuple[str, ...] | str, known: tuple[str, ...]) -> list[str]:
