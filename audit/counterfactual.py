@@ -37,8 +37,8 @@ class Numbers:
 
     `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
     over; the pair with the lowest un-augmented loss is taken, item by item. `map_side`: height of the cross-attention
-    maps that make the mask, `map_share` and `sharpen`: see `foreground`. `null_text`: None leaves the null text as it is, which is DDIM
-    inversion. `refinements`: see `ddim_inversion`.
+    maps that make the mask; `map_share` and `sharpen`: see `foreground`. `null_text`: None leaves the null text as it
+    is, which is DDIM inversion. `refinements`: see `ddim_inversion`.
     """
 
     weight_latent: float = 25.0

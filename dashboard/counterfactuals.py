@@ -131,7 +131,9 @@ def _pictures(row: Row) -> list[str]:
         "image_id": [f"{source} {row['source_after']:.0%}", f"{target} <b>{row['score_after']:.0%}</b>"],
     }
     return [
-        components.figure(row[column], f"{title}, {row['source_class']} to {row['target_class']}", lines.get(column, []), title)
+        components.figure(
+            row[column], f"{title}, {row['source_class']} to {row['target_class']}", lines.get(column, []), title
+        )
         for column, title in _SHOWN
         if row[column]
     ]

@@ -128,6 +128,9 @@ def one() -> None:
     st.text(components.sentence(found))
     if found["reason"]:
         st.text(f"Not confirmed: {found['reason']}.")
+    others = components.others(found, queries.against_others(run, found["failure_mode_id"]))
+    if others:
+        st.text(f"What other models make of these images: {others}")
     cells = st.columns(4)
     cells[0].metric(
         "searches that show it", f"{found['support']} of {found['seeds']}" if found["seeds"] else found["support"]

@@ -143,6 +143,18 @@ def test_listing_plugins_imports_none(tmp_path: Path) -> None:
             [{"kind": "screen"}, {"kind": "adequacy"}, {"kind": "disagreement", "maximise": "new", "minimise": "new"}],
             "no model disagrees with itself",
         ),
+        (
+            [
+                {"kind": "screen"},
+                {"kind": "adequacy"},
+                {"kind": "disagreement", "maximise": ["new", "old"], "minimise": ["old", "odl"]},
+            ],
+            "minimise: unknown model 'odl'. Did you mean 'old'",
+        ),
+        (
+            [{"kind": "screen"}, {"kind": "adequacy"}, {"kind": "disagreement", "maximise": "new", "minimise": []}],
+            "no pair of models",
+        ),
     ],
 )
 def test_stages_in_an_order_that_makes_no_sense(stages: list[dict[str, Any]], message: str, tmp_path: Path) -> None:

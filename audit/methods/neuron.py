@@ -23,10 +23,11 @@ from torch import Tensor
 from audit import suspects
 from audit.check import Check, check_of
 from audit.classifiers import Classifier, canonical
-from audit.config import Frozen, Names, Template, digest
+from audit.config import Frozen, Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import CheckpointPolicy, Result, Settings, optimise, start_from_prompt
-from audit.methods import Context, Payload, chosen_classes
+from audit.errors import ConfigError
+from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
 from audit.methods.adequacy import not_auditable
 from audit.neurons import Layer, Objective, check_unit, count_units, layer_of, with_redirection
 from audit.pictures import Pictures
@@ -35,6 +36,7 @@ from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
 from audit.screened import Screened, originals, screened
 
+NEEDS = ("adequacy",)
 VERSION = 1
 
 PRESETS = {
@@ -92,6 +94,34 @@ class Options(Frozen):
         named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
         given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         return replace(PRESETS[self.preset], cutout_size=cutout_size, **given)
+
+
+def check(options: Options, job: Job) -> None:
+    check_generator(job)
+    """Refuse a neuron stage whose model, check or suspects cannot be had. Raises ConfigError."""
+    check_model(job, "neuron: model", options.model)
+    if options.check is not None:
+        check_model(job, "neuron: check", options.check)
+    if options.check == options.model:
+        raise ConfigError(f"neuron: check: {options.check!r} is the explained model; no model checks itself")
+    if options.check is None and job.embedder is None:
+        raise ConfigError(
+            "neuron needs an independent check: name a model with 'check', "
+            "or add to the job file: embedder: {loader: clip, ref: ...}"
+        )
+    if options.neurons != "auto":
+        return
+    if options.layer is not None:
+        raise ConfigError(
+            f"neuron: 'neurons: auto' reads the inputs of the last linear layer; "
+            f"list the 'neurons' of the layer {options.layer!r}, or leave 'layer' out"
+        )
+    stored = next((stage.options.activations for stage in job.stages if stage.name == "screen"), ())
+    if options.model not in stored:
+        raise ConfigError(
+            f"neuron: 'neurons: auto' reads the activations of {options.model!r}, which the screen stage does not "
+            f"store; write - {{kind: screen, activations: [{options.model}]}}, or list the 'neurons'"
+        )
 
 
 def plan(options: Options, context: Context) -> list[Payload]:

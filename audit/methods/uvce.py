@@ -20,14 +20,14 @@ from torch import Tensor
 from audit.artefacts import Artefacts
 from audit.captions import captioned
 from audit.classifiers import Classifier, canonical
-from audit.config import Frozen, Names, Template, digest
+from audit.config import Frozen, Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
 from audit.decode import decode, decode_mask
 from audit.diffusion.inversion import Inversion, NullText
 from audit.diffusion.optimise import CheckpointPolicy, Settings
 from audit.diffusion.prompt_to_prompt import edited
 from audit.errors import BadItem
-from audit.methods import Context, Payload, chosen_classes
+from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
 from audit.metrics import proximity
 from audit.objectives import log_probability, masked_distance
 from audit.pictures import Pictures
@@ -36,6 +36,7 @@ from audit.predictions import rows_for, to_tensor, to_uint8
 from audit.results.schema import Rows
 from audit.targets import AsTarget, Target, check_target, targets_of
 
+NEEDS = ("screen",)
 VERSION = 1
 
 PRESETS = {
@@ -121,6 +122,11 @@ class Options(Frozen):
 
     def _given(self, *names: str) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def check(options: Options, job: Job) -> None:
+    check_generator(job)
+    check_model(job, "counterfactual: model", options.model)
 
 
 def plan(options: Options, context: Context) -> list[Payload]:

@@ -177,7 +177,7 @@ TABLES: dict[str, pa.Schema] = {
             "subject_id": (_S, "what it is about"),
             "stage": (_S, "stage that measured it"),
             "name": (_S, "what was measured"),
-            "key": (_S, "which one, where a subject has several"),
+            "key": (_S, "which one, where a subject has several: of a failure mode, the model it is held against"),
             "value": (_F, "the number"),
             "unit": (_S, "its unit"),
             "reason": (_S, "why value is NULL"),
