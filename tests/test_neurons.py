@@ -41,6 +41,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.other = nn.Linear(4, 3)  # as many outputs as the head, and not the last
         self.mix = nn.Conv2d(3, 4, 1)
         self.relu = nn.ReLU(inplace=True)
         self.tokens = nn.Identity()
@@ -155,6 +156,8 @@ def test_layers_that_cannot_be_read_are_named_with_what_would_work() -> None:
     model = classifier()
     with pytest.raises(ModelError, match=r"unknown layer 'head\.2'.*head\.1"):
         layer_of(model, "head.2")
+    with pytest.raises(ModelError, match=r"unknown layer 'mixx'. Near names: mix"):
+        layer_of(model, "mixx")
     with pytest.raises(ModelError, match="runs 0 times"):
         activations(model, replace(layer_of(model), module=nn.Linear(4, 3)), images())
     zero_shot = clip.load(clip.Options(ref="zoo:clip"), NAMES)
@@ -326,7 +329,7 @@ JOB = {
     "stages": [
         {"kind": "screen", "activations": ["shortcut-a"]},
         {"kind": "adequacy", "samples": 2, "threshold": 0.0, "classes": ["crab", "car"]},
-        {"kind": "neuron", "model": "shortcut-a", "classes": ["crab"], "neurons": [42], "seeds": 2}
+        {"kind": "neuron", "model": "shortcut-a", "classes": ["crab"], "neurons": [42], "seeds": 2, "class_seeds": 2}
         | {"preset": "embedded", "steps": 2, "cutouts": 2, "top_images": 6, "attack_steps": 3},
     ],
 }
@@ -468,7 +471,11 @@ def with_other_neurons(folder: Path, name: str, batch: int, **changed: Any) -> R
 
 
 def test_suspects_come_by_rank_and_no_batch_changes_a_search(folder: Path, run: Run) -> None:
-    small = {"seeds": 1, "step_size_text": 0.01}  # Adam's first step, a sign, makes rounding grow with its size
+    small = {
+        "seeds": 1,
+        "class_seeds": 1,
+        "step_size_text": 0.01,
+    }  # Adam's first step, a sign, makes rounding grow with its size
     auto = with_other_neurons(folder, "auto", 1, neurons="auto", top=2, **small)
     rows = auto.rows("select * from neurons order by rank")
     assert [(row["class_name"], row["rank"]) for row in rows] == [("crab", 1), ("crab", 2)]
