@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from audit.diffusion.prompt_to_prompt import edited
+from audit.diffusion.prompt_to_prompt import edited, name_in
 from audit.errors import BadItem
+
+
+def names(caption: str, phrase: str) -> bool:
+    """Whether a caption contains a phrase, as whole words."""
+    return name_in(caption, phrase) is not None
 
 
 def captioned(source: str, template: str, caption: str | None, label: str | None) -> str:

@@ -101,12 +101,17 @@ def resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def name_in(prompt: str, name: str) -> re.Match[str] | None:
+    """The first place where a prompt has a name as whole words; group 1 is an article before it."""
+    return re.search(rf"(\ban? +)?(?<!\w){re.escape(name)}(?!\w)", prompt, re.IGNORECASE)
+
+
 def edited(prompt: str, source: str, target: str) -> str:
     """The prompt with its first `source` replaced; an article before it is made to fit.
 
     Raises BadItem where the prompt does not name the source.
     """
-    found = re.search(rf"(\ban? +)?(?<!\w){re.escape(source)}(?!\w)", prompt, re.IGNORECASE)
+    found = name_in(prompt, source)
     if not found:
         raise BadItem("class_not_in_caption", f"{source!r} is not in {prompt!r}")
     article = ("an " if target[:1].lower() in "aeiou" else "a ") if found[1] else ""

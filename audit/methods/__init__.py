@@ -125,6 +125,7 @@ def check_classes(job: Job, known: tuple[str, ...]) -> None:
 def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job, digests: dict[str, str]) -> Unit:
     """Name a unit by a hash of what decides its numbers; places, workers and batch sizes are no part of it."""
     loaded = {**job.models, "embedder of the job": job.embedder, "generator of the job": job.generator}
+    loaded["captioner of the job"] = job.captioner
     settings = {name: _settings(model) for name, model in loaded.items() if model}
     decides = {"stage": stage, "options": plugin.dump(), "version": version, "seed": job.seed, "models": settings}
     return Unit(digest({**decides, "payload": payload, "digests": digests})[:32], stage, payload)

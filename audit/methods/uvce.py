@@ -18,18 +18,19 @@ from pydantic import Field
 from torch import Tensor
 
 from audit.artefacts import Artefacts
-from audit.captions import captioned
-from audit.classifiers import Classifier, canonical
+from audit.captions import captioned, names
+from audit.classifiers import Embedder, canonical
 from audit.config import Frozen, Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
+from audit.decisions import AttributeDecision, Decision
 from audit.decode import decode, decode_mask
 from audit.diffusion.inversion import Inversion, NullText
 from audit.diffusion.optimise import CheckpointPolicy, Settings
 from audit.diffusion.prompt_to_prompt import edited
-from audit.errors import BadItem
+from audit.errors import BadItem, ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
 from audit.metrics import proximity
-from audit.objectives import log_probability, masked_distance
+from audit.objectives import masked_distance
 from audit.pictures import Pictures
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_tensor, to_uint8
@@ -63,15 +64,24 @@ PRESETS = {
 class Options(Frozen):
     model: str = Field(description="model id whose decision is explained")
     target: AsTarget = Field(Target(rule="runner_up"), description="what the decision should become")
+    attribute: Names | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="instead of classes, two phrases: captions with the first get the second; for zero-shot models",
+    )
     items: Literal["all", "correct", "misclassified"] = Field(
         "all", description="labelled images to explain, by what the model says of them"
     )
     classes: Names | str = Field("auto", description="labels to take images of; 'auto': every label")
     per_class: int | None = Field(None, ge=1, description="images of each label; default: all")
-    caption: Literal["metadata", "template"] = Field(
-        "metadata", description="the data set's captions, where it has them, or the template"
+    caption: Literal["metadata", "template", "captioner"] = Field(
+        "metadata", description="the data set's captions, where it has them, the template, or the job's captioner"
     )
-    template: Template = Field("an image of a {}", description="caption where there is none; {} is the class name")
+    template: Template = Field("an image of a {}", description="what a caption says at least; {} is the class name")
+    prompt: Literal["edit", "keep"] = Field(
+        "edit", description="'keep' leaves the class name in the prompt: all change comes from the optimisation"
+    )
     mask: Literal["attention", "own", "none"] = Field(
         "attention", description="where changes are free: cross-attention maps, the data set's masks, or nowhere"
     )
@@ -127,13 +137,23 @@ class Options(Frozen):
 def check(options: Options, job: Job) -> None:
     check_generator(job)
     check_model(job, "counterfactual: model", options.model)
+    if options.caption == "captioner" and job.captioner is None:
+        raise ConfigError(
+            "counterfactual: 'caption: captioner' needs one; add to the job file: captioner: {loader: blip, ref: ...}"
+        )
+    if options.attribute and job.models[options.model].name != "clip":
+        raise ConfigError(
+            f"counterfactual: 'attribute' compares prompts, which the model {options.model!r} does not read; "
+            "name a model of loader clip"
+        )
 
 
 def plan(options: Options, context: Context) -> list[Payload]:
     """Labelled images with their targets, in chunks. Within a label the order is that of the ids, which are hashes."""
     labels = chosen_classes(options.classes, context.models.data_classes)
     model = context.models.classifier(options.model)
-    check_target(options.target, model.class_names)
+    if not options.attribute:
+        check_target(options.target, model.class_names)
     rows = context.run.rows(
         "select i.uri, i.item_id, i.label, i.caption, p.predicted, p.top_classes, p.correct "
         "from items i join predictions p on p.item_id = i.item_id and p.role = 'data' "
@@ -145,7 +165,10 @@ def plan(options: Options, context: Context) -> list[Payload]:
     taken: dict[str, int] = {}
     chosen = []
     for row in rows:
-        named = targets_of(options.target, row["predicted"], row["label"], row["top_classes"], model.class_names)
+        if options.attribute:
+            named = [options.attribute[1]] if names(row["caption"] or "", options.attribute[0]) else []
+        else:
+            named = targets_of(options.target, row["predicted"], row["label"], row["top_classes"], model.class_names)
         if named and taken.get(row["label"], 0) < (options.per_class or len(rows)):
             taken[row["label"]] = taken.get(row["label"], 0) + 1
             chosen.append([row[key] for key in ("uri", "item_id", "label", "caption", "predicted")] + [named])
@@ -170,6 +193,8 @@ class _Work:
         self.numbers = options.numbers(max(self.model.preprocess.size))
         if options.mask == "none":
             self.numbers = replace(self.numbers, blending=(0.0,))
+        if options.prompt == "keep":
+            self.numbers = replace(self.numbers, injection=(0.0,), blending=(0.0,))
         self.artefacts = Artefacts(context.root)
         self.pictures = Pictures()
         self.found: Rows = {"explanations": [], "traces": [], "measurements": [], "artefacts": []}
@@ -216,6 +241,9 @@ class _Work:
             subject.mask = fitted(grey.expand(3, -1, -1), size)[0]
         elif self.options.mask == "none":
             subject.mask = torch.zeros(size)
+        if self.options.caption == "captioner":
+            beginning = self.options.template.format(subject.source)
+            subject.prompt = self.models.captioner(subject.image, beginning)
         self.generator.positions(subject.prompt, subject.source)
         for target in subject.targets:
             self.generator.positions(edited(subject.prompt, subject.source, target), target)
@@ -259,9 +287,7 @@ class _Work:
 
     def _search(self, asked: list[tuple[_Subject, str]], original: Original) -> None:
         """Counterfactuals of a batch, one for each item of `original`, and their rows."""
-        sources = [self.model.index_of(subject.source) for subject, _ in asked]
-        targets = [self.model.index_of(target) for _, target in asked]
-        objective = Decision(self.model, sources, targets)
+        objective = self._decision(asked)
         keys = [f"{self.context.job.seed}/uvce/{subject.item_id}/{target}" for subject, target in asked]
         steps: list[tuple[Tensor, Tensor]] = []
 
@@ -272,8 +298,9 @@ class _Work:
         if self.options.space == "pixel":
             found, results = None, self._in_pixels(original, objective)
         else:
-            names = [target for _, target in asked]
-            found = search(self.generator, original, names, objective, self.numbers, keys, record)
+            kept = self.options.prompt == "keep"
+            becomes = [subject.source if kept else target for subject, target in asked]
+            found = search(self.generator, original, becomes, objective, self.numbers, keys, record)
             results = found.result.image
         seconds = (time.monotonic() - began) / len(asked)
         variants = {"original": original.image, "autoencoder": original.autoencoded}
@@ -291,6 +318,14 @@ class _Work:
             alone = {"mask_area": proximity.mask_area(original.mask)}
             alone |= {"injection": found.injection, "blending": found.blending} if found else {}
             self._measure(i, row["explanation_id"], measured, alone)
+
+    def _decision(self, asked: list[tuple[_Subject, str]]) -> Decision:
+        if self.options.attribute is None:
+            return Decision(self.model, [subject.source for subject, _ in asked], [target for _, target in asked])
+        prompts = [subject.prompt for subject, _ in asked]
+        after = [edited(subject.prompt, subject.source, target) for subject, target in asked]
+        assert isinstance(self.model, Embedder)  # check_order refuses other models
+        return AttributeDecision(self.model, prompts, after)
 
     def _in_pixels(self, original: Original, objective: Decision) -> Tensor:
         """Eq. 6 on the pixels themselves: what remains of the method without its generator."""
@@ -421,7 +456,8 @@ def _subjects(item: list[Any], options: Options) -> list[_Subject]:
     by_source: dict[str, list[str]] = {}
     for target in targets:
         source = predicted if label is None or canonical(target) == canonical(label) else label
-        by_source.setdefault(source.replace("_", " "), []).append(target)
+        source = options.attribute[0] if options.attribute else source.replace("_", " ")
+        by_source.setdefault(source, []).append(target)
     told = caption if options.caption == "metadata" else None
     return [
         _Subject(item_id, source, captioned(source, options.template, told, label), named)
@@ -437,26 +473,3 @@ def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
         image = F.interpolate(image[None], covering, mode="bicubic", antialias=True)[0].clamp(0, 1)
     top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
     return image[:, top : top + size[0], left : left + size[1]]
-
-
-class Decision:
-    """log p_f(y|x) for items with targets of their own, as a value to maximise."""
-
-    def __init__(self, model: Classifier, sources: list[int], targets: list[int]) -> None:
-        self.model = model
-        self.sources, self.targets = torch.tensor(sources), torch.tensor(targets)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(b, ..., 3, h, w) to (b, ...)."""
-        logits = self.model.logits(images.flatten(0, -4))
-        logits = logits.view(*images.shape[:-3], logits.shape[-1])
-        targets = self.targets.to(logits.device).view(-1, *[1] * (logits.ndim - 2))
-        return log_probability(logits, targets.expand(logits.shape[:-1]))
-
-    @torch.no_grad()
-    def scores(self, images: Tensor) -> Tensor:
-        """p(source), p(target), and whether the target is predicted, of (b, 3, h, w): (b, 3)."""
-        logits = self.model.logits(images)
-        each, p = torch.arange(len(images)), logits.softmax(-1)
-        flipped = logits.argmax(-1) == self.targets.to(logits.device)
-        return torch.stack([p[each, self.sources], p[each, self.targets], flipped.to(p)], 1).cpu()
