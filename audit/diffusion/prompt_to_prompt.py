@@ -15,7 +15,7 @@ from torch import Tensor
 
 from audit.classifiers import canonical
 from audit.diffusion.optimise import Variables
-from audit.diffusion.sampling import denoise
+from audit.diffusion.sampling import Steering, denoise
 from audit.errors import BadItem
 from audit.generators import Attention, Generator, Site
 
@@ -43,31 +43,35 @@ class Recording:
 
 
 @torch.no_grad()
-def record(generator: Generator, variables: Variables) -> Recording:
-    """Run a process, and keep its latents and the maps of its conditional branch."""
-    recorder = _Recorder(len(variables.latent))
+def record(generator: Generator, variables: Variables, steering: Steering | None = None) -> Recording:
+    """Run a process, and keep its latents and the maps that its conditional branch uses."""
+    recorder = _Recorder(len(variables.latent), steering)
     recorder.kept.latents.append(variables.latent)
     denoise(generator.eps, generator.levels(), generator.guidance_scale, *variables.tensors(), steering=recorder)
     return recorder.kept
 
 
 class _Recorder:
-    """Steering that changes nothing."""
+    """Steering that changes nothing, or what another one does."""
 
-    def __init__(self, items: int) -> None:
-        self.items, self.kept = items, Recording()
+    def __init__(self, items: int, steering: Steering | None) -> None:
+        self.items, self.steering, self.kept = items, steering, Recording()
 
-    def attention(self, step: int) -> Attention:  # noqa: ARG002 - steps come in order
+    def attention(self, step: int) -> Attention:
+        replace = self.steering.attention(step) if self.steering else None
         maps: dict[str, Tensor] = {}
         self.kept.maps.append(maps)
 
-        def keep(site: Site, own: Callable[[int], Tensor]) -> None:
+        def keep(site: Site, own: Callable[[int], Tensor]) -> Tensor | None:
+            replaced = replace(site, own) if replace else None
             self.kept.sites[site.name] = site
-            maps[site.name] = own(self.items)
+            maps[site.name] = own(self.items) if replaced is None else replaced
+            return replaced
 
         return keep
 
-    def latent(self, step: int, z: Tensor) -> Tensor:  # noqa: ARG002
+    def latent(self, step: int, z: Tensor) -> Tensor:
+        z = self.steering.latent(step, z) if self.steering else z
         self.kept.latents.append(z)
         return z
 

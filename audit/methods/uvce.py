@@ -296,26 +296,26 @@ class _Work:
 
         began = time.monotonic()
         if self.options.space == "pixel":
-            found, results = None, self._in_pixels(original, objective)
+            found, results, mask = None, self._in_pixels(original, objective), original.mask
         else:
             kept = self.options.prompt == "keep"
             becomes = [subject.source if kept else target for subject, target in asked]
             found = search(self.generator, original, becomes, objective, self.numbers, keys, record)
-            results = found.result.image
+            results, mask = found.result.image, found.mask
         seconds = (time.monotonic() - began) / len(asked)
         variants = {"original": original.image, "autoencoder": original.autoencoded}
         variants |= {"reconstruction": original.reconstruction}
         variants |= {"edit": found.result.start} if found else {}
-        measured = self._measured({**variants, "result": results}, original, objective)
+        measured = self._measured({**variants, "result": results}, original.image, mask, objective)
         for i, (subject, target) in enumerate(asked):
             row = self._base(subject, target) | {"seconds": seconds}
             if found is not None and not bool(found.result.finite[i]):
                 self.found["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
                 continue
-            row |= self._pictured(i, original, results, found) | self._scored(i, measured)
+            row |= self._pictured(i, original, results, mask, found) | self._scored(i, measured)
             row |= self._traced(i, found, steps, row) if found else {}
             self.found["explanations"].append({**row, "status": "ok"})
-            alone = {"mask_area": proximity.mask_area(original.mask)}
+            alone = {"mask_area": proximity.mask_area(mask)}
             alone |= {"injection": found.injection, "blending": found.blending} if found else {}
             self._measure(i, row["explanation_id"], measured, alone)
 
@@ -337,20 +337,21 @@ class _Work:
         return ascend(original.image, value, self.numbers.optimisation.steps, step)
 
     @torch.no_grad()
-    def _measured(self, variants: dict[str, Tensor], original: Original, objective: Decision) -> dict[str, _Measured]:
+    def _measured(
+        self, variants: dict[str, Tensor], originals: Tensor, mask: Tensor, objective: Decision
+    ) -> dict[str, _Measured]:
         """Everything that is measured of each variant (b, 3, H, W) of the originals."""
         found = {}
         for name, images in variants.items():
             scores = objective.scores(images)
             values = {"p_source": scores[:, 0], "p_target": scores[:, 1], "flipped": scores[:, 2]}
             if name != "original":
-                values |= {"l1": proximity.l1(images, original.image), "l2": proximity.l2(images, original.image)}
-                values["background_rmse"] = proximity.background_rmse(images, original.image, original.mask)
-                values["ssim"] = proximity.ssim(images, original.image)
-                values["psnr"] = proximity.psnr(images, original.image)
+                values |= {"l1": proximity.l1(images, originals), "l2": proximity.l2(images, originals)}
+                values["background_rmse"] = proximity.background_rmse(images, originals, mask)
+                values |= {"ssim": proximity.ssim(images, originals), "psnr": proximity.psnr(images, originals)}
                 if self.models.embedder is not None:
                     features = self.models.embedder.embed_images
-                    values["perceptual_distance"] = proximity.perceptual_distance(images, original.image, features)
+                    values["perceptual_distance"] = proximity.perceptual_distance(images, originals, features)
             found[name] = {key: value.tolist() for key, value in values.items()}
         return found
 
@@ -374,7 +375,9 @@ class _Work:
         for target in subject.targets:
             self.found["explanations"].append(self._base(subject, target) | {"status": "failed", "reason": reason})
 
-    def _pictured(self, i: int, original: Original, results: Tensor, found: Found | None) -> dict[str, Any]:
+    def _pictured(
+        self, i: int, original: Original, results: Tensor, mask: Tensor, found: Found | None
+    ) -> dict[str, Any]:
         """Columns with the ids of an item's images."""
 
         def keep(image: Tensor, kind: str) -> str:
@@ -385,7 +388,7 @@ class _Work:
             "start_image_id": keep(original.image[i], "original"),
             "image_id": keep(results[i], "generated"),
             "reconstruction_image_id": keep(original.reconstruction[i], "reconstruction"),
-            "mask_image_id": keep(original.mask[i].expand(3, -1, -1), "mask"),
+            "mask_image_id": keep(mask[i].expand(3, -1, -1), "mask"),
             "difference_image_id": keep(difference, "difference"),
         }
         return columns | ({"edit_image_id": keep(found.result.start[i], "edit")} if found else {})
