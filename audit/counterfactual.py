@@ -37,7 +37,8 @@ class Numbers:
 
     `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
     over; the pair with the lowest un-augmented loss is taken, item by item. `map_side`: height of the cross-attention
-    maps that make the mask; `map_share` and `sharpen`: see `foreground`. `both_masks`: changes are free where the
+    maps that make the mask; `map_share` and `sharpen`: see `foreground`; `threshold`: from where on the mask is 1, and
+    0 below, where a number is given; in the paper the mask is soft. `both_masks`: changes are free where the
     source is or where the edited prompt puts the target; in the paper, where the source is. `null_text`: None leaves
     the null text as it is, which is DDIM inversion. `refinements`: see `ddim_inversion`.
     """
@@ -49,6 +50,7 @@ class Numbers:
     map_side: int = 16
     map_share: float = 0.5
     sharpen: float = 0.0
+    threshold: float | None = None
     both_masks: bool = False
     null_text: NullText | None = field(default_factory=NullText)
     refinements: int = 0
@@ -125,11 +127,16 @@ def prepare(
     recording = record(generator, variables)
     words = [generator.positions(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
     if masks is None:
-        size = (images.shape[-2], images.shape[-1])
-        found = foreground(recording, words, numbers.map_side, numbers.map_share, numbers.sharpen)
-        masks = resized(found, size)
+        masks = _mask(recording, words, images, numbers)
     decoded = [generator.decode(z).clamp(0, 1) for z in (latent, recording.latents[-1])]
     return Original(images, latent, decoded[0], tuple(prompts), tuple(names), variables, recording, decoded[1], masks)
+
+
+def _mask(recording: Recording, words: Sequence[Words], images: Tensor, numbers: Numbers) -> Tensor:
+    """Where the words' object is, at the size of the images: (b, H, W)."""
+    found = foreground(recording, words, numbers.map_side, numbers.map_share, numbers.sharpen)
+    mask = resized(found, (images.shape[-2], images.shape[-1]))
+    return mask if numbers.threshold is None else (mask >= numbers.threshold).to(mask)
 
 
 @dataclass(frozen=True)
@@ -176,8 +183,7 @@ def search(
     if numbers.both_masks:
         none = torch.zeros(len(targets), device=mask.device)
         recording = record(generator, start, steered(none + numbers.injection[0], none))
-        found = foreground(recording, words, numbers.map_side, numbers.map_share, numbers.sharpen)
-        mask = torch.maximum(mask, resized(found, (mask.shape[-2], mask.shape[-1])))
+        mask = torch.maximum(mask, _mask(recording, words, original.image, numbers))
     injection, blending = _schedule(generator, start, steered, objective, penalty, numbers)
     steering = steered(injection, blending)
     result = optimise(

@@ -182,19 +182,24 @@ def searched(generator: diffusers.DiffusersGenerator, original: Original, which:
 
 
 def test_items_with_prompts_and_targets_of_their_own_do_not_depend_on_their_batch(generator) -> None:
-    """Inversion, recording, mask, choice of the start and optimisation, for captions and names of unequal lengths."""
+    """Inversion, recording, mask, choice of the start and optimisation, for captions and names of unequal lengths.
+
+    Adam's first step is its step size times a sign, so rounding can grow in it: after an inversion of their own items
+    are as equal as two runs are, from one inversion they are equal up to rounding.
+    """
     together = prepared(generator, [0, 1, 2])
     found, _, _ = searched(generator, together, [0, 1, 2])
     for i in (0, 2):
         alone = prepared(generator, [i])
-        assert torch.allclose(alone.mask[0], together.mask[i], atol=1e-4)
-        assert torch.allclose(alone.reconstruction[0], together.reconstruction[i], atol=1e-3)
-        single, _, _ = searched(generator, alone, [i])
-        assert (single.injection[0], single.blending[0]) == (found.injection[i], found.blending[i])
-        assert torch.allclose(single.result.start[0], found.result.start[i], atol=2e-3)
-        assert torch.allclose(single.result.losses[0], found.result.losses[0, i], rtol=1e-2)
+        assert torch.allclose(alone.mask[0], together.mask[i], atol=1e-3)
+        assert (alone.reconstruction[0] - together.reconstruction[i]).abs().mean() < 1e-4
+        for same, near in ((together.rows([i]), 1e-5), (alone, 2e-3)):
+            single, _, _ = searched(generator, same, [i])
+            assert (single.injection[0], single.blending[0]) == (found.injection[i], found.blending[i])
+            assert (single.result.start[0] - found.result.start[i]).abs().mean() < near
+            assert torch.allclose(single.result.losses[0], found.result.losses[0, i], rtol=1e-2)
     again, _, _ = searched(generator, together.rows([2, 0]), [2, 0])
-    assert torch.allclose(again.result.start, found.result.start[[2, 0]], atol=2e-3)
+    assert (again.result.start - found.result.start[[2, 0]]).abs().mean() < 1e-5
 
 
 def test_the_loss_is_the_papers_and_the_best_start_and_iterate_are_taken(generator) -> None:
