@@ -424,6 +424,11 @@ def test_a_run_says_what_the_planted_sand_neuron_does(run: Run) -> None:
     kept = run.rows("select count(*) as n from images where kind = 'original'")[0]["n"]
     assert kept == len(set(row["top_items"]))
     assert row["check_id"] == "embedder"
+    starts = run.rows(
+        "select avg(seen_before::int) as hits from explanations where method = 'neuron' and arm = 'maximise'"
+    )
+    assert row["check_hits"] == pytest.approx(starts[0]["hits"])
+    assert f"of 2 starts drawn for the class, the check sees it on {round(2 * row['check_hits'])}" in row["reason"]
     assert row["verdict"] in ("core", "spurious", "harmful")
     assert row["reason"]
 
