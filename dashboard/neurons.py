@@ -61,7 +61,7 @@ def _card(run: Run, neuron: Row, page: Any) -> None:
     made = [x for x in searches(run, neuron) if (x["method"], x["arm"]) == ("neuron", "others")]
     made.sort(key=lambda x: x["activation_before"] - x["activation_after"])
     with st.container(border=True):
-        picture, text = st.columns([2, 3])
+        picture, text = st.columns([1, 1], gap="medium")
         with picture:
             if made:
                 st.html(_pair(made[0], neuron, brief=True))
@@ -119,12 +119,15 @@ def _figures(neuron: Row) -> None:
         explained = f"importance {neuron['importance']:.3f} = weight x mean activation {neuron['mean_activation']:.3f}"
         tiles.append(("place among suspects", str(neuron["rank"]), f"{explained}; triggers: {auc}"))
     if neuron["suspicion"] is not None:
-        share = f"{neuron['suspicion']:.0%}"
-        tiles.append(("top real images without the object", share, f"of {len(neuron['top_items'])}"))
+        said = f"share of the {len(neuron['top_items'])} that activate it most on which the check sees no such object"
+        tiles.append(("real images without it", f"{neuron['suspicion']:.0%}", said))
     if neuron["searches"]:
         before, after = neuron["trigger_before"], neuron["trigger_after"]
-        said = f"{before:.0%} at the starts, {neuron['searches']} searches; p = {neuron['p_value']:.2g}"
-        tiles.append(("called the class without the object", f"{after:.0%}", said))
+        said = (
+            f"share of {neuron['searches']} searches from other classes whose result is called the class without the "
+            f"object; {before:.0%} at the starts, p = {neuron['p_value']:.2g}"
+        )
+        tiles.append(("called so without it", f"{after:.0%}", said))
     for column, (label, value, said) in zip(st.columns(4), tiles, strict=False):
         column.metric(label, value, help=said)
 

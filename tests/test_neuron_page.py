@@ -106,8 +106,8 @@ def test_a_neuron_shows_every_arm_with_what_was_said_of_it(run: Run) -> None:
     assert [metric.label for metric in app.metric] == [
         "weight to the class",
         "place among suspects",
-        "top real images without the object",
-        "called the class without the object",
+        "real images without it",
+        "called so without it",
     ]
     assert [metric.value for metric in app.metric] == ["0.500", "1", "50%", "88%"]
     for text in ("<b>0.25</b>", "<b>2.50</b>", "<b>75%</b>", "<b>9.00</b>", "sees none", "sees it"):

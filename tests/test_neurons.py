@@ -30,6 +30,9 @@ from audit.results.store import Store
 from audit.worker import Worker
 from audit.zoo.export import export
 from audit.zoo.measure import load
+from audit.zoo.neurons import Report, measure
+from audit.zoo.scenes import render
+from audit.zoo.world import load_world, scene_at
 from pipelines.plan import data_classes, open_or_create, units_of
 from tests.gaussian import Gaussian
 
@@ -356,6 +359,10 @@ def job_with(**neuron_options: Any) -> Any:
 def test_jobs_whose_neurons_cannot_be_had_are_refused(options: Any, edit: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         check_order(parse_job({**job_with(**options), **edit}, tmp_path))
+    early = job_with()
+    early["stages"][1], early["stages"][2] = early["stages"][2], early["stages"][1]
+    with pytest.raises(ConfigError, match="reads what 'adequacy' writes"):
+        check_order(parse_job(early, tmp_path))
     check_order(parse_job(job_with(), tmp_path))
     check_order(parse_job(job_with(model="reference", neurons=[3], check="shortcut-a"), tmp_path))
 
@@ -417,6 +424,11 @@ def test_a_run_says_what_the_planted_sand_neuron_does(run: Run) -> None:
     kept = run.rows("select count(*) as n from images where kind = 'original'")[0]["n"]
     assert kept == len(set(row["top_items"]))
     assert row["check_id"] == "embedder"
+    starts = run.rows(
+        "select avg(seen_before::int) as hits from explanations where method = 'neuron' and arm = 'maximise'"
+    )
+    assert row["check_hits"] == pytest.approx(starts[0]["hits"])
+    assert f"of 2 starts drawn for the class, the check sees it on {round(2 * row['check_hits'])}" in row["reason"]
     assert row["verdict"] in ("core", "spurious", "harmful")
     assert row["reason"]
 
@@ -508,3 +520,30 @@ def test_a_listed_unit_of_a_named_layer_has_searches_and_no_rank(folder: Path, r
     (row,) = named.rows("select * from neurons")
     assert (row["layer"], row["check_id"], row["searches"]) == ("resnet.encoder.stages.2", "reference", 2)
     assert [row[key] for key in ("weight", "rank", "importance", "suspicion", "top_items")] == [None] * 5
+
+
+def test_the_measure_of_planted_features_is_the_definition(run: Run, tmp_path: Path) -> None:
+    """AUC as the share of pairs that the unit puts in the right order; ranks and searches as the run has them."""
+    report = measure(run, tmp_path, 300)
+    assert [one.mode for one in report.found] == ["crab-on-sand", "boat-on-water", "purple-fish"]
+    crab = report.found[0]
+    world, model = load_world(), load("shortcut-a")
+    scenes = [scene_at(world, "heldout", i).scene for i in range(300)]
+    x = torch.stack([torch.from_numpy(render(s).image.copy()).permute(2, 0, 1) / 255 for s in scenes])
+    units = activations(model, layer_of(model), x)[0].double().numpy()
+    sand = np.array([scene.background == "sand" for scene in scenes])
+
+    def auc(unit: int) -> float:
+        a, b = units[sand, unit][:, None], units[~sand, unit][None]
+        return float(((a > b) + 0.5 * (a == b)).mean())
+
+    assert crab.auc == pytest.approx(max(auc(unit) for unit in range(144)), abs=1e-3)
+    assert crab.auc > 0.99
+    assert list(crab.suspects.values()) == pytest.approx([auc(unit) for unit in crab.suspects], abs=1e-3)
+    assert crab.listed == (crab.rank <= 5)
+    if crab.neuron == 42:
+        assert crab.searches == 2
+    assert report.listed == np.mean([one.rank <= 5 for one in report.found])
+    pair = [replace(crab, searches=4, triggered=0.5), replace(crab, searches=2, triggered=1.0)]
+    assert Report((*pair, replace(crab, kind="colour", triggered=0.0, searches=9))).triggering == pytest.approx(4 / 6)
+    assert Report((replace(crab, searches=None, triggered=None),)).triggering is None

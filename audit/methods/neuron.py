@@ -356,7 +356,7 @@ def _attack(starts: Tensor, bases: list[dict[str, Any]], subject: _Subject) -> l
 
 
 def _verdict(explanations: list[dict[str, Any]], facts: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Columns of `neurons` that rest on the searches from other classes."""
+    """Columns of `neurons` that rest on searches: those from other classes, and what the check is worth at all."""
     ended = [x for x in explanations if x["arm"] == "others" and x["status"] == "ok"]
     evidence = suspects.Evidence(
         triggered_before=np.array([x["flipped_before"] and not x["seen_before"] for x in ended], bool),
@@ -365,11 +365,14 @@ def _verdict(explanations: list[dict[str, Any]], facts: dict[str, Any], options:
         top_seen=np.array(facts.get("top_seen", []), bool),
     )
     verdict = suspects.judge(evidence, options.level)
-    shares: dict[str, Any] = {}
+    columns: dict[str, Any] = {"searches": len(ended), "p_value": verdict.p_value, "verdict": verdict.name}
+    columns["reason"] = verdict.reason
     if ended:
-        shares = {"trigger_before": float(evidence.triggered_before.mean())}
-        shares |= {"trigger_after": float(evidence.triggered.mean()), "seen_after": float(evidence.seen_after.mean())}
-    return {"searches": len(ended), **shares, "p_value": verdict.p_value} | {
-        "verdict": verdict.name,
-        "reason": verdict.reason,
-    }
+        columns["trigger_before"] = float(evidence.triggered_before.mean())
+        columns["trigger_after"] = float(evidence.triggered.mean())
+        columns["seen_after"] = float(evidence.seen_after.mean())
+    drawn = [bool(x["seen_before"]) for x in explanations if x["arm"] == "minimise" and x["status"] == "ok"]
+    if drawn:
+        columns["check_hits"] = float(np.mean(drawn))
+        columns["reason"] += f"; of {len(drawn)} starts drawn for the class, the check sees it on {sum(drawn)}"
+    return columns

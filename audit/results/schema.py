@@ -241,6 +241,7 @@ TABLES: dict[str, pa.Schema] = {
             "top_activations": (pa.list_(_F), "their activations"),
             "top_seen": (pa.list_(_B), "whether the check sees the class on them"),
             "check_id": (_S, "what checks whether the object is there: a model id, or embedder"),
+            "check_hits": (_F, "share of the starts drawn for the class on which the check sees it"),
             "searches": (_I, "searches from other classes that ended"),
             "trigger_before": (_F, "share of their starts that the model calls the class and the check does not"),
             "trigger_after": (_F, "the same share of their results"),
