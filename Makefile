@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 AUDIT = $(VENV)/bin/audit
 
-.PHONY: demo score test lint world docs clean
+.PHONY: demo score test lint world docs benchmark clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,11 @@ demo: $(VENV)/installed work/world/pool
 score: $(VENV)/installed work/world/pool
 	$(AUDIT) run examples/score.yaml
 	$(AUDIT) zoo score runs/score
+
+# Searches against three plainer ways of doing the same, on one thread: CPU seconds, ratios, and work/benchmark.json.
+benchmark: $(VENV)/installed
+	mkdir -p work
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.search --output work/benchmark.json
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

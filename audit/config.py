@@ -74,7 +74,8 @@ class Compute(Frozen):
     )
     gpus: int = Field(0, ge=0, description="GPUs to use over all workers")
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="items optimised side by side in one call"
+        "auto",
+        description="items optimised side by side in one call; auto: as many as memory takes, at most 8",
     )
     retries: int = Field(3, ge=0, description="attempts for a unit after its first")
 

@@ -74,7 +74,7 @@ class Models:
         plugin = self.job.generator
         assert plugin is not None
         weights = registry.plugin("generators", plugin.name).digest(plugin.options)
-        used = {key: value for key, value in plugin.dump().items() if key not in ("ref", "revision")}
+        used = {key: value for key, value in plugin.dump().items() if key not in ("ref", "revision", "lora")}
         return digest({"weights": weights, "used": used})
 
     def _load_classifier(self, plugin: Plugin) -> Classifier:

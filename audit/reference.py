@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +30,17 @@ def _absolute(value: Any, info: ValidationInfo) -> Any:
 ModelRef = Annotated[str, BeforeValidator(_absolute)]
 
 
-def local_folder(ref: str, revision: str | None = None) -> Path:
-    """The folder that a reference names, fetched from the hub where it is a hub id with a pinned revision."""
+# What a model in a folder of its own consists of.
+WANTED = ("*.json", "*.txt", "*.safetensors")
+
+
+def local_folder(
+    ref: str, revision: str | None = None, wanted: Sequence[str] = WANTED, unwanted: Sequence[str] = ()
+) -> Path:
+    """The folder that a reference names, fetched from the hub where it is a hub id with a pinned revision.
+
+    `wanted`, `unwanted`: patterns of file names, for the hub; `*` matches `/` too.
+    """
     if ref.startswith("zoo:"):
         path = _WEIGHTS / ref.removeprefix("zoo:")
         if not path.is_dir():
@@ -40,16 +51,19 @@ def local_folder(ref: str, revision: str | None = None) -> Path:
         return Path(ref)
     if ref.startswith("/"):
         raise ModelError(f"no model folder at {ref}")
-    if revision is None:
+    if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
+        found = "none is given" if revision is None else f"found {revision!r}"
         raise ModelError(
             f"{ref!r} is no folder here, so it is taken for a hub id, and a hub id needs a pinned 'revision' "
-            "(a commit hash): what a branch holds can change under a running audit"
+            f"(a commit hash of 40 digits, {found}): what a branch or tag holds can change under a running audit"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(ref, revision=revision, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+        return Path(
+            snapshot_download(ref, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted))
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"cannot fetch {ref!r} at revision {revision!r} from the hub: {error}") from error
 

@@ -9,11 +9,12 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from audit import registry
 from audit.config import Job
 from audit.errors import ConfigError, ModelError, StoreError
+from audit.memory import settled
 from audit.methods import Context, Unit, stage_names, stages
 from audit.models import Models
 from audit.results.schema import Rows
@@ -36,10 +37,14 @@ class Summary:
 class Worker:
     """Runs units of one job. Models are loaded when a unit first needs them, and kept."""
 
-    def __init__(self, job: Job, root: Path, data_classes: tuple[str, ...], batch_size: int) -> None:
-        self.job, self.root, self.batch_size = job, root, batch_size
+    def __init__(
+        self, job: Job, root: Path, data_classes: tuple[str, ...], batch_size: int | Literal["auto"], sharing: int = 1
+    ) -> None:
+        """`sharing`: how many workers share a GPU or, without GPUs, the machine's memory."""
+        self.job, self.root, self.batch_size, self.sharing = job, root, batch_size, sharing
         self.models = Models(job, data_classes)
         self.stages = dict(zip(stage_names(job), stages(job), strict=True))
+        self._settled: dict[str, tuple[Any, int]] = {}
 
     def run(self, unit: Unit, attempt: int = 1) -> Summary:
         """Run and commit a unit. An exception becomes a summary: the driver decides whether to try again.
@@ -48,9 +53,12 @@ class Worker:
         """
         began = time.monotonic()
         plugin = self.stages[unit.stage]
-        context = Context(self.job, unit.stage, self.root, self.models, self.batch_size)
         try:
-            rows = registry.plugin("methods", plugin.name).run(plugin.options, unit.payload, context)
+            if unit.stage not in self._settled:
+                self._settled[unit.stage] = settled(plugin.options, self.models, self.batch_size, self.sharing)
+            options, batch_size = self._settled[unit.stage]
+            context = Context(self.job, unit.stage, self.root, self.models, batch_size)
+            rows = registry.plugin("methods", plugin.name).run(options, unit.payload, context)
             seconds = time.monotonic() - began
             rows["units"] = [
                 {

@@ -25,11 +25,11 @@ class InfrastructureError(AuditError):
 class Actor:
     """A `Worker` in a process of its own."""
 
-    def __init__(self, job: Job, root: str, classes: tuple[str, ...], batch_size: int, threads: int) -> None:
+    def __init__(self, job: Job, root: str, classes: tuple[str, ...], threads: int, sharing: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.worker = Worker(job, Path(root), classes, batch_size)
+        self.worker = Worker(job, Path(root), classes, job.compute.batch_size, sharing)
 
     def run(self, unit: Unit, attempt: int) -> Summary:
         return self.worker.run(unit, attempt)
@@ -83,7 +83,7 @@ class Runner:
                 f"workers: {self.gpus} gives each one, {2 * self.gpus} gives two workers a GPU"
             )
         self.threads = max(1, cores // self.count)
-        self.batch_size = job.compute.batch_size if isinstance(job.compute.batch_size, int) else 8
+        self.sharing = -(-self.count // (self.gpus or 1))
         self.classes: tuple[str, ...] = ()
         self._idle: list[Any] = []
 
@@ -127,7 +127,7 @@ class Runner:
     def _start(self) -> Any:
         share = {"num_gpus": self.gpus / self.count} if self.gpus else {"num_cpus": 1}
         actor = ray.remote(max_restarts=0, max_task_retries=0, **share)(Actor)
-        return actor.remote(self.job, str(self.root), self.classes, self.batch_size, self.threads)
+        return actor.remote(self.job, str(self.root), self.classes, self.threads, self.sharing)
 
     def _result(self, reference: Any, unit: Unit) -> Summary:
         try:

@@ -129,9 +129,11 @@ def test_without_guidance_the_null_text_is_left_alone(checkpoint: str) -> None:
 
 
 def test_checkpointing_changes_nothing() -> None:
-    kept, recomputed = (run(["a", "b"], replace(SETTINGS, checkpoint=policy)) for policy in ("none", "step"))
-    assert torch.equal(kept.image, recomputed.image)
-    assert torch.equal(kept.augmented, recomputed.augmented)
+    kept = run(["a", "b"], replace(SETTINGS, checkpoint="none"))
+    for policy in ("selective", "step"):
+        recomputed = run(["a", "b"], replace(SETTINGS, checkpoint=policy))
+        assert torch.equal(kept.image, recomputed.image)
+        assert torch.equal(kept.augmented, recomputed.augmented)
 
 
 def test_the_iterate_with_the_lowest_unaugmented_loss_is_returned() -> None:

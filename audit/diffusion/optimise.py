@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from audit.augment import cutouts
+from audit.diffusion.checkpoint import CheckpointPolicy as CheckpointPolicy
 from audit.diffusion.noise import generator_for
 from audit.diffusion.sampling import Steering, denoise
 from audit.generators import Generator
 
 Objective = Callable[[Tensor], Tensor]
 Penalty = Callable[[Tensor, Tensor], Tensor]
-CheckpointPolicy = Literal["none", "step"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def optimise(
                 scale,
                 *variables.tensors(),
                 steering=steering,
-                checkpointing=settings.checkpoint == "step",
+                checkpoint=settings.checkpoint,
             )
             x = generator.decode(z_0).clamp(0, 1)
         with torch.no_grad():

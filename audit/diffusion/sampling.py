@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from audit.diffusion.checkpoint import CheckpointPolicy, checkpointed
 from audit.generators import Attention, Generator, Level
 
 
@@ -65,11 +65,11 @@ def denoise(
     null: Tensor,
     *,
     steering: Steering | None = None,
-    checkpointing: bool = False,
+    checkpoint: CheckpointPolicy = "none",
 ) -> Tensor:
     """Latents z_T (b, c, h, w) to z_0, with per-step conditions (b, steps, tokens, dim).
 
-    With `checkpointing`, activations of a step are recomputed in the backward pass: same gradients, less memory.
+    `checkpoint`: which activations of a step are computed again in the backward pass. Gradients do not depend on it.
     """
     eps_hat = guided(eps, scale)
 
@@ -77,11 +77,9 @@ def denoise(
         level, attention = levels[i], steering.attention(i) if steering else None
         return ddim_step(z, eps_hat(z, level.t, cond, null, attention), level.alpha, level.alpha_next)
 
+    run = checkpointed(step, checkpoint) if torch.is_grad_enabled() else step
     for i in range(len(levels)):
-        if checkpointing:
-            z = checkpoint(step, z, cond[:, i], null[:, i], i, use_reentrant=False)
-        else:
-            z = step(z, cond[:, i], null[:, i], i)
+        z = run(z, cond[:, i], null[:, i], i)
         if steering:
             z = steering.latent(i, z)
     return z

@@ -24,7 +24,7 @@ def attended(unet: nn.Module, attention: Attention | None, size: tuple[int, int]
     if attention is None:
         yield
         return
-    layers = [(name, layer, layer.processor) for name, layer in unet.named_modules() if _is_cross(layer)]
+    layers = [(name, layer, layer.processor) for name, layer in unet.named_modules() if is_cross(layer)]
     if not layers:
         raise ModelError("the U-Net has no cross-attention layers, so there are no maps to read")
     try:
@@ -36,7 +36,8 @@ def attended(unet: nn.Module, attention: Attention | None, size: tuple[int, int]
             layer.set_processor(processor)
 
 
-def _is_cross(layer: nn.Module) -> bool:
+def is_cross(layer: nn.Module) -> bool:
+    """Whether a layer is one at which the latents look at the prompt."""
     return isinstance(layer, Layer) and layer.is_cross_attention
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from audit.config import Frozen
+from audit.config import Frozen, LocalPath
+from audit.config import digest as digest_of_values
 from audit.errors import BadItem, ModelError
 from audit.generators import Attention, Level
 from audit.generators._attention import attended
-from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
+from audit.generators._lora import fuse, lora_file
+from audit.generators._pipeline import UNWANTED, WANTED, check_folder, check_parts
+from audit.reference import LOAD_ERRORS, ModelRef, digest_of_file, digest_of_folder, local_folder
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,24 +30,23 @@ class Options(Frozen):
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the U-Net; the rest runs in fp32")
     steps: int = Field(25, ge=1, description="DDIM steps")
     guidance_scale: float = Field(3.0, description="as in diffusers: 1 is no guidance; the paper's w is this minus 1")
+    lora: LocalPath | None = Field(None, description="safetensors file of a LoRA, or a folder with one; needs peft")
+    lora_scale: float = Field(1.0, description="how much of the LoRA is added to the weights")
 
 
 class DiffusersGenerator:
     """A frozen pipeline with an eps- or v-predicting U-Net, a KL autoencoder and a CLIP text tower."""
 
     def __init__(self, pipeline: Any, options: Options) -> None:
-        for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-            if getattr(pipeline, name, None) is None:
-                raise ModelError(f"{options.ref} has no {name}; a text-conditioned latent diffusion pipeline is needed")
+        check_parts(options.ref, pipeline)
         self.unet = pipeline.unet.to(_DTYPES[options.dtype]).eval().requires_grad_(False)
         self.vae = pipeline.vae.float().eval().requires_grad_(False)
         self.text_encoder = pipeline.text_encoder.float().eval().requires_grad_(False)
         self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
         self._prediction = self.scheduler.config.prediction_type
-        if self._prediction not in ("epsilon", "v_prediction"):
-            raise ModelError(f"{options.ref} predicts {self._prediction!r}; known: epsilon, v_prediction")
         self._alphas = self.scheduler.alphas_cumprod.double()
-        self._steps, self._scale = options.steps, options.guidance_scale
+        self._ref, self._steps, self._scale = options.ref, options.steps, options.guidance_scale
+        self.levels()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -69,7 +72,11 @@ class DiffusersGenerator:
         times = [int(t) for t in self.scheduler.timesteps]
         alphas = [*(float(self._alphas[t]) for t in times), float(self.scheduler.final_alpha_cumprod)]
         if min(alphas) <= 0:
-            raise ModelError("the noise schedule ends in pure noise (alpha 0): DDIM in eps form cannot start there")
+            raise ModelError(
+                f"the noise schedule of {self._ref} begins in pure noise (alpha 0 at timestep {times[0]}), where a "
+                "step has no eps form. What works: in scheduler_config.json, 'timestep_spacing': 'leading', or "
+                "'rescale_betas_zero_snr': false where the model was not trained with it"
+            )
         return tuple(Level(t, *pair) for t, pair in zip(times, pairwise(alphas), strict=True))
 
     def eps(self, z: Tensor, t: int, cond: Tensor, attention: Attention | None = None) -> Tensor:
@@ -114,16 +121,32 @@ def load(options: Options, device: str = "cpu") -> DiffusersGenerator:
     """Load a pipeline folder from safetensors, with its scheduler replaced by DDIM over the same noise schedule."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    folder = local_folder(options.ref, options.revision)
+    folder = _folder(options)
+    check_folder(options.ref, folder)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, safety_checker=None, requires_safety_checker=False
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            safety_checker=None,
+            requires_safety_checker=False,
         )
     except LOAD_ERRORS as error:
         raise ModelError(f"{options.ref} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
+    if options.lora is not None:
+        fuse(pipeline, lora_file(options.lora), options.lora_scale)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     return DiffusersGenerator(pipeline.to(device), options)
 
 
 def digest(options: Options) -> str:
-    return digest_of_folder(local_folder(options.ref, options.revision))
+    """Of the pipeline, and of the LoRA where there is one; how much of it is added is an option."""
+    whole = digest_of_folder(_folder(options))
+    if options.lora is None:
+        return whole
+    return digest_of_values({"pipeline": whole, "lora": digest_of_file(lora_file(options.lora))})
+
+
+def _folder(options: Options) -> Path:
+    return local_folder(options.ref, options.revision, WANTED, UNWANTED)

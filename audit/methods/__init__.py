@@ -133,4 +133,4 @@ def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job
 
 def _settings(model: Plugin) -> dict[str, Any]:
     """How a model is used. Where it is, and what it holds, is in its digest."""
-    return {name: value for name, value in model.dump().items() if name not in ("ref", "revision", "arguments")}
+    return {name: value for name, value in model.dump().items() if name not in ("ref", "revision", "arguments", "lora")}

@@ -68,8 +68,8 @@ class Options(Frozen):
     step_size_text: float | None = Field(None, gt=0)
     cutouts: int | None = Field(None, ge=1)
     cutout_noise: float | None = Field(None, ge=0)
-    checkpoint: CheckpointPolicy | None = Field(
-        None, description="'step' recomputes activations: less memory, same gradients; default: the preset's"
+    checkpoint: CheckpointPolicy | Literal["auto"] = Field(
+        "auto", description="what is computed again to save memory, at the same result; 'auto': what the memory allows"
     )
     unit_seeds: int = Field(8, ge=1, description="searches in a unit of work")
 
@@ -82,7 +82,7 @@ class Options(Frozen):
 
     def settings(self, cutout_size: int) -> Settings:
         named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
-        given = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in named if getattr(self, name) not in (None, "auto")}
         return replace(PRESETS[self.preset], cutout_size=cutout_size, **given)
 
 

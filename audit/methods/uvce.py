@@ -108,11 +108,16 @@ class Options(Frozen):
     step_size_text: float | None = Field(None, gt=0)
     cutouts: int | None = Field(None, ge=1)
     cutout_noise: float | None = Field(None, ge=0)
-    checkpoint: CheckpointPolicy | None = Field(None, description="'step' recomputes activations: less memory")
+    checkpoint: CheckpointPolicy | Literal["auto"] = Field(
+        "auto", description="what is computed again to save memory, at the same result; 'auto': what the memory allows"
+    )
     pixel_step: float = Field(0.004, gt=0, description="step in pixel space, as root mean square over all pixels")
     worst_reconstruction: float = Field(20.0, description="PSNR in dB of the inversion, under which no search is made")
     frames: bool = Field(False, description="keep the image of every optimisation step")
     unit_items: int = Field(8, ge=1, description="images in a unit of work")
+
+    def settings(self, cutout_size: int) -> Settings:
+        return self.numbers(cutout_size).optimisation
 
     def numbers(self, cutout_size: int) -> Numbers:
         """The preset, with what the job file says instead."""
@@ -131,7 +136,7 @@ class Options(Frozen):
         return replace(base, optimisation=optimisation, null_text=null, **self._given(*named))
 
     def _given(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, "auto")}
 
 
 def check(options: Options, job: Job) -> None:
