@@ -19,9 +19,10 @@ from audit.diffusion.inversion import NullText
 from audit.diffusion.optimise import Settings
 from audit.errors import StoreError
 from audit.generators import diffusers
-from audit.methods.uvce import PRESETS, Options, fitted
+from audit.methods.uvce import PRESETS, Options
 from audit.objectives import log_probability, masked_distance
 from audit.predictions import to_tensor
+from audit.subjects import fitted
 from audit.zoo.measure import load
 from audit.zoo.scenes import Scene, caption, render
 
