@@ -21,20 +21,19 @@ from audit.decode import decode
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Settings, optimise, start_from_prompt
 from audit.errors import ConfigError, ModelError
-from audit.methods import check_order, neuron, stage_names
+from audit.methods import check_order, neuron
 from audit.neurons import Layer, Objective, activations, count_units, layer_of, with_redirection
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_tensor
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.worker import Worker
 from audit.zoo.export import export
 from audit.zoo.measure import load
 from audit.zoo.neurons import Report, measure
 from audit.zoo.scenes import render
 from audit.zoo.world import load_world, scene_at
-from pipelines.plan import data_classes, open_or_create, units_of
 from tests.gaussian import Gaussian
+from tests.in_process import done
 
 NAMES = ("crab", "boat", "car")
 
@@ -381,20 +380,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export("labelled", root / "labelled", "folder", 120)
     export("pool", root / "pool", "parquet", 200)
     return root
-
-
-def done(job: Any, root: Path, batch: int) -> Run:
-    """Every unit of every stage that is not committed, in this process."""
-    found = open_or_create(job, root)
-    classes: tuple[str, ...] = ()
-    for stage in stage_names(job):
-        worker, committed = Worker(job, root, classes, batch), Store(root).commits()
-        for unit in units_of(job, stage, root, found, classes):
-            summary = worker.run(unit) if unit.unit_id not in committed else None
-            assert summary is None or summary.error is None, summary
-        if stage == "0-inventory":
-            classes = data_classes(root)
-    return Run(root)
 
 
 @pytest.fixture(scope="module")
