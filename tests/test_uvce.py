@@ -29,7 +29,10 @@ JOB: dict[str, Any] = {
     "version": 1,
     "name": "uvce",
     "data": {"source": "parquet", "path": "heldout"},
-    "models": [{"id": "reference", "loader": "hf", "ref": "zoo:reference"}, {"id": "zero-shot", "loader": "clip", "ref": "zoo:clip"}],
+    "models": [
+        {"id": "reference", "loader": "hf", "ref": "zoo:reference"},
+        {"id": "zero-shot", "loader": "clip", "ref": "zoo:clip"},
+    ],
     "embedder": {"loader": "clip", "ref": "zoo:clip"},
     "generator": {"loader": "diffusers", "ref": "zoo:diffusion", "steps": 4, "guidance_scale": 3.0},
     "stages": [
