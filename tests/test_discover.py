@@ -99,7 +99,7 @@ class Planted:
                 ids.append(row["image_id"])
             explanation = {"explanation_id": f"{target}-{seed}", "stage": "1-x", "target_class": target, "seed": seed}
             explanation |= {"model_id": "f", "other_model_id": "g", "status": "ok", "flipped": True}
-            explanation |= {"flipped_before": False}
+            explanation |= {"flipped_before": False, "method": "disagreement"}
             self.rows["explanations"].append({**explanation, "start_image_id": ids[0], "image_id": ids[1]})
 
     def kept_start(self, target: str) -> None:

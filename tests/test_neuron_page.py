@@ -37,6 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         | {"seen_after": False, "flipped": True, "reason": HOSTILE if arm == "minimise" else None}
         for method, arm, i in ends
     ]
+    explanations.append({**explanations[0], "explanation_id": "another neuron's", "neuron": 8})
     known = {"stage": "3-neuron", "model_id": "new", "layer": "input of fc", "check_id": "embedder"}
     rows = [
         {**known, "neuron_id": "n2", "class_name": "crab", "neuron": 3, "searches": 0, "verdict": "core"}
