@@ -297,7 +297,7 @@ def test_ascent_stays_where_it_has_no_gradient_and_keeps_items_apart() -> None:
 # --- the search -----------------------------------------------------------------------------------------------
 
 
-def search(names: list[str], signs: list[float], unit: int = 1) -> Any:
+def search(names: list[str], signs: list[float], unit: int = 2) -> Any:
     generator, model = Gaussian(), classifier(Net().double())
     settings = Settings(steps=4, step_size_latent=0.02, step_size_text=0.05, cutouts=3, cutout_size=8, clip=None)
     objective = Objective(
