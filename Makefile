@@ -44,6 +44,7 @@ work/world/heldout: work/world/pool
 counterfactuals: $(VENV)/installed work/world/heldout
 	$(AUDIT) run examples/counterfactuals.yaml
 	$(AUDIT) zoo counterfactuals runs/counterfactuals
+	$(VENV)/bin/python docs/counterfactual_grid.py runs/counterfactuals 2-uvce
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
