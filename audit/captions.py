@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from audit.diffusion.prompt_to_prompt import edited
-from audit.errors import BadItem
+from audit.diffusion.prompt_to_prompt import edited, name_in
+
+
+def names(caption: str, phrase: str) -> bool:
+    """Whether a caption contains a phrase, as whole words."""
+    return name_in(caption, phrase) is not None
 
 
 def captioned(source: str, template: str, caption: str | None, label: str | None) -> str:
@@ -16,8 +20,6 @@ def captioned(source: str, template: str, caption: str | None, label: str | None
     if caption is None:
         return template.format(source)
     for name in (source, label):
-        try:
-            return edited(caption, name, source) if name else caption
-        except BadItem:
-            continue
+        if name and names(caption, name):
+            return edited(caption, name, source)
     return f"{template.format(source)}, {caption}"

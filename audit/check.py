@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.classifiers import canonical
+from audit.classifiers import Embedder, canonical
 from audit.models import Models
 
 
@@ -34,22 +34,23 @@ class Check:
 
 
 def check_of(models: Models, model_id: str | None, prompt: str) -> Check:
-    """A model of the job, or the job's embedder as a zero-shot classifier over the data set's classes.
-
-    prompt: '{}' is the class name. The embedder is told the class whose prompt is nearest.
-    """
+    """A model of the job, or the job's embedder as a zero-shot classifier over the data set's classes."""
     if model_id is not None:
         return _of_model(models, model_id)
-    embedder = models.embedder
-    assert embedder is not None  # check_order refuses such a job
-    names = [canonical(name) for name in models.data_classes]
-    texts = embedder.embed_texts([prompt.format(name.replace("_", " ")) for name in models.data_classes])
+    assert models.embedder is not None  # check_order refuses such a job
+    return zero_shot(models.embedder, models.data_classes, prompt)
+
+
+def zero_shot(embedder: Embedder, classes: Sequence[str], prompt: str) -> Check:
+    """The class whose prompt, with its name for '{}', is nearest to the image."""
+    names = [canonical(name) for name in classes]
+    texts = embedder.embed_texts([prompt.format(name.replace("_", " ")) for name in classes])
 
     def nearest(embeddings: Tensor) -> list[str]:
         return [names[i] for i in (embeddings.cpu() @ texts.T).argmax(-1).tolist()]
 
     def of_real(embeddings: NDArray[Any]) -> NDArray[np.object_]:
-        return np.array(nearest(torch.from_numpy(embeddings)), object)
+        return np.array(nearest(torch.tensor(embeddings)), object)
 
     return Check("embedder", lambda images: nearest(embedder.embed_images(images)), of_real)
 

@@ -102,6 +102,7 @@ class Job(Frozen):
     pool: Plugin | None = None
     models: dict[str, Plugin]
     embedder: Plugin | None = None
+    captioner: Plugin | None = None
     generator: Plugin | None = None
     stages: tuple[Plugin, ...]
     compute: Compute = Compute()
@@ -117,9 +118,13 @@ class Job(Frozen):
             "pool": self.pool.dump() if self.pool else None,
             "models": {key: model.dump() for key, model in self.models.items()},
             "embedder": self.embedder.dump() if self.embedder else None,
+            "captioner": self.captioner.dump() if self.captioner else None,
             "generator": self.generator.dump() if self.generator else None,
             "stages": [stage.dump() for stage in self.stages],
         }
+
+
+_OPTIONAL = {"pool": "datasets", "embedder": "classifiers", "captioner": "captioners", "generator": "generators"}
 
 
 def load_job(path: Path) -> Job:
@@ -144,7 +149,7 @@ def parse_job(raw: Any, folder: Path) -> Job:
             raise ConfigError(f"the job file lacks the key {key!r}")
     context = {"folder": folder}
     raw["data"] = _plugin("datasets", "source", raw["data"], "data", context)
-    for key, family in (("pool", "datasets"), ("embedder", "classifiers"), ("generator", "generators")):
+    for key, family in _OPTIONAL.items():
         if raw.get(key) is not None:
             raw[key] = _plugin(family, "source" if family == "datasets" else "loader", raw[key], key, context)
     raw["models"] = _models(raw["models"], context)

@@ -37,8 +37,10 @@ class Numbers:
 
     `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
     over; the pair with the lowest un-augmented loss is taken, item by item. `map_side`: height of the cross-attention
-    maps that make the mask. `sharpen`: see `foreground`. `null_text`: None leaves the null text as it is, which is DDIM
-    inversion. `refinements`: see `ddim_inversion`.
+    maps that make the mask; `map_share` and `sharpen`: see `foreground`; `threshold`: from where on the mask is 1, and
+    0 below, where a number is given; in the paper the mask is soft. `both_masks`: changes are free where the
+    source is or where the edited prompt puts the target; in the paper, where the source is. `null_text`: None leaves
+    the null text as it is, which is DDIM inversion. `refinements`: see `ddim_inversion`.
     """
 
     weight_latent: float = 25.0
@@ -46,7 +48,10 @@ class Numbers:
     injection: tuple[float, ...] = (0.3, 0.4, 0.5, 0.8)
     blending: tuple[float, ...] = (0.0, 0.3)
     map_side: int = 16
+    map_share: float = 0.5
     sharpen: float = 0.0
+    threshold: float | None = None
+    both_masks: bool = False
     null_text: NullText | None = field(default_factory=NullText)
     refinements: int = 0
     optimisation: Settings = field(
@@ -122,17 +127,27 @@ def prepare(
     recording = record(generator, variables)
     words = [generator.positions(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
     if masks is None:
-        size = (images.shape[-2], images.shape[-1])
-        masks = resized(foreground(recording, words, numbers.map_side, numbers.sharpen), size)
+        masks = _mask(recording, words, images, numbers)
     decoded = [generator.decode(z).clamp(0, 1) for z in (latent, recording.latents[-1])]
     return Original(images, latent, decoded[0], tuple(prompts), tuple(names), variables, recording, decoded[1], masks)
 
 
+def _mask(recording: Recording, words: Sequence[Words], images: Tensor, numbers: Numbers) -> Tensor:
+    """Where the words' object is, at the size of the images: (b, H, W)."""
+    found = foreground(recording, words, numbers.map_side, numbers.map_share, numbers.sharpen)
+    mask = resized(found, (images.shape[-2], images.shape[-1]))
+    return mask if numbers.threshold is None else (mask >= numbers.threshold).to(mask)
+
+
 @dataclass(frozen=True)
 class Found:
-    """`result.start` is the prompt edit before any optimisation. `injection`, `blending` (b,): the chosen shares."""
+    """`result.start` is the prompt edit before any optimisation. `mask` (b, H, W): 1 where changes were free.
+
+    `injection`, `blending` (b,): the chosen shares.
+    """
 
     result: Result
+    mask: Tensor
     injection: Tensor
     blending: Tensor
 
@@ -153,37 +168,42 @@ def search(
     Differs from the paper: the distance in latent space is to E(x), where Algorithm 2 writes z_T's name; how long maps
     are injected, and backgrounds blended, is chosen instead of fixed at 80 % and none (as in the authors' code).
     """
-    start, remap = _edit(generator, original, targets)
-    masks = resized(original.mask, (original.latent.shape[-2], original.latent.shape[-1]))
-
-    def penalty(z_0: Tensor, x: Tensor) -> Tensor:
-        return masked_distance(z_0, original.latent, masks, numbers.weight_latent) + masked_distance(
-            x, original.image, original.mask, numbers.weight_pixel
-        )
+    steps, size = len(generator.levels()), (original.latent.shape[-2], original.latent.shape[-1])
+    start, remap, words = _edit(generator, original, targets)
+    mask = original.mask
 
     def steered(injection: Tensor, blending: Tensor) -> Injection:
-        steps = len(generator.levels())
-        return Injection(original.recording, remap, masks, (injection * steps).round(), (blending * steps).round())
+        small = resized(mask, size)
+        return Injection(original.recording, remap, small, (injection * steps).round(), (blending * steps).round())
 
+    def penalty(z_0: Tensor, x: Tensor) -> Tensor:
+        in_latents = masked_distance(z_0, original.latent, resized(mask, size), numbers.weight_latent)
+        return in_latents + masked_distance(x, original.image, mask, numbers.weight_pixel)
+
+    if numbers.both_masks:
+        none = torch.zeros(len(targets), device=mask.device)
+        recording = record(generator, start, steered(none + numbers.injection[0], none))
+        mask = torch.maximum(mask, _mask(recording, words, original.image, numbers))
     injection, blending = _schedule(generator, start, steered, objective, penalty, numbers)
     steering = steered(injection, blending)
     result = optimise(
         generator, start, objective, numbers.optimisation, keys, on_step, penalty=penalty, steering=steering
     )
-    return Found(result, injection, blending)
+    return Found(result, mask, injection, blending)
 
 
-def _edit(generator: Generator, original: Original, targets: Sequence[str]) -> tuple[Variables, Tensor]:
-    """The variables of the edited prompts, and what turns recorded maps into maps of theirs (C.1.3)."""
+def _edit(generator: Generator, original: Original, targets: Sequence[str]) -> tuple[Variables, Tensor, list[Words]]:
+    """Variables of the edited prompts, what turns recorded maps into theirs (C.1.3), where they name the targets."""
     prompts = [edited(p, n, t) for p, n, t in zip(original.prompts, original.names, targets, strict=True)]
-    cond, remaps = generator.embed(prompts), []
+    cond, remaps, words = generator.embed(prompts), [], []
     for i, (name, target) in enumerate(zip(original.names, targets, strict=True)):
         old: Words = generator.positions(original.prompts[i], name)
         new: Words = generator.positions(prompts[i], target)
         similarity = word_similarity(original.variables.cond[i, 0], cond[i], old, new)
+        words.append(new)
         remaps.append(remapping(old, new, similarity, (name, target), cond.shape[1]))
     repeated = cond[:, None].repeat(1, len(generator.levels()), 1, 1)
-    return Variables(original.variables.latent, repeated, original.variables.null), torch.stack(remaps)
+    return Variables(original.variables.latent, repeated, original.variables.null), torch.stack(remaps), words
 
 
 @torch.no_grad()

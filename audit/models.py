@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from audit import registry
+from audit.captioners import Captioner
 from audit.classifiers import Classifier, Embedder
 from audit.config import Job, Plugin, digest
 from audit.datasets import DataSource
@@ -58,6 +59,16 @@ class Models:
         return loaded
 
     @cached_property
+    def captioner(self) -> Captioner:
+        """What writes captions for images that have none."""
+        if self.job.captioner is None:
+            raise ConfigError("this stage needs a captioner; add to the job file: captioner: {loader: blip, ref: ...}")
+        loaded: Captioner = registry.plugin("captioners", self.job.captioner.name).load(
+            self.job.captioner.options, self.device
+        )
+        return loaded
+
+    @cached_property
     def generator_digest(self) -> str:
         """What identifies the generator's numbers: its weights, and how it is used."""
         plugin = self.job.generator
@@ -94,6 +105,8 @@ def digests(job: Job) -> dict[str, str]:
     }
     if job.embedder:
         found["embedder"] = registry.plugin("classifiers", job.embedder.name).digest(job.embedder.options)
+    if job.captioner:
+        found["captioner"] = registry.plugin("captioners", job.captioner.name).digest(job.captioner.options)
     if job.generator:
         found["generator"] = registry.plugin("generators", job.generator.name).digest(job.generator.options)
     return found

@@ -1,16 +1,16 @@
 """Activations of a classifier's units, read through hooks that never stay behind.
 
 By default the units are the inputs of the last linear layer, the phi of DiG-IN section 5: its weights say what each
-unit does for each class. A unit after a ReLU that is exactly 0 has no gradient: a search that starts there can go
-nowhere.
+unit does for each class. A unit after a ReLU that is 0 at every place has no gradient, and a search that starts there
+can go nowhere. `with_redirection` gives it one where the ReLU is a module; where it is not, the search's row says so.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,13 +24,15 @@ from audit.errors import ModelError
 class Layer:
     """Where units are read: what goes into a module, or what comes out of it.
 
-    `weight` (classes, units): from unit to class, where the layer is the input of the last linear layer.
+    `weight` (classes, units): from unit to class, where the layer is the input of the last linear layer. `relu`: the
+    last one that runs before the layer, where gradients are to pass it also for units that are off.
     """
 
     name: str
     module: nn.Module
     reads: str = "output"
     weight: Tensor | None = None
+    relu: nn.Module | None = None
 
 
 def layer_of(classifier: Classifier, name: str | None = None) -> Layer:
@@ -75,28 +77,78 @@ def activations(classifier: Classifier, layer: Layer, x: Tensor) -> tuple[Tensor
         logits = classifier.logits(x)
     if len(seen) != 1:
         raise ModelError(f"the layer {layer.name!r} runs {len(seen)} times in a forward pass, expected once")
-    return _pooled(seen[0], layer.name).float(), logits
+    return seen[0].float(), logits
 
 
 @contextmanager
-def _watched(layer: Layer) -> Iterator[list[Any]]:
-    """What passes the layer while the context lasts."""
-    seen: list[Any] = []
+def _watched(layer: Layer) -> Iterator[list[Tensor]]:
+    """What passes the layer while the context lasts, pooled at once: a later layer may overwrite it in place."""
+    seen: list[Tensor] = []
 
     def entering(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen.append(arguments[0])
+        seen.append(_pooled(arguments[0], layer.name))
 
     def leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        seen.append(output)
+        seen.append(_pooled(output, layer.name))
 
-    if layer.reads == "input":
-        handle = layer.module.register_forward_pre_hook(entering)
-    else:
-        handle = layer.module.register_forward_hook(leaving)
-    try:
+    with ExitStack() as handles:
+        if layer.relu is not None:
+            handles.enter_context(_redirecting(layer.relu))
+        if layer.reads == "input":
+            handles.callback(layer.module.register_forward_pre_hook(entering).remove)
+        else:
+            handles.callback(layer.module.register_forward_hook(leaving).remove)
         yield seen
-    finally:
-        handle.remove()
+
+
+@contextmanager
+def _redirecting(relu: nn.Module) -> Iterator[None]:
+    """Let gradients pass a ReLU for units that are off, while the context lasts. What it computes is the same."""
+    before: list[Tensor] = []
+
+    def entering(_: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
+        before.append(arguments[0])
+        return arguments[0].clone()  # a ReLU that works in place would overwrite what is kept
+
+    def leaving(_: nn.Module, __: tuple[Any, ...], ___: Any) -> Any:
+        return _Redirected.apply(before.pop())  # type: ignore[no-untyped-call]
+
+    with ExitStack() as handles:
+        handles.callback(relu.register_forward_pre_hook(entering).remove)
+        handles.callback(relu.register_forward_hook(leaving).remove)
+        yield
+
+
+class _Redirected(torch.autograd.Function):
+    """ReLU of (b, c, ...) whose gradient passes unchanged for items' units that are 0 at every place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        on = ctx.saved_tensors[0] > 0
+        off = ~on.flatten(2).any(2) if on.ndim > 2 else ~on
+        return gradient * (on | off.view(*off.shape, *[1] * (on.ndim - 2)))
+
+
+def with_redirection(classifier: Classifier, layer: Layer) -> Layer:
+    """The layer, with gradients also for units that the last ReLU before it turns off.
+
+    Such a unit gets the gradient that it would have if its ReLU let everything through; a unit that is on at any
+    place keeps its own. Activations stay the same. Differs from the paper, whose networks have 49 places for a unit:
+    one that is off at all of them is rare there. ReLUs that are no modules (functional ones) are not found.
+    """
+    ran: list[nn.Module] = []
+    with ExitStack() as handles:
+        for module in classifier.network.modules():
+            if module is layer.module or isinstance(module, nn.ReLU):
+                handles.callback(module.register_forward_hook(lambda m, _, __: ran.append(m)).remove)
+        count_units(classifier, layer)
+    before = [module for module in ran[: ran.index(layer.module)] if isinstance(module, nn.ReLU)]
+    return replace(layer, relu=before[-1]) if before else layer
 
 
 def _pooled(value: Any, name: str) -> Tensor:
@@ -107,7 +159,7 @@ def _pooled(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim not in (2, 3, 4):
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ModelError(f"the layer {name!r} gives {found}; expected (b, c), (b, tokens, c) or (b, c, h, w)")
-    return value.flatten(2).mean(2) if value.ndim == 4 else value.mean(1) if value.ndim == 3 else value
+    return value.flatten(2).mean(2) if value.ndim == 4 else value.mean(1) if value.ndim == 3 else value.clone()
 
 
 def check_unit(layer: Layer, unit: int, count: int) -> None:

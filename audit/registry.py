@@ -14,7 +14,7 @@ from typing import Literal
 
 from audit.errors import ConfigError, unknown
 
-Family = Literal["datasets", "classifiers", "generators", "methods"]
+Family = Literal["datasets", "classifiers", "generators", "captioners", "methods"]
 
 
 def names(family: Family) -> tuple[str, ...]:

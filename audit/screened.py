@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from audit import suspects
 from audit.classifiers import canonical
 from audit.decode import decode
 from audit.models import Models
@@ -35,6 +36,12 @@ class Screened:
     labels: Names
     says: Names
     checks: Names
+
+    def ranking(self, weights: NDArray[np.float64], class_name: str) -> suspects.Ranking:
+        """The units' order of suspicion for a class; weights (units,) are those from unit to class."""
+        name = canonical(class_name)
+        labelled, says, sees = self.labels == name, self.says == name, self.checks == name
+        return suspects.rank(self.activations.astype(np.float64), weights, labelled, says, sees)
 
 
 def screened(run: Run, model_id: str, check: str | Callable[[Floats], Names]) -> Screened | None:

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from audit import counterfactual
 from audit.classifiers import Classifier
+from audit.decisions import Decision
 from audit.diffusion.checkpoint import CheckpointPolicy
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Settings, Variables, optimise, start_from_prompt
@@ -230,8 +231,7 @@ def whole_uvce(setup: Setup, numbers: counterfactual.Numbers) -> Whole:
         prompts = [PROMPT.format(source)] * batch
         inversion = counterfactual.invert(setup.generator, images, prompts, chosen)
         original = counterfactual.prepare(setup.generator, images, prompts, [source] * batch, inversion, chosen)
-        classes = [setup.f.index_of(source)] * batch, [setup.f.index_of(target)] * batch
-        objective = uvce.Decision(setup.f, *classes)
+        objective = Decision(setup.f, [source] * batch, [target] * batch)
         counterfactual.search(setup.generator, original, [target] * batch, objective, chosen, range(batch))
 
     return whole(setup, run, numbers.optimisation, injects=True)

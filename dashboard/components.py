@@ -83,5 +83,24 @@ def sentence(mode: Row) -> str:
     return text
 
 
+def others(mode: Row, measured: list[Row]) -> str:
+    """Whether a mode depends on the model that it was found against, in one line of plain text; empty where unknown."""
+    return " ".join(line for row in measured if (line := _other(mode, row)))
+
+
+def _other(mode: Row, row: Row) -> str:
+    parts = []
+    if row["holds_against"] is not None:
+        parts.append(
+            f"{row['model_id']} does not say {mode['class_name']} on {row['holds_against']:.0%} of them either"
+        )
+    if row["alike"] is not None:
+        verdict = "both are confirmed" if row["both_confirmed"] else "not both are confirmed"
+        parts.append(f"searching against {row['model_id']} found the same (cosine {row['alike']:.2f}; {verdict})")
+    elif row["searched"]:
+        parts.append(f"searching against {row['model_id']} did not find it")
+    return f"{', and '.join(parts)}." if parts else ""
+
+
 def images_of(explanations: list[Row]) -> list[str]:
     return [row[key] for row in explanations for key in ("start_image_id", "image_id")]

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from audit.results.sql import Run
-from dashboard import components, queries, retrieval
+from dashboard import components, counterfactuals, neurons, queries, retrieval
 
 PAGE_SIZE = 12
 
@@ -128,6 +128,9 @@ def one() -> None:
     st.text(components.sentence(found))
     if found["reason"]:
         st.text(f"Not confirmed: {found['reason']}.")
+    others = components.others(found, queries.against_others(run, found["failure_mode_id"]))
+    if others:
+        st.text(f"What other models make of these images: {others}")
     cells = st.columns(4)
     cells[0].metric(
         "searches that show it", f"{found['support']} of {found['seeds']}" if found["seeds"] else found["support"]
@@ -166,6 +169,10 @@ def by_words() -> None:
     retrieval.show(opened())
 
 
+def counterfactual_pages() -> None:
+    counterfactuals.show(opened(), COUNTERFACTUALS)
+
+
 def _interval(row: queries.Row, name: str, form: str) -> str:
     return f"95 % interval: {form.format(row[f'{name}_low'])} to {form.format(row[f'{name}_high'])}"
 
@@ -185,11 +192,17 @@ def _trace_chart(frame: pd.DataFrame, mode: queries.Row) -> alt.Chart:
     )
 
 
+def neuron_pages() -> None:
+    neurons.show(opened(), NEURONS)
+
+
 OVERVIEW = st.Page(overview, title="Overview", url_path="overview", default=True)
 GALLERY = st.Page(gallery, title="Failure modes", url_path="modes")
 ONE = st.Page(one, title="One failure mode", url_path="mode")
+NEURONS = st.Page(neuron_pages, title="Neurons", url_path="neurons")
+COUNTERFACTUALS = st.Page(counterfactual_pages, title="Counterfactuals", url_path="counterfactuals")
 RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    st.navigation([OVERVIEW, GALLERY, ONE, RETRIEVAL]).run()
+    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS, COUNTERFACTUALS, RETRIEVAL]).run()

@@ -56,6 +56,18 @@ def mode(run: Run, failure_mode_id: str) -> Row | None:
     return rows[0] if rows else None
 
 
+def against_others(run: Run, failure_mode_id: str) -> list[Row]:
+    """What discovery measured of a failure mode against models that are not of its pair, one row a model."""
+    names = ("holds_against", "alike", "both_confirmed")
+    columns = [f"max(value) filter (name = '{name}') as {name}" for name in names]
+    columns += ["count(*) filter (name = 'both_confirmed') > 0 as searched"]
+    return run.rows(
+        f"select key as model_id, {', '.join(columns)} from measurements where subject_id = ? "
+        f"and name in {names} group by key order by key",
+        [failure_mode_id],
+    )
+
+
 def exemplars(run: Run, ids: list[str]) -> list[Row]:
     """Explanations in the order asked."""
     rows = {
@@ -66,10 +78,11 @@ def exemplars(run: Run, ids: list[str]) -> list[Row]:
 
 
 def said(run: Run, image_ids: list[str]) -> dict[str, list[Row]]:
-    """What every model says of images, by image."""
+    """What every model says of images, by image. A start that several searches share was asked about several times."""
     rows = run.rows(
-        "select distinct item_id, model_id, predicted, confidence from predictions "
-        "where item_id in (select unnest(?)) and status = 'ok' order by item_id, model_id",
+        "select item_id, model_id, arg_max(predicted, confidence) as predicted, max(confidence) as confidence "
+        "from predictions where item_id in (select unnest(?)) and status = 'ok' "
+        "group by item_id, model_id order by item_id, model_id",
         [image_ids],
     )
     by_image: dict[str, list[Row]] = {}

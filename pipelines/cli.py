@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, Optional, TextIO
+from typing import Annotated, Any, Literal, Optional, TextIO
 
 import typer
 from rich.console import Console
@@ -372,6 +372,54 @@ def zoo_score(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", he
             out.print_json(json.dumps(result.as_dict()))
         else:
             result.print(out)
+
+
+@zoo_app.command("neurons")
+def zoo_neurons(
+    run: RunFolder,
+    work: Annotated[Path, typer.Option(help="Folder for rendered scenes")] = Path("zoo-work"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> None:
+    """Whether a run's suspect neurons are those that carry the planted features, and whether they trigger the class."""
+    from audit.results.sql import Run
+    from audit.zoo.neurons import measure
+
+    with _exit_codes():
+        report = measure(Run(run), work)
+        if as_json:
+            out.print_json(json.dumps(report.as_dict()))
+        else:
+            report.print(out)
+
+
+@zoo_app.command("counterfactuals")
+def zoo_counterfactuals(
+    run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False
+) -> None:
+    """Judge a run's counterfactuals: flips, distances, what an oracle sees, and which planted features changed."""
+    from audit.results.sql import Run
+    from audit.zoo.counterfactuals import figures, planted
+
+    with _exit_codes():
+        opened = Run(run)
+        tables = {"stages": figures(opened), "planted": planted(opened)}
+        if as_json:
+            out.print_json(json.dumps(tables))
+            return
+        for title, rows in tables.items():
+            _print_rows(title, rows)
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of plain rows, a column a key."""
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else _cell(value) for value in row.values()))
+    out.print(table)
 
 
 def main() -> None:

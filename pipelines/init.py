@@ -44,7 +44,7 @@ stages:
   - {{kind: screen}}        # every model over every image
   # The next three need generator and embedder:
   # - {{kind: adequacy}}    # can the generator show these classes at all?
-  # - {{kind: disagreement, maximise: new, minimise: old, classes: auto, seeds: 16}}
+  # - {{kind: disagreement, maximise: new, minimise: old, classes: auto, seeds: 16}}   # or lists; directions: both
   # - {{kind: discover}}    # failure modes, confirmed on the pool
 
 compute: {{workers: auto, gpus: 0, retries: 3}}

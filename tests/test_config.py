@@ -122,7 +122,7 @@ def test_listing_plugins_imports_none(tmp_path: Path) -> None:
     assert {"folder", "parquet"} <= set(registry.names("datasets"))
     assert {"hf", "clip", "efficientnet_lite", "python"} <= set(registry.names("classifiers"))
     assert registry.names("generators") == ("diffusers",)
-    assert {"adequacy", "disagreement", "discover", "inventory", "screen"} == set(registry.names("methods"))
+    assert {"adequacy", "disagreement", "discover", "inventory", "neuron", "screen"} == set(registry.names("methods"))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,18 @@ def test_listing_plugins_imports_none(tmp_path: Path) -> None:
         (
             [{"kind": "screen"}, {"kind": "adequacy"}, {"kind": "disagreement", "maximise": "new", "minimise": "new"}],
             "no model disagrees with itself",
+        ),
+        (
+            [
+                {"kind": "screen"},
+                {"kind": "adequacy"},
+                {"kind": "disagreement", "maximise": ["new", "old"], "minimise": ["old", "odl"]},
+            ],
+            "minimise: unknown model 'odl'. Did you mean 'old'",
+        ),
+        (
+            [{"kind": "screen"}, {"kind": "adequacy"}, {"kind": "disagreement", "maximise": "new", "minimise": []}],
+            "no pair of models",
         ),
     ],
 )

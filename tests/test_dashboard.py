@@ -85,6 +85,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     about = {"run_id": "r", "name": "made up", "config": json.dumps(config)}
     about["created_at"] = datetime(2026, 3, 4, 5, 6, tzinfo=UTC)
     rows |= {"failure_modes": modes, "runs": [about]}
+    against = [("lite", "holds_against", 0.75), ("lite", "alike", 0.934), ("lite", "both_confirmed", 1.0)]
+    against += [(HOSTILE, "holds_against", None), (HOSTILE, "alike", None), (HOSTILE, "both_confirmed", 0.0)]
+    rows["measurements"] = [
+        {"subject_id": "m1", "name": name, "key": key, "value": value} for key, name, value in against
+    ]
+    rows["measurements"] += [{"subject_id": "m2", "name": "holds_against", "key": "lite", "value": 0.5}]
     rows |= {
         "items": [
             {"item_id": "q", "role": "data", "status": "quarantined", "reason": "truncated", "display_name": HOSTILE}
@@ -111,6 +117,33 @@ def test_queries_count_what_was_stored(run: Run) -> None:
         {"what": "model new", "read by": "hf", "from": "zoo:reference"},
         {"what": "model lite", "read by": "lite", "from": ""},
     ]
+
+
+def test_a_line_says_whether_a_mode_depends_on_the_other_model(run: Run) -> None:
+    first, second, third = (queries.mode(run, name) for name in ("m1", "m2", "m3"))
+    assert first
+    assert second
+    assert third
+    assert components.others(first, queries.against_others(run, "m1")) == (
+        f"searching against {HOSTILE} did not find it. lite does not say {HOSTILE} on 75% of them either, and "
+        "searching against lite found the same (cosine 0.93; both are confirmed)."
+    )
+    assert (
+        components.others(second, queries.against_others(run, "m2"))
+        == f"lite does not say {HOSTILE} on 50% of them either."
+    )
+    assert components.others(third, queries.against_others(run, "m3")) == ""
+
+
+def test_of_an_image_that_two_searches_share_each_model_speaks_once(tmp_path: Path) -> None:
+    """Asked in batches of two sizes, the model is as sure up to rounding."""
+    store = Store(tmp_path)
+    store.create("job.json", b"{}")
+    row = {"item_id": "i", "role": "generated", "model_id": "new", "predicted": "crab", "status": "ok"}
+    store.commit("u", "1-x", {"predictions": [{**row, "confidence": 0.9}, {**row, "confidence": 0.9000001}]})
+    assert queries.said(Run(tmp_path), ["i"]) == {
+        "i": [{"item_id": "i", "model_id": "new", "predicted": "crab", "confidence": 0.9000001}]
+    }
 
 
 def test_sessions_share_a_run_that_grows(tmp_path: Path) -> None:
@@ -211,6 +244,7 @@ def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: s
         widths = page.eval_on_selector_all(pictures, "images => images.map(image => image.naturalWidth)")
         assert len(widths) == 6  # two pairs and two real images, as stored: not rescaled, not re-encoded
         assert set(widths) == {64}
+        page.get_by_text("What other models make of these images: ").wait_for()
         assert page.title() == "audit"
         assert page.get_by_text(HOSTILE).count() >= 1
         page.goto(f"{address}/mode?id=nothing")  # a deep link to what is not there

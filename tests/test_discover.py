@@ -32,7 +32,7 @@ VOCABULARY = (
 )
 
 
-def job(folder: Path, **options: Any) -> Any:
+def job(folder: Path, third: bool = False, **options: Any) -> Any:
     raw = {
         "version": 1,
         "name": "planted",
@@ -41,6 +41,7 @@ def job(folder: Path, **options: Any) -> Any:
         "models": [
             {"id": "f", "loader": "hf", "ref": "zoo:shortcut-a"},
             {"id": "g", "loader": "hf", "ref": "zoo:reference"},
+            *([{"id": "h", "loader": "hf", "ref": "zoo:shortcut-b"}] if third else []),
         ],
         "embedder": {"loader": "clip", "ref": "zoo:clip"},
         "stages": [{"kind": "discover", "vocabulary": list(VOCABULARY), **options}],
@@ -98,7 +99,7 @@ class Planted:
                 ids.append(row["image_id"])
             explanation = {"explanation_id": f"{target}-{seed}", "stage": "1-x", "target_class": target, "seed": seed}
             explanation |= {"model_id": "f", "other_model_id": "g", "status": "ok", "flipped": True}
-            explanation |= {"flipped_before": False}
+            explanation |= {"flipped_before": False, "method": "disagreement"}
             self.rows["explanations"].append({**explanation, "start_image_id": ids[0], "image_id": ids[1]})
 
     def kept_start(self, target: str) -> None:
@@ -257,6 +258,75 @@ def test_a_background_that_came_along_is_not_the_name(
         planted.rows = rows
     assert [(m["name"], m["verdict"]) for m in modes if m["class_name"] == "tree"] == [("green", "confirmed")]
     assert [m["name"] for m in misled if m["class_name"] == "tree"] == ["on grass"]
+
+
+def against_h(rows: Rows) -> Rows:
+    """The same searches against a third model h, which on real images says what g says.
+
+    Searches for crab end as those against g, but for one that changed nothing; none for fish ended. Of the results
+    for crab, h says crab on every third.
+    """
+    made = {name: list(found) for name, found in rows.items()}
+    pool = [row for row in rows["predictions"] if row["model_id"] == "g"]
+    made["predictions"] += [{**row, "model_id": "h"} for row in pool]
+    for row in rows["explanations"]:
+        name, seed = row["target_class"], row["seed"]
+        twin = {**row, "explanation_id": f"{row['explanation_id']}-h", "other_model_id": "h"}
+        twin["flipped"] = row["flipped"] and name != "fish" and (name, seed) != ("crab", 0)
+        made["explanations"].append(twin)
+        said = {"f": name, "g": "empty", "h": "Crab" if name == "crab" and seed % 3 == 0 else "empty"}
+        made["predictions"] += 2 * [  # of two searches with this result
+            {"item_id": row["image_id"], "role": "generated", "model_id": m, "predicted": word, "status": "ok"}
+            for m, word in said.items()
+        ]
+    return made
+
+
+def literal_shift(run: Run, ids: list[str], concepts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Mean of (result - start) . concept over searches, one number at a time."""
+    values = {r["subject_id"]: np.array(r["values"]) for r in run.rows("select subject_id, values from arrays")}
+    total = np.zeros(len(concepts))
+    for row in run.rows("select * from explanations where explanation_id in (select unnest(?))", [ids]):
+        for c, concept in enumerate(concepts):
+            total[c] += sum((values[row["image_id"]] - values[row["start_image_id"]]) * concept)
+    return total / len(ids)
+
+
+def test_a_second_model_tells_whether_a_mode_depends_on_the_first(planted: Planted, tmp_path: Path) -> None:
+    rows = planted.rows
+    try:
+        planted.rows = against_h(rows)
+        run, modes = planted.discovered(tmp_path, third=True)
+    finally:
+        planted.rows = rows
+    found = {(m["class_name"], m["name"], m["other_model_id"]): m for m in modes}
+    crab, crab_h, fish = (
+        found[k] for k in (("crab", "on sand", "g"), ("crab", "on sand", "h"), ("fish", "purple", "g"))
+    )
+    measured = {(r["subject_id"], r["name"], r["key"]): r for r in run.rows("select * from measurements")}
+
+    def value(mode: dict[str, Any], name: str, key: str) -> Any:
+        return measured[mode["failure_mode_id"], name, key]["value"]
+
+    assert (len(crab["exemplars"]), len(crab_h["exemplars"])) == (crab["support"], crab_h["support"])
+    third = [int(name.removeprefix("crab-")) % 3 == 0 for name in crab["exemplars"]]
+    assert 0 < sum(third) < len(third)
+    assert value(crab, "holds_against", "h") == pytest.approx(1 - sum(third) / len(third))
+    assert value(crab_h, "holds_against", "g") == 1.0
+    assert value(fish, "holds_against", "h") == 1.0
+    assert not [
+        key for key in measured if key[1] == "holds_against" and key[0] == crab["failure_mode_id"] and key[2] in "fg"
+    ]
+    made = job(planted.folder, third=True)
+    concepts = discover._concepts(made.stages[0].options, Context(made, "1-discover", tmp_path, planted.models, 8))
+    one, other = (literal_shift(run, mode["exemplars"], concepts) for mode in (crab, crab_h))
+    cosine = one @ other / np.sqrt((one @ one) * (other @ other))
+    assert 0.5 < cosine < 0.9999
+    assert value(crab, "alike", "h") == value(crab_h, "alike", "g") == pytest.approx(cosine, abs=1e-5)
+    assert value(crab, "both_confirmed", "h") == value(crab_h, "both_confirmed", "g") == 1.0
+    lonely = measured[fish["failure_mode_id"], "alike", "h"]
+    assert (lonely["value"], lonely["reason"]) == (None, "the searches against h made no group of this name")
+    assert value(fish, "both_confirmed", "h") == 0.0
 
 
 def test_a_vocabulary_without_a_place_for_the_class_is_refused(planted: Planted, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_rows_keep_before_and_after_apart_and_say_what_failed() -> None:
     scores = torch.tensor([[[0.1, 0.2, 0.0]] * 2, [[0.7, 0.4, 1.0]] * 2, [[0.6, 0.5, 0.0]] * 2])
     options = disagreement.Options(maximise="f", minimise="g")
     base = {"source_class": "crab", "target_class": "boat", "stage": "3-disagreement"}
+    base |= {"model_id": "f", "other_model_id": "g"}
     bases = [{**base, "seed": 0}, {**base, "seed": 1}]
     rows = disagreement._rows(result, scores, bases, options, context({"f": Known()}))
     good, bad = rows["explanations"]

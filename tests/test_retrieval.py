@@ -349,6 +349,7 @@ def test_the_page_waits_no_longer_than_its_limit(run: Run, monkeypatch: pytest.M
 def test_a_mode_suggests_what_its_searches_started_from(run: Run) -> None:
     mode = run.failure_modes()[0]
     assert page.words_for(run, mode) == "a photograph of a car on sand"
+    assert page.words_for(run, {**mode, "exemplars": ["x4", "x4", "x2"]}) == "a photograph of a fish on sand"
     assert page.words_for(run, {**mode, "exemplars": ["x4"]}) == "a photograph of a crab on sand"
     assert page.words_for(run, {**mode, "exemplars": None, "concept": None}) == "a photograph of a crab"
 

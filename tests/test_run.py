@@ -122,7 +122,7 @@ def assert_equal(one: Run, other: Run, *, bitwise: bool = True) -> None:
             continue
         left, right = contents(one, table), contents(other, table)
         assert len(left) == len(right), table
-        assert left or table == "reviews", f"{table} is empty: nothing was compared"
+        assert left or table in ("reviews", "neurons"), f"{table} is empty: nothing was compared"
         names = (
             "unit_id",
             "failure_mode_id",
@@ -250,6 +250,43 @@ def test_sigkill_half_way_then_the_same_command_gives_the_rows_of_a_clean_run(cl
     for name, changed in files.items():  # finished units were not done again
         assert (store.root / "commits" / f"{name}.json").stat().st_mtime_ns == changed
     assert set(resumed.commits) == set(clean.commits)
+
+
+def test_two_minimised_models_say_whether_a_finding_depends_on_them(folder: Path) -> None:
+    """What discovery measures of each mode, against what is stored of its searches."""
+
+    def edited(text: str) -> str:
+        second = '  - {id: shortcut-b, loader: hf, ref: "zoo:shortcut-b"}\nembedder:'
+        text = text.replace("minimise: reference", "minimise: [reference, shortcut-b]").replace(
+            "steps: 2,", "steps: 4,"
+        )
+        return text.replace("embedder:", second)
+
+    run = serial(job_file(folder, "second", edit=edited), folder / "second")
+    starts = run.rows(
+        "select seed, target_class, count(*) as n, count(distinct start_image_id) as starts, "
+        "count(distinct other_model_id) as models from explanations group by all"
+    )
+    assert len(starts) == 8
+    assert all((row["n"], row["starts"], row["models"]) == (2, 1, 2) for row in starts)
+    modes = run.failure_modes()
+    assert modes
+    for mode in modes:
+        (other,) = {"reference", "shortcut-b"} - {mode["other_model_id"]}
+        measured = run.rows("select * from measurements where subject_id = ?", [mode["failure_mode_id"]])
+        assert {(row["name"], row["key"]) for row in measured} == {
+            ("holds_against", other),
+            ("alike", other),
+            ("both_confirmed", other),
+        }
+        said = run.rows(
+            "select distinct x.explanation_id, p.predicted from explanations x join predictions p "
+            "on p.item_id = x.image_id and p.model_id = ? where x.explanation_id in (select unnest(?))",
+            [other, mode["exemplars"]],
+        )
+        assert len(said) == mode["support"]
+        share = sum(row["predicted"] != mode["class_name"] for row in said) / len(said)
+        assert {row["value"] for row in measured if row["name"] == "holds_against"} == {share}
 
 
 def test_a_changed_job_is_refused_with_what_changed(clean: Run, folder: Path) -> None:

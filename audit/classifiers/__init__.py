@@ -89,11 +89,13 @@ class Classifier:
 class Embedder(Classifier):
     """A zero-shot classifier whose two towers are of use by themselves; outputs have norm 1.
 
-    Embeddings of texts are on the CPU, those of images where the images were.
+    Embeddings of texts are on the CPU, those of images where the images were. `scale`: what its logits multiply the
+    cosine of an image and a text by.
     """
 
     embed_images: Forward
     embed_texts: Callable[[Sequence[str]], Tensor]
+    scale: float
 
 
 def canonical(name: str) -> str:

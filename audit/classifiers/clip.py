@@ -58,7 +58,8 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
     if names:
         with torch.no_grad():
             check_network(forward(preprocess(torch.full((1, 3, *preprocess.size), 0.5))), len(names))
-    return Embedder(names, preprocess, forward, network, embed_images, embed_texts)
+    scale = float(network.logit_scale.exp())
+    return Embedder(names, preprocess, forward, network, embed_images, embed_texts, scale)
 
 
 def digest(options: Options) -> str:

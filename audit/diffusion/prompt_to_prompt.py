@@ -15,7 +15,7 @@ from torch import Tensor
 
 from audit.classifiers import canonical
 from audit.diffusion.optimise import Variables
-from audit.diffusion.sampling import denoise
+from audit.diffusion.sampling import Steering, denoise
 from audit.errors import BadItem
 from audit.generators import Attention, Generator, Site
 
@@ -43,47 +43,54 @@ class Recording:
 
 
 @torch.no_grad()
-def record(generator: Generator, variables: Variables) -> Recording:
-    """Run a process, and keep its latents and the maps of its conditional branch."""
-    recorder = _Recorder(len(variables.latent))
+def record(generator: Generator, variables: Variables, steering: Steering | None = None) -> Recording:
+    """Run a process, and keep its latents and the maps that its conditional branch uses."""
+    recorder = _Recorder(len(variables.latent), steering)
     recorder.kept.latents.append(variables.latent)
     denoise(generator.eps, generator.levels(), generator.guidance_scale, *variables.tensors(), steering=recorder)
     return recorder.kept
 
 
 class _Recorder:
-    """Steering that changes nothing."""
+    """Steering that changes nothing, or what another one does."""
 
-    def __init__(self, items: int) -> None:
-        self.items, self.kept = items, Recording()
+    def __init__(self, items: int, steering: Steering | None) -> None:
+        self.items, self.steering, self.kept = items, steering, Recording()
 
-    def attention(self, step: int) -> Attention:  # noqa: ARG002 - steps come in order
+    def attention(self, step: int) -> Attention:
+        replace = self.steering.attention(step) if self.steering else None
         maps: dict[str, Tensor] = {}
         self.kept.maps.append(maps)
 
-        def keep(site: Site, own: Callable[[int], Tensor]) -> None:
+        def keep(site: Site, own: Callable[[int], Tensor]) -> Tensor | None:
+            replaced = replace(site, own) if replace else None
             self.kept.sites[site.name] = site
-            maps[site.name] = own(self.items)
+            maps[site.name] = own(self.items) if replaced is None else replaced
+            return replaced
 
         return keep
 
-    def latent(self, step: int, z: Tensor) -> Tensor:  # noqa: ARG002
+    def latent(self, step: int, z: Tensor) -> Tensor:
+        z = self.steering.latent(step, z) if self.steering else z
         self.kept.latents.append(z)
         return z
 
 
-def foreground(recording: Recording, words: Sequence[Words], side: int, sharpen: float = 0.0) -> Tensor:
+def foreground(
+    recording: Recording, words: Sequence[Words], side: int, share: float = 0.5, sharpen: float = 0.0
+) -> Tensor:
     """Where the words' object is: (b, side, side) in [0, 1], 1 at the strongest place.
 
-    Mean over the first (noisiest) half of the steps, sites with maps of height `side`, heads, and all tokens of the
-    words (DiG-IN C.1.4). `sharpen`: the authors' code subtracts 0.3, rescales and takes the root; 0 is the paper.
+    Mean over a share of the steps, the noisiest first (the paper's half), sites with maps of height `side`, heads, and
+    all tokens of the words (DiG-IN C.1.4). `sharpen`: the authors' code subtracts 0.3, rescales and takes the root; 0
+    is the paper.
     """
     sites = [name for name, site in recording.sites.items() if site.height == side]
     if not sites:
         known = sorted({site.height for site in recording.sites.values()})
         raise ValueError(f"no cross-attention maps of height {side}; this generator has {known}")
-    half = recording.maps[: max(1, len(recording.maps) // 2)]
-    mean = torch.stack([step[name].mean(1) for step in half for name in sites]).mean(0)
+    steps = recording.maps[: max(1, int(share * len(recording.maps)))]
+    mean = torch.stack([step[name].mean(1) for step in steps for name in sites]).mean(0)
     tokens = [[token for word in item for token in word] for item in words]
     mask = torch.stack([item[:, at].mean(-1) for item, at in zip(mean, tokens, strict=True)])
     mask = mask / mask.amax(1, keepdim=True)
@@ -98,12 +105,17 @@ def resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def name_in(prompt: str, name: str) -> re.Match[str] | None:
+    """The first place where a prompt has a name as whole words; group 1 is an article before it."""
+    return re.search(rf"(\ban? +)?(?<!\w){re.escape(name)}(?!\w)", prompt, re.IGNORECASE)
+
+
 def edited(prompt: str, source: str, target: str) -> str:
     """The prompt with its first `source` replaced; an article before it is made to fit.
 
     Raises BadItem where the prompt does not name the source.
     """
-    found = re.search(rf"(\ban? +)?(?<!\w){re.escape(source)}(?!\w)", prompt, re.IGNORECASE)
+    found = name_in(prompt, source)
     if not found:
         raise BadItem("class_not_in_caption", f"{source!r} is not in {prompt!r}")
     article = ("an " if target[:1].lower() in "aeiou" else "a ") if found[1] else ""

@@ -6,6 +6,12 @@ A stage's module defines
     VERSION                          raised whenever its numbers change
     plan(options, context)           what its units are, as plain values, from the tables committed so far
     run(options, payload, context)   one unit: plain values in, rows of tables out
+
+and may define
+
+    NEEDS                            stages that a job must have before it
+    ONCE                             True where a job may have it once only
+    check(options, job)              refuses, before any work, a job in which it cannot run
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audit import registry
 from audit.classifiers import canonical
 from audit.config import Job, Plugin, digest
 from audit.errors import ConfigError, unknown
@@ -69,67 +76,31 @@ def stages(job: Job) -> list[Plugin]:
 
 
 def check_order(job: Job) -> None:
-    """Refuse stages that would find nothing to read, or write rows twice. Raises ConfigError."""
+    """Refuse stages that would find nothing to read, write rows twice, or lack a model. Raises ConfigError."""
     names = [stage.name for stage in job.stages]
-    for name in ("screen", "adequacy", "discover"):
-        if names.count(name) > 1:
-            raise ConfigError(f"the stage {name!r} is given {names.count(name)} times; once is enough for a run")
-    needs = {"discover": ("screen", "disagreement"), "adequacy": ("screen",), "disagreement": ("adequacy",)}
-    needs["neuron"] = ("adequacy",)
-    for i, name in enumerate(names):
-        for needed in needs.get(name, ()):
+    for i, stage in enumerate(job.stages):
+        module = registry.plugin("methods", stage.name)
+        for needed in getattr(module, "NEEDS", ()):
             if needed not in names[:i]:
-                raise ConfigError(f"the stage {name!r} reads what {needed!r} writes: put {needed!r} before it")
-    if {"adequacy", "disagreement", "neuron"} & set(names) and job.generator is None:
-        raise ConfigError(
-            "these stages need a generator; add to the job file: generator: {loader: diffusers, ref: ...}"
-        )
-    if "discover" in names and job.embedder is None:
-        raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
-    for stage in job.stages:
-        if stage.name == "screen":
-            for asked in stage.options.activations:
-                _check_model(job, "screen: activations", asked)
-        if stage.name == "neuron":
-            _check_neuron(job, stage.options)
-        pair = {key: getattr(stage.options, key) for key in ("maximise", "minimise") if hasattr(stage.options, key)}
-        for key, asked in pair.items():
-            _check_model(job, f"{stage.name}: {key}", asked)
-        if len(pair) == 2 and len(set(pair.values())) == 1:
-            raise ConfigError(
-                f"{stage.name}: maximise and minimise are both {pair['maximise']!r}; no model disagrees with itself"
-            )
+                raise ConfigError(f"the stage {stage.name!r} reads what {needed!r} writes: put {needed!r} before it")
+        if getattr(module, "ONCE", False) and names.count(stage.name) > 1:
+            count = names.count(stage.name)
+            raise ConfigError(f"the stage {stage.name!r} is given {count} times; once is enough for a run")
+        if hasattr(module, "check"):
+            module.check(stage.options, job)
 
 
-def _check_model(job: Job, where: str, asked: str) -> None:
+def check_model(job: Job, where: str, asked: str) -> None:
+    """Refuse the id of a model that the job lacks. Raises ConfigError; `where`: the option that names it."""
     if asked not in job.models:
         raise ConfigError(f"{where}: {unknown('model', asked, job.models)}")
 
 
-def _check_neuron(job: Job, options: Any) -> None:
-    """Refuse a neuron stage whose model, check or suspects cannot be had. Raises ConfigError."""
-    _check_model(job, "neuron: model", options.model)
-    if options.check is not None:
-        _check_model(job, "neuron: check", options.check)
-    if options.check == options.model:
-        raise ConfigError(f"neuron: check: {options.check!r} is the explained model; no model checks itself")
-    if options.check is None and job.embedder is None:
+def check_generator(job: Job) -> None:
+    """Refuse a job without a generator. Raises ConfigError."""
+    if job.generator is None:
         raise ConfigError(
-            "neuron needs an independent check: name a model with 'check', "
-            "or add to the job file: embedder: {loader: clip, ref: ...}"
-        )
-    if options.neurons != "auto":
-        return
-    if options.layer is not None:
-        raise ConfigError(
-            f"neuron: 'neurons: auto' reads the inputs of the last linear layer; "
-            f"list the 'neurons' of the layer {options.layer!r}, or leave 'layer' out"
-        )
-    stored = next((stage.options.activations for stage in job.stages if stage.name == "screen"), ())
-    if options.model not in stored:
-        raise ConfigError(
-            f"neuron: 'neurons: auto' reads the activations of {options.model!r}, which the screen stage does not "
-            f"store; write - {{kind: screen, activations: [{options.model}]}}, or list the 'neurons'"
+            "these stages need a generator; add to the job file: generator: {loader: diffusers, ref: ...}"
         )
 
 
@@ -154,6 +125,7 @@ def check_classes(job: Job, known: tuple[str, ...]) -> None:
 def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job, digests: dict[str, str]) -> Unit:
     """Name a unit by a hash of what decides its numbers; places, workers and batch sizes are no part of it."""
     loaded = {**job.models, "embedder of the job": job.embedder, "generator of the job": job.generator}
+    loaded["captioner of the job"] = job.captioner
     settings = {name: _settings(model) for name, model in loaded.items() if model}
     decides = {"stage": stage, "options": plugin.dump(), "version": version, "seed": job.seed, "models": settings}
     return Unit(digest({**decides, "payload": payload, "digests": digests})[:32], stage, payload)

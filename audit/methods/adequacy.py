@@ -13,15 +13,16 @@ import torch
 from pydantic import Field
 
 from audit.classifiers import canonical
-from audit.config import Frozen, Names, Template
+from audit.config import Frozen, Job, Names, Template
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import sample
-from audit.methods import Context, Payload, chosen_classes
+from audit.methods import Context, Payload, check_generator, chosen_classes
 from audit.metrics.realism import kid
 from audit.pictures import image_row
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
 
+NEEDS, ONCE = ("screen",), True
 VERSION = 2
 
 
@@ -30,6 +31,10 @@ class Options(Frozen):
     prompt: Template = Field("a photograph of a {}", description="{} is the class name")
     samples: int = Field(16, ge=2, description="images drawn for a class")
     threshold: float = Field(0.5, ge=0, le=1, description="agreement under which a class is not auditable")
+
+
+def check(options: Options, job: Job) -> None:
+    check_generator(job)
 
 
 def plan(options: Options, context: Context) -> list[Payload]:

@@ -1,7 +1,9 @@
 """Stage: images on which two classifiers disagree as much as possible (DiG-IN section 4, Algorithm 1, Eq. 3).
 
 From a prompt and a random latent, search z_T, C_t and null_t for an image that `maximise` takes for the class and
-`minimise` does not. Every search keeps its own start as the baseline.
+`minimise` does not. Every search keeps its own start as the baseline. All pairs of models that a stage names start
+from the same latents and prompts and draw the same cutouts, so that their results compare seed by seed, as in the
+paper's Figs. 21 and 22; only where the models' input sizes differ do the sizes of the cutouts.
 
 Differs from the paper: with `start: others` the searches for a class start from the prompts of the other classes,
 as its test for harmful features does (Fig. 7), so that what makes `maximise` say the class has to be added to an
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -21,17 +24,19 @@ from pydantic import Field
 from torch import Tensor
 
 from audit.classifiers import Classifier
-from audit.config import Frozen, Names, Template, digest
+from audit.config import Frozen, Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import CheckpointPolicy, Result, Settings, optimise, start_from_prompt
-from audit.methods import Context, Payload, chosen_classes
+from audit.errors import ConfigError
+from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
 from audit.methods.adequacy import not_auditable
 from audit.objectives import DISAGREEMENT
 from audit.pictures import image_row
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
 
-VERSION = 2
+NEEDS = ("adequacy",)
+VERSION = 3
 
 PRESETS = {
     # DiG-IN Table D.1, for Stable Diffusion at 512 x 512. DDIM steps and guidance belong to the generator: 25, 3.0.
@@ -43,8 +48,11 @@ PRESETS = {
 
 
 class Options(Frozen):
-    maximise: str = Field(description="model id that should see the class")
-    minimise: str = Field(description="model id that should not")
+    maximise: Names | str = Field(description="model ids that should see the class: one, or a list")
+    minimise: Names | str = Field(description="model ids that should not: one, or a list")
+    directions: Literal["forward", "both"] = Field(
+        "forward", description="'both': every pair also with its roles swapped"
+    )
     classes: Names | str = Field("auto", description="'auto': every auditable label of the data set")
     seeds: int = Field(16, ge=1, description="searches for a class")
     prompt: Template = Field(
@@ -65,25 +73,46 @@ class Options(Frozen):
     )
     unit_seeds: int = Field(8, ge=1, description="searches in a unit of work")
 
+    def pairs(self) -> list[tuple[str, str]]:
+        """(maximised, minimised) of every two different models, each pair once."""
+        first, second = ((ids,) if isinstance(ids, str) else ids for ids in (self.maximise, self.minimise))
+        forward = [(f, g) for f in first for g in second if f != g]
+        backward = [(g, f) for f, g in forward] if self.directions == "both" else []
+        return list(dict.fromkeys(forward + backward))
+
     def settings(self, cutout_size: int) -> Settings:
         named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
         given = {name: getattr(self, name) for name in named if getattr(self, name) not in (None, "auto")}
         return replace(PRESETS[self.preset], cutout_size=cutout_size, **given)
 
 
+def check(options: Options, job: Job) -> None:
+    check_generator(job)
+    for key in ("maximise", "minimise"):
+        asked = getattr(options, key)
+        for model_id in (asked,) if isinstance(asked, str) else asked:
+            check_model(job, f"disagreement: {key}", model_id)
+    if not options.pairs():
+        raise ConfigError(
+            f"disagreement: maximise is {options.maximise!r} and minimise {options.minimise!r}: that is no pair of "
+            "models, for no model disagrees with itself; name two different ones"
+        )
+
+
 def plan(options: Options, context: Context) -> list[Payload]:
-    """Seeds of each auditable class, in chunks."""
+    """Seeds of each auditable class for each pair of models, in chunks."""
     refused = not_auditable(context)
     drawable = [name for name in context.models.data_classes if name not in refused]
     units = []
-    for name in chosen_classes(options.classes, context.models.data_classes):
+    classes = chosen_classes(options.classes, context.models.data_classes)
+    for pair, name in product(options.pairs(), classes):
         if name in refused:
             continue
         others = [other for other in drawable if other != name]
         sources = others if options.start == "others" and others else [name]
         seeds = [[seed, sources[seed % len(sources)]] for seed in range(options.seeds)]
         units += [
-            {"class": name, "seeds": seeds[i : i + options.unit_seeds]}
+            {"pair": list(pair), "class": name, "seeds": seeds[i : i + options.unit_seeds]}
             for i in range(0, len(seeds), options.unit_seeds)
         ]
     return units
@@ -92,19 +121,18 @@ def plan(options: Options, context: Context) -> list[Payload]:
 def run(options: Options, payload: Payload, context: Context) -> Rows:
     """Rows: explanations, images, predictions and embeddings of start and result, traces."""
     rows: Rows = {}
-    seeds = payload["seeds"]
+    seeds, (f, g) = payload["seeds"], payload["pair"]
     for start in range(0, len(seeds), context.batch_size):
-        for table, found in _search(
-            options, payload["class"], seeds[start : start + context.batch_size], context
-        ).items():
+        batch = seeds[start : start + context.batch_size]
+        for table, found in _search(options, (f, g), payload["class"], batch, context).items():
             rows.setdefault(table, []).extend(found)
     return rows
 
 
-def _search(options: Options, name: str, seeds: list[tuple[int, str]], context: Context) -> Rows:
-    """`seeds`: number and source class of each search."""
+def _search(options: Options, pair: tuple[str, str], name: str, seeds: list[tuple[int, str]], context: Context) -> Rows:
+    """`pair`: ids of the maximised and the minimised model. `seeds`: number and source class of each search."""
     generator = context.models.generator
-    f, g = context.models.classifier(options.maximise), context.models.classifier(options.minimise)
+    f, g = (context.models.classifier(model_id) for model_id in pair)
     prompts = [options.prompt.format(source.replace("_", " ")) for _, source in seeds]
     keys = [f"{context.job.seed}/disagreement/{name}/{seed}" for seed, _ in seeds]
     z = torch.stack([latent(generator.latent_shape, key) for key in keys]).to(generator.device)
@@ -119,7 +147,7 @@ def _search(options: Options, name: str, seeds: list[tuple[int, str]], context: 
     result = optimise(generator, start_from_prompt(generator, prompts, z), objective, settings, keys, record)
     seconds = (time.monotonic() - began) / len(seeds)
     base = {"stage": context.stage, "method": "disagreement", "target_class": name, "seconds": seconds}
-    base |= {"model_id": options.maximise, "other_model_id": options.minimise}
+    base |= {"model_id": pair[0], "other_model_id": pair[1]}
     starts = [
         {"seed": seed, "source_class": source, "prompt": prompt}
         for (seed, source), prompt in zip(seeds, prompts, strict=True)
@@ -200,7 +228,9 @@ def _trace(explanation_id: str, result: Result, scores: Tensor, i: int) -> list[
 
 
 def _explanation_id(base: dict[str, Any], options: Options, context: Context) -> str:
-    decides = options.model_dump(mode="json", exclude={"seeds", "classes", "unit_seeds", "checkpoint"})
+    exclude = {"seeds", "classes", "unit_seeds", "checkpoint", "maximise", "minimise", "directions"}
+    decides = options.model_dump(mode="json", exclude=exclude)
     key = {"options": decides, "version": VERSION, "seed": [context.job.seed, base["seed"]], "stage": context.stage}
     key |= {"classes": [base["source_class"], base["target_class"]]}
+    key |= {"models": [base["model_id"], base["other_model_id"]]}
     return digest(key)[:32]

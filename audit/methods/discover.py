@@ -2,12 +2,18 @@
 
 A mode is `confirmed` only if the models disagree more often on the real images nearest to what the search made
 than on those nearest to the search's own starts; else it is a `hypothesis`, and `reason` says why.
+
+Of each mode of the search it is measured whether it is one of the other model only (DiG-IN Figs. 21, 22):
+`holds_against` every third model, the share of the group's images on which that model does not say the class either;
+and against every other model from which the same stage searched the same class with the same seeds, `alike`, the
+cosine of the two groups' mean shifts, and whether they are `both_confirmed`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -16,13 +22,15 @@ from pydantic import Field
 
 from audit import discovery as d
 from audit.classifiers import canonical
-from audit.config import Frozen, Phrases, Template, digest
+from audit.config import Frozen, Job, Phrases, Template, digest
 from audit.decode import decode
+from audit.errors import ConfigError
 from audit.methods import Context, Payload
 from audit.pictures import image_row
 from audit.results.schema import Rows
 
-VERSION = 3
+NEEDS, ONCE = ("screen", "disagreement"), True
+VERSION = 4
 
 VOCABULARY = (
     *(
@@ -100,14 +108,31 @@ class _Pool:
 class _Searches:
     """All searches of one stage for one pair of models."""
 
+    stage: str
     model_id: str
     other_model_id: str
     ids: list[str]
     classes: NDArray[np.object_]
     flipped: d.Bools
     flipped_before: d.Bools
+    images: NDArray[np.object_]
     starts: d.Floats
     results: d.Floats
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The searches behind a mode: their stage, the ids of their results, and their mean shift (c,)."""
+
+    mode: dict[str, Any]
+    stage: str
+    images: list[str]
+    shift: d.Floats
+
+
+def check(options: Options, job: Job) -> None:
+    if job.embedder is None:
+        raise ConfigError("discover needs an embedder; add to the job file: embedder: {loader: clip, ref: ...}")
 
 
 def plan(options: Options, context: Context) -> list[Payload]:
@@ -119,12 +144,12 @@ def plan(options: Options, context: Context) -> list[Payload]:
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
-    """Rows: failure_modes of source 'search' and of source 'screen'."""
+    """Rows: failure_modes of source 'search' and of source 'screen', measurements, images that are evidence."""
     if not context.models.data_classes:
         return {"failure_modes": []}
     concepts = _concepts(options, context)
     pool = _pool(context, concepts)
-    found: list[dict[str, Any]] = []
+    groups: list[_Group] = []
     searches = context.run.rows(
         "select distinct stage, model_id, other_model_id from explanations "
         "where other_model_id is not null order by all"
@@ -132,7 +157,8 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     for row in searches:
         ended = _searches(row, context)
         if ended is not None:
-            found += _modes_of_searches(ended, concepts, pool, options)
+            groups += _groups(ended, concepts, pool, options)
+    found = [group.mode for group in groups]
     if pool is not None:
         halves = pool.halves()
         for f, g in sorted({(row["model_id"], row["other_model_id"]) for row in searches}):
@@ -140,7 +166,59 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
                 found += _baseline(_Claim("screen", f, g, name), *halves, options)
     _judge(found, pool, options)
     modes = _merged(found)
-    return {"failure_modes": modes, "images": _evidence_images(modes, context)}
+    kept = [group for group in groups if any(group.mode is mode for mode in modes)]
+    measured = [*_holds_against(kept, context), *_alike(kept, context)]
+    return {"failure_modes": modes, "measurements": measured, "images": _evidence_images(modes, context)}
+
+
+def _holds_against(groups: list[_Group], context: Context) -> list[dict[str, Any]]:
+    """Of each group and each model that is not of its pair: on what share of the images it does not say the class."""
+    wanted = sorted({image for group in groups for image in group.images})
+    rows = context.run.rows(
+        "select item_id, model_id, any_value(predicted) as predicted from predictions where role = 'generated' "
+        "and status = 'ok' and item_id in (select unnest(?)) group by item_id, model_id",
+        [wanted],
+    )
+    said = {(row["model_id"], row["item_id"]): canonical(row["predicted"]) for row in rows}
+    measured = []
+    for group, model_id in product(groups, context.job.models):
+        if model_id in (group.mode["model_id"], group.mode["other_model_id"]):
+            continue
+        spoke = [said[model_id, image] for image in group.images if (model_id, image) in said]
+        share = sum(name != canonical(group.mode["class_name"]) for name in spoke) / len(spoke) if spoke else None
+        why = None if spoke else f"{model_id} says nothing of these images"
+        measured.append(_measured(group, context, "holds_against", model_id, share, "share", why))
+    return measured
+
+
+def _alike(groups: list[_Group], context: Context) -> list[dict[str, Any]]:
+    """Of each group and each other model that the same stage searched the class against: is the mode found there?"""
+    searched = context.run.rows(
+        "select distinct stage, model_id, other_model_id, target_class from explanations order by all"
+    )
+    by_place = {
+        (g.stage, *(g.mode[k] for k in ("model_id", "class_name", "concept", "other_model_id"))): g for g in groups
+    }
+    measured = []
+    for group, row in product(groups, searched):
+        own, other = group.mode, row["other_model_id"]
+        same = (group.stage, own["model_id"], own["class_name"]) == (row["stage"], row["model_id"], row["target_class"])
+        if not same or other == own["other_model_id"]:
+            continue
+        twin = by_place.get((group.stage, own["model_id"], own["class_name"], own["concept"], other))
+        cosine = None if twin is None else float(_unit(group.shift) @ _unit(twin.shift))
+        why = None if twin else f"the searches against {other} made no group of this name"
+        both = twin is not None and own["verdict"] == twin.mode["verdict"] == "confirmed"
+        measured.append(_measured(group, context, "alike", other, cosine, "cosine", why))
+        measured.append(_measured(group, context, "both_confirmed", other, float(both), "0 or 1", None))
+    return measured
+
+
+def _measured(
+    group: _Group, context: Context, name: str, key: str, value: float | None, unit: str, reason: str | None
+) -> dict[str, Any]:
+    row = {"subject_id": group.mode["failure_mode_id"], "stage": context.stage, "name": name, "key": key}
+    return {**row, "value": value, "unit": unit, "reason": reason}
 
 
 def _evidence_images(modes: list[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
@@ -205,7 +283,8 @@ def _searches(of: dict[str, Any], context: Context) -> _Searches | None:
     rows = context.run.rows(
         "with e as (select subject_id, any_value(values) as values from arrays "
         "where role = 'generated' and name = 'embedding' and values is not null group by subject_id) "
-        "select x.explanation_id, x.target_class, x.flipped, x.flipped_before, s.values as start, r.values as result "
+        "select x.explanation_id, x.target_class, x.flipped, x.flipped_before, x.image_id, "
+        "s.values as start, r.values as result "
         "from explanations x "
         "join e s on s.subject_id = x.start_image_id join e r on r.subject_id = x.image_id "
         "where x.status = 'ok' and x.stage = ? and x.model_id = ? and x.other_model_id = ? order by x.explanation_id",
@@ -214,12 +293,14 @@ def _searches(of: dict[str, Any], context: Context) -> _Searches | None:
     if not rows:
         return None
     return _Searches(
+        of["stage"],
         of["model_id"],
         of["other_model_id"],
         [row["explanation_id"] for row in rows],
         np.array([row["target_class"] for row in rows], object),
         np.array([row["flipped"] for row in rows], bool),
         np.array([row["flipped_before"] for row in rows], bool),
+        np.array([row["image_id"] for row in rows], object),
         _unit(np.asarray([row["start"] for row in rows], np.float64)),
         _unit(np.asarray([row["result"] for row in rows], np.float64)),
     )
@@ -229,16 +310,14 @@ def _unit(x: d.Floats) -> d.Floats:
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))
 
 
-def _modes_of_searches(
-    searches: _Searches, concepts: d.Floats, pool: _Pool | None, options: Options
-) -> list[dict[str, Any]]:
+def _groups(searches: _Searches, concepts: d.Floats, pool: _Pool | None, options: Options) -> list[_Group]:
     """Groups of the successful searches of each class by their shifts; controls: the searches for other classes.
 
     A search on whose start the models disagree already joins no group: whatever it changed, that is not why. One
     that kept its start is no control either: it shows what no search did.
     """
     moved = d.shifts(searches.starts, searches.results, concepts)
-    modes = []
+    found = []
     for name in sorted(set(searches.classes)):
         claim = _Claim("search", searches.model_id, searches.other_model_id, name)
         own = searches.classes == name
@@ -254,8 +333,8 @@ def _modes_of_searches(
             mode["exemplars"] = [searches.ids[i] for i in order[: options.exemplars]]
             if pool:
                 mode |= _evidence(mode, claim, results, starts, pool, options)
-            modes.append(mode)
-    return modes
+            found.append(_Group(mode, searches.stage, searches.images[chosen].tolist(), moved[chosen].mean(0)))
+    return found
 
 
 def _contrast(claim: _Claim, results: d.Floats, pool: _Pool, options: Options) -> d.Floats | None:

@@ -6,12 +6,13 @@ import hashlib
 
 from pydantic import Field
 
-from audit.config import Frozen, Names
+from audit.config import Frozen, Job, Names
 from audit.decode import decode
-from audit.methods import Context, Payload
+from audit.methods import Context, Payload, check_model
 from audit.predictions import rows_for
 from audit.results.schema import Rows
 
+ONCE = True
 VERSION = 2
 
 
@@ -20,6 +21,11 @@ class Options(Frozen):
     activations: Names = Field(
         (), description="model ids whose inputs of the last linear layer are stored: what 'neurons: auto' reads"
     )
+
+
+def check(options: Options, job: Job) -> None:
+    for model_id in options.activations:
+        check_model(job, "screen: activations", model_id)
 
 
 def plan(options: Options, context: Context) -> list[Payload]:

@@ -7,49 +7,55 @@ the autoencoder and the inversion alone make of it, and the prompt edit without 
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from audit.artefacts import Artefacts
-from audit.captions import captioned
-from audit.classifiers import Classifier, canonical
-from audit.config import Frozen, Names, Template, digest
+from audit.captions import captioned, names
+from audit.classifiers import Embedder
+from audit.config import Frozen, Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
-from audit.decode import decode, decode_mask
+from audit.decisions import AttributeDecision, Decision
 from audit.diffusion.inversion import Inversion, NullText
 from audit.diffusion.optimise import CheckpointPolicy, Settings
 from audit.diffusion.prompt_to_prompt import edited
-from audit.errors import BadItem
-from audit.methods import Context, Payload, chosen_classes
+from audit.errors import BadItem, ConfigError
+from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
 from audit.metrics import proximity
-from audit.objectives import log_probability, masked_distance
+from audit.objectives import masked_distance
 from audit.pictures import Pictures
 from audit.pixel_space import ascend
-from audit.predictions import rows_for, to_tensor, to_uint8
+from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
+from audit.subjects import Subject, by_source
 from audit.targets import AsTarget, Target, check_target, targets_of
 
+NEEDS = ("screen",)
 VERSION = 1
 
 PRESETS = {
     # DiG-IN Table C.1.5, for Stable Diffusion at 512 x 512; 20 DDIM steps and guidance 3.0 belong to the generator.
     "digin": Numbers(optimisation=replace(Numbers().optimisation, checkpoint="step")),
-    # For the embedded world at 64 x 64 and 10 DDIM steps. Maps of 8 x 8 are the largest that still tell objects apart.
+    # For the embedded world at 64 x 64 and 10 DDIM steps. Its maps of 8 x 8 show objects best (IoU with the drawn
+    # object .64 over all steps, .58 over the first half; maps of 16 x 16: .47, .44), and better the later.
     "embedded": Numbers(
+        injection=(0.3, 0.5),
+        blending=(0.8, 1.0),
         map_side=8,
+        map_share=1.0,
+        threshold=0.4,
+        both_masks=True,
         null_text=NullText(step_size=0.03),
         refinements=3,
         optimisation=Settings(
             steps=20,
-            step_size_latent=0.002,
-            step_size_text=0.05,
+            step_size_latent=0.001,
+            step_size_text=0.02,
             schedule="constant",
             clip=None,
             cutouts=4,
@@ -62,15 +68,24 @@ PRESETS = {
 class Options(Frozen):
     model: str = Field(description="model id whose decision is explained")
     target: AsTarget = Field(Target(rule="runner_up"), description="what the decision should become")
+    attribute: Names | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="instead of classes, two phrases: captions with the first get the second; for zero-shot models",
+    )
     items: Literal["all", "correct", "misclassified"] = Field(
         "all", description="labelled images to explain, by what the model says of them"
     )
     classes: Names | str = Field("auto", description="labels to take images of; 'auto': every label")
     per_class: int | None = Field(None, ge=1, description="images of each label; default: all")
-    caption: Literal["metadata", "template"] = Field(
-        "metadata", description="the data set's captions, where it has them, or the template"
+    caption: Literal["metadata", "template", "captioner"] = Field(
+        "metadata", description="the data set's captions, where it has them, the template, or the job's captioner"
     )
-    template: Template = Field("an image of a {}", description="caption where there is none; {} is the class name")
+    template: Template = Field("an image of a {}", description="what a caption says at least; {} is the class name")
+    prompt: Literal["edit", "keep"] = Field(
+        "edit", description="'keep' leaves the class name in the prompt: all change comes from the optimisation"
+    )
     mask: Literal["attention", "own", "none"] = Field(
         "attention", description="where changes are free: cross-attention maps, the data set's masks, or nowhere"
     )
@@ -88,7 +103,10 @@ class Options(Frozen):
         None, strict=False, min_length=1, description="shares of the steps with the original's background"
     )
     map_side: int | None = Field(None, ge=1, description="height of the cross-attention maps that make the mask")
+    map_share: float | None = Field(None, gt=0, le=1, description="share of the steps, noisiest first, that make it")
     sharpen: float | None = Field(None, ge=0, lt=1, description="subtracted from the mask; 0.3 in the authors' code")
+    threshold: float | None = Field(None, gt=0, le=1, description="from where on the mask is 1, else 0; default: soft")
+    both_masks: bool | None = Field(None, description="free also the place where the edited prompt puts the target")
     refinements: int | None = Field(None, ge=0, description="of each step of DDIM inversion; 0 in the paper")
     null_text_steps: int | None = Field(None, ge=1, description="Adam steps on the null text of each DDIM step")
     null_text_step_size: float | None = Field(None, gt=0)
@@ -120,19 +138,35 @@ class Options(Frozen):
         null_text = NullText(
             self.null_text_steps or base.null_text.iterations, self.null_text_step_size or base.null_text.step_size
         )
-        named = ("weight_latent", "weight_pixel", "injection", "blending", "map_side", "sharpen", "refinements")
+        carried = self._given("weight_latent", "weight_pixel", "injection", "blending", "refinements")
+        masked = self._given("map_side", "map_share", "sharpen", "threshold", "both_masks")
         null = null_text if self.inversion == "null_text" else None
-        return replace(base, optimisation=optimisation, null_text=null, **self._given(*named))
+        return replace(base, optimisation=optimisation, null_text=null, **carried, **masked)
 
     def _given(self, *names: str) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, "auto")}
+
+
+def check(options: Options, job: Job) -> None:
+    check_generator(job)
+    check_model(job, "counterfactual: model", options.model)
+    if options.caption == "captioner" and job.captioner is None:
+        raise ConfigError(
+            "counterfactual: 'caption: captioner' needs one; add to the job file: captioner: {loader: blip, ref: ...}"
+        )
+    if options.attribute and job.models[options.model].name != "clip":
+        raise ConfigError(
+            f"counterfactual: 'attribute' compares prompts, which the model {options.model!r} does not read; "
+            "name a model of loader clip"
+        )
 
 
 def plan(options: Options, context: Context) -> list[Payload]:
     """Labelled images with their targets, in chunks. Within a label the order is that of the ids, which are hashes."""
     labels = chosen_classes(options.classes, context.models.data_classes)
     model = context.models.classifier(options.model)
-    check_target(options.target, model.class_names)
+    if not options.attribute:
+        check_target(options.target, model.class_names)
     rows = context.run.rows(
         "select i.uri, i.item_id, i.label, i.caption, p.predicted, p.top_classes, p.correct "
         "from items i join predictions p on p.item_id = i.item_id and p.role = 'data' "
@@ -144,7 +178,10 @@ def plan(options: Options, context: Context) -> list[Payload]:
     taken: dict[str, int] = {}
     chosen = []
     for row in rows:
-        named = targets_of(options.target, row["predicted"], row["label"], row["top_classes"], model.class_names)
+        if options.attribute:
+            named = [options.attribute[1]] if names(row["caption"] or "", options.attribute[0]) else []
+        else:
+            named = targets_of(options.target, row["predicted"], row["label"], row["top_classes"], model.class_names)
         if named and taken.get(row["label"], 0) < (options.per_class or len(rows)):
             taken[row["label"]] = taken.get(row["label"], 0) + 1
             chosen.append([row[key] for key in ("uri", "item_id", "label", "caption", "predicted")] + [named])
@@ -167,8 +204,12 @@ class _Work:
         self.generator = context.models.generator
         self.model = context.models.classifier(options.model)
         self.numbers = options.numbers(max(self.model.preprocess.size))
+        if options.mask != "attention":
+            self.numbers = replace(self.numbers, both_masks=False)
         if options.mask == "none":
             self.numbers = replace(self.numbers, blending=(0.0,))
+        if options.prompt == "keep":
+            self.numbers = replace(self.numbers, injection=(0.0,), blending=(0.0,))
         self.artefacts = Artefacts(context.root)
         self.pictures = Pictures()
         self.found: Rows = {"explanations": [], "traces": [], "measurements": [], "artefacts": []}
@@ -185,7 +226,7 @@ class _Work:
         contents = self.models.source("data").read([item[0] for item in items])
         masks = self.models.source("data").read_masks([item[0] for item in items])
         for item, data, mask in zip(items, contents, masks, strict=True):
-            for subject in _subjects(item, self.options):
+            for subject in self._subjects(item):
                 try:
                     ready.append(self._read(subject, data, mask))
                 except BadItem as error:
@@ -203,24 +244,31 @@ class _Work:
             chunk = good[start : start + self.context.batch_size]
             self._search([(ready[i], target) for i, target in chunk], original.rows([i for i, _ in chunk]))
 
-    def _read(self, subject: _Subject, data: bytes | None, mask: bytes | None) -> _Subject:
-        """Decode an image and its mask, at the generator's size. Raises BadItem."""
-        if data is None or hashlib.sha256(data).hexdigest() != subject.item_id:
-            raise BadItem("changed_since_inventory")
-        pixels = decode(data).image
+    def _read(self, subject: Subject, data: bytes | None, mask: bytes | None) -> Subject:
+        """Decode an image and its mask, and see that its prompts name what they should. Raises BadItem."""
         size = self.generator.image_size
-        subject.image = fitted(to_tensor(pixels), size)
-        if self.options.mask == "own":
-            grey = torch.from_numpy(decode_mask(mask, *pixels.shape[:2]))
-            subject.mask = fitted(grey.expand(3, -1, -1), size)[0]
-        elif self.options.mask == "none":
+        subject.read(data, mask, self.options.mask == "own", size)
+        if self.options.mask == "none":
             subject.mask = torch.zeros(size)
+        if self.options.caption == "captioner":
+            subject.prompt = self.models.captioner(subject.image, subject.prompt)
         self.generator.positions(subject.prompt, subject.source)
         for target in subject.targets:
             self.generator.positions(edited(subject.prompt, subject.source, target), target)
         return subject
 
-    def _original(self, subjects: list[_Subject]) -> Original:
+    def _subjects(self, item: list[Any]) -> list[Subject]:
+        """An item of the plan, once for each source class."""
+        _, item_id, label, caption, predicted, targets = item
+        attribute, template = self.options.attribute, self.options.template
+        sources = {attribute[0]: targets} if attribute else by_source(label, predicted, targets)
+        told = caption if self.options.caption == "metadata" else None
+        return [
+            Subject(item_id, source, captioned(source, template, told, label), named)
+            for source, named in sources.items()
+        ]
+
+    def _original(self, subjects: list[Subject]) -> Original:
         images = torch.stack([subject.image for subject in subjects]).to(self.generator.device)
         masks = None
         if self.options.mask != "attention":
@@ -229,7 +277,7 @@ class _Work:
         inversion = self._inverted(subjects, images)
         return prepare(self.generator, images, prompts, sources, inversion, self.numbers, masks)
 
-    def _inverted(self, subjects: list[_Subject], images: Tensor) -> Inversion:
+    def _inverted(self, subjects: list[Subject], images: Tensor) -> Inversion:
         """Inversions as artefacts: read where they were made before, by whatever run, model or target."""
         keys = [self._artefact_key(subject) for subject in subjects]
         held = {key: kept for key in keys if (kept := self.artefacts.get("inversion", key)) is not None}
@@ -248,7 +296,7 @@ class _Work:
         losses = stacked["null_losses"].permute(1, 2, 0)
         return Inversion(stacked["latent"].to(device), stacked["null"].to(device), losses)
 
-    def _artefact_key(self, subject: _Subject) -> str:
+    def _artefact_key(self, subject: Subject) -> str:
         """Everything that decides an inversion."""
         null = self.numbers.null_text
         decides = {"version": VERSION, "item": subject.item_id, "prompt": subject.prompt}
@@ -256,11 +304,9 @@ class _Work:
         decides |= {"refinements": self.numbers.refinements, "generator": self.models.generator_digest}
         return digest(decides)
 
-    def _search(self, asked: list[tuple[_Subject, str]], original: Original) -> None:
+    def _search(self, asked: list[tuple[Subject, str]], original: Original) -> None:
         """Counterfactuals of a batch, one for each item of `original`, and their rows."""
-        sources = [self.model.index_of(subject.source) for subject, _ in asked]
-        targets = [self.model.index_of(target) for _, target in asked]
-        objective = Decision(self.model, sources, targets)
+        objective = self._decision(asked)
         keys = [f"{self.context.job.seed}/uvce/{subject.item_id}/{target}" for subject, target in asked]
         steps: list[tuple[Tensor, Tensor]] = []
 
@@ -269,27 +315,36 @@ class _Work:
 
         began = time.monotonic()
         if self.options.space == "pixel":
-            found, results = None, self._in_pixels(original, objective)
+            found, results, mask = None, self._in_pixels(original, objective), original.mask
         else:
-            names = [target for _, target in asked]
-            found = search(self.generator, original, names, objective, self.numbers, keys, record)
-            results = found.result.image
+            kept = self.options.prompt == "keep"
+            becomes = [subject.source if kept else target for subject, target in asked]
+            found = search(self.generator, original, becomes, objective, self.numbers, keys, record)
+            results, mask = found.result.image, found.mask
         seconds = (time.monotonic() - began) / len(asked)
         variants = {"original": original.image, "autoencoder": original.autoencoded}
         variants |= {"reconstruction": original.reconstruction}
         variants |= {"edit": found.result.start} if found else {}
-        measured = self._measured({**variants, "result": results}, original, objective)
+        measured = self._measured({**variants, "result": results}, original.image, mask, objective)
         for i, (subject, target) in enumerate(asked):
             row = self._base(subject, target) | {"seconds": seconds}
             if found is not None and not bool(found.result.finite[i]):
                 self.found["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
                 continue
-            row |= self._pictured(i, original, results, found) | self._scored(i, measured)
+            row |= self._pictured(i, original, results, mask, found) | self._scored(i, measured)
             row |= self._traced(i, found, steps, row) if found else {}
             self.found["explanations"].append({**row, "status": "ok"})
-            alone = {"mask_area": proximity.mask_area(original.mask)}
+            alone = {"mask_area": proximity.mask_area(mask)}
             alone |= {"injection": found.injection, "blending": found.blending} if found else {}
             self._measure(i, row["explanation_id"], measured, alone)
+
+    def _decision(self, asked: list[tuple[Subject, str]]) -> Decision:
+        if self.options.attribute is None:
+            return Decision(self.model, [subject.source for subject, _ in asked], [target for _, target in asked])
+        prompts = [subject.prompt for subject, _ in asked]
+        after = [edited(subject.prompt, subject.source, target) for subject, target in asked]
+        assert isinstance(self.model, Embedder)  # check_order refuses other models
+        return AttributeDecision(self.model, prompts, after)
 
     def _in_pixels(self, original: Original, objective: Decision) -> Tensor:
         """Eq. 6 on the pixels themselves: what remains of the method without its generator."""
@@ -301,24 +356,25 @@ class _Work:
         return ascend(original.image, value, self.numbers.optimisation.steps, step)
 
     @torch.no_grad()
-    def _measured(self, variants: dict[str, Tensor], original: Original, objective: Decision) -> dict[str, _Measured]:
+    def _measured(
+        self, variants: dict[str, Tensor], originals: Tensor, mask: Tensor, objective: Decision
+    ) -> dict[str, _Measured]:
         """Everything that is measured of each variant (b, 3, H, W) of the originals."""
         found = {}
         for name, images in variants.items():
             scores = objective.scores(images)
             values = {"p_source": scores[:, 0], "p_target": scores[:, 1], "flipped": scores[:, 2]}
             if name != "original":
-                values |= {"l1": proximity.l1(images, original.image), "l2": proximity.l2(images, original.image)}
-                values["background_rmse"] = proximity.background_rmse(images, original.image, original.mask)
-                values["ssim"] = proximity.ssim(images, original.image)
-                values["psnr"] = proximity.psnr(images, original.image)
+                values |= {"l1": proximity.l1(images, originals), "l2": proximity.l2(images, originals)}
+                values["background_rmse"] = proximity.background_rmse(images, originals, mask)
+                values |= {"ssim": proximity.ssim(images, originals), "psnr": proximity.psnr(images, originals)}
                 if self.models.embedder is not None:
                     features = self.models.embedder.embed_images
-                    values["perceptual_distance"] = proximity.perceptual_distance(images, original.image, features)
+                    values["perceptual_distance"] = proximity.perceptual_distance(images, originals, features)
             found[name] = {key: value.tolist() for key, value in values.items()}
         return found
 
-    def _base(self, subject: _Subject, target: str) -> dict[str, Any]:
+    def _base(self, subject: Subject, target: str) -> dict[str, Any]:
         """What a row of `explanations` says of a task before it ran."""
         decides = self.options.model_dump(mode="json", exclude=_UNIMPORTANT)
         key = {"options": decides, "version": VERSION, "stage": self.context.stage, "seed": self.context.job.seed}
@@ -334,11 +390,13 @@ class _Work:
             "model_id": self.options.model,
         }
 
-    def _fail(self, subject: _Subject, reason: str) -> None:
+    def _fail(self, subject: Subject, reason: str) -> None:
         for target in subject.targets:
             self.found["explanations"].append(self._base(subject, target) | {"status": "failed", "reason": reason})
 
-    def _pictured(self, i: int, original: Original, results: Tensor, found: Found | None) -> dict[str, Any]:
+    def _pictured(
+        self, i: int, original: Original, results: Tensor, mask: Tensor, found: Found | None
+    ) -> dict[str, Any]:
         """Columns with the ids of an item's images."""
 
         def keep(image: Tensor, kind: str) -> str:
@@ -349,7 +407,7 @@ class _Work:
             "start_image_id": keep(original.image[i], "original"),
             "image_id": keep(results[i], "generated"),
             "reconstruction_image_id": keep(original.reconstruction[i], "reconstruction"),
-            "mask_image_id": keep(original.mask[i].expand(3, -1, -1), "mask"),
+            "mask_image_id": keep(mask[i].expand(3, -1, -1), "mask"),
             "difference_image_id": keep(difference, "difference"),
         }
         return columns | ({"edit_image_id": keep(found.result.start[i], "edit")} if found else {})
@@ -400,62 +458,3 @@ _JUDGED = ("original", "reconstruction", "edit", "generated")
 _UNITS = {"psnr": "dB", "mask_area": "share of the image", "flipped": "0 or 1"}
 # What changes no number of a counterfactual.
 _UNIMPORTANT = {"classes", "per_class", "items", "checkpoint", "frames", "unit_items", "worst_reconstruction"}
-
-
-@dataclass
-class _Subject:
-    """An item with one source class: what is inverted once for all its targets. Image and mask come with reading."""
-
-    item_id: str
-    source: str
-    prompt: str
-    targets: list[str]
-    image: Tensor = field(default_factory=lambda: torch.empty(0))
-    mask: Tensor = field(default_factory=lambda: torch.empty(0))
-
-
-def _subjects(item: list[Any], options: Options) -> list[_Subject]:
-    """An item of the plan by source class: its label or, where that is the target, what the model says it is."""
-    _, item_id, label, caption, predicted, targets = item
-    by_source: dict[str, list[str]] = {}
-    for target in targets:
-        source = predicted if label is None or canonical(target) == canonical(label) else label
-        by_source.setdefault(source.replace("_", " "), []).append(target)
-    told = caption if options.caption == "metadata" else None
-    return [
-        _Subject(item_id, source, captioned(source, options.template, told, label), named)
-        for source, named in by_source.items()
-    ]
-
-
-def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of an image (3, h, w) at another size: resized so that it covers (3, *size), then cropped."""
-    scale = max(size[0] / image.shape[-2], size[1] / image.shape[-1])
-    covering = (max(size[0], round(image.shape[-2] * scale)), max(size[1], round(image.shape[-1] * scale)))
-    if covering != tuple(image.shape[-2:]):
-        image = F.interpolate(image[None], covering, mode="bicubic", antialias=True)[0].clamp(0, 1)
-    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
-    return image[:, top : top + size[0], left : left + size[1]]
-
-
-class Decision:
-    """log p_f(y|x) for items with targets of their own, as a value to maximise."""
-
-    def __init__(self, model: Classifier, sources: list[int], targets: list[int]) -> None:
-        self.model = model
-        self.sources, self.targets = torch.tensor(sources), torch.tensor(targets)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(b, ..., 3, h, w) to (b, ...)."""
-        logits = self.model.logits(images.flatten(0, -4))
-        logits = logits.view(*images.shape[:-3], logits.shape[-1])
-        targets = self.targets.to(logits.device).view(-1, *[1] * (logits.ndim - 2))
-        return log_probability(logits, targets.expand(logits.shape[:-1]))
-
-    @torch.no_grad()
-    def scores(self, images: Tensor) -> Tensor:
-        """p(source), p(target), and whether the target is predicted, of (b, 3, h, w): (b, 3)."""
-        logits = self.model.logits(images)
-        each, p = torch.arange(len(images)), logits.softmax(-1)
-        flipped = logits.argmax(-1) == self.targets.to(logits.device)
-        return torch.stack([p[each, self.sources], p[each, self.targets], flipped.to(p)], 1).cpu()

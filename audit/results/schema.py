@@ -177,7 +177,7 @@ TABLES: dict[str, pa.Schema] = {
             "subject_id": (_S, "what it is about"),
             "stage": (_S, "stage that measured it"),
             "name": (_S, "what was measured"),
-            "key": (_S, "which one, where a subject has several"),
+            "key": (_S, "which one, where a subject has several: of a failure mode, the model it is held against"),
             "value": (_F, "the number"),
             "unit": (_S, "its unit"),
             "reason": (_S, "why value is NULL"),
@@ -218,6 +218,7 @@ TABLES: dict[str, pa.Schema] = {
     "neurons": _table(
         "a unit of a model beside a class: what it does for the class, and what it shows",
         {
+            "neuron_id": (_S, "hash of stage, model, layer, class and neuron"),
             "stage": (_S, "stage in the job file"),
             "model_id": (_S, "model that is explained"),
             "layer": (_S, "a module's name, whose output is read, or 'input of <name>'"),
@@ -240,6 +241,7 @@ TABLES: dict[str, pa.Schema] = {
             "top_activations": (pa.list_(_F), "their activations"),
             "top_seen": (pa.list_(_B), "whether the check sees the class on them"),
             "check_id": (_S, "what checks whether the object is there: a model id, or embedder"),
+            "check_hits": (_F, "share of the starts drawn for the class on which the check sees it"),
             "searches": (_I, "searches from other classes that ended"),
             "trigger_before": (_F, "share of their starts that the model calls the class and the check does not"),
             "trigger_after": (_F, "the same share of their results"),

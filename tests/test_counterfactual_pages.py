@@ -1,0 +1,137 @@
+"""The report's page of counterfactuals, on a made-up run with a hostile class name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from audit.pictures import image_row
+from audit.results.sql import Run
+from audit.results.store import Store
+from dashboard import counterfactuals
+
+HOSTILE = "<script>alert(1)</script>"
+PAGE = Path(counterfactuals.__file__).with_name("pages.py")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three counterfactuals of one stage, the third not flipped, and one that failed."""
+    store = Store(tmp_path_factory.mktemp("run"))
+    store.create("job.json", b"{}")
+    rng = np.random.default_rng(0)
+    pictures = [image_row(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), "generated") for _ in range(5)]
+    ids = [picture["image_id"] for picture in pictures]
+    explanations, traces, measurements = [], [], []
+    for i, (target, flipped) in enumerate((("boat", True), (HOSTILE, True), ("boat", False))):
+        explanations.append(
+            {"explanation_id": f"{i:032x}", "stage": "2-uvce", "method": "uvce", "model_id": "new", "status": "ok"}
+            | {"source_class": "crab", "target_class": target, "flipped": flipped, "prompt": f"a crab, {HOSTILE}"}
+            | {"score_before": 0.01, "score_after": 0.9 - 0.3 * i, "source_before": 0.99, "source_after": 0.05}
+            | {"start_image_id": ids[0], "image_id": ids[1], "edit_image_id": ids[2], "difference_image_id": ids[3]}
+            | {"mask_image_id": ids[4], "best_step": 1}
+        )
+        traces += [
+            {"explanation_id": f"{i:032x}", "step": k, "loss": -k, "score": 0.4 * k, "source_score": 1 - 0.4 * k}
+            | {"image_id": ids[k]}
+            for k in range(3)
+        ]
+        measurements += [
+            {"subject_id": f"{i:032x}", "name": name, "key": key, "value": value}
+            for name, key, value in (
+                ("background_rmse", "result", 0.1 * (i + 1)),
+                ("background_rmse", "autoencoder", 0.05),
+                ("flipped", "edit", float(i == 0)),
+                ("mask_area", None, 0.25),
+            )
+        ]
+    explanations.append({"explanation_id": "f", "stage": "2-uvce", "method": "uvce", "status": "failed"})
+    rows = {"explanations": explanations, "traces": traces, "measurements": measurements, "images": pictures}
+    store.commit("u", "2-uvce", rows)
+    return Run(store.root)
+
+
+def page(run: Run, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
+    """The page as a session sees it."""
+
+    def script() -> None:
+        import os
+        from pathlib import Path
+
+        import streamlit as st
+
+        from audit.results.sql import Run
+        from dashboard import counterfactuals
+
+        there = st.Page(
+            lambda: counterfactuals.show(Run(Path(os.environ["AUDIT_RUN"])), there), title="x", default=True
+        )
+        st.navigation([there]).run()
+
+    monkeypatch.setenv("AUDIT_RUN", str(run.root))
+    app = AppTest.from_function(script, default_timeout=60)
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    return app
+
+
+def html(app: AppTest) -> str:
+    return "".join(element.proto.body for element in app.get("html"))
+
+
+def test_figures_of_a_stage_are_means_over_what_they_say(run: Run) -> None:
+    (row,) = counterfactuals.stages(run)
+    assert (row["items"], row["model_id"]) == (3, "new")
+    assert row["flipped"] == pytest.approx(2 / 3)
+    assert row["edit_flipped"] == pytest.approx(1 / 3)
+    assert row["background"] == pytest.approx(0.15)  # of the flipped ones
+    assert row["floor"] == pytest.approx(0.05)
+
+
+def test_counterfactuals_are_chosen_by_source_target_and_outcome(run: Run) -> None:
+    ids = [row["explanation_id"][-1] for row in counterfactuals.explained(run, "2-uvce", None, None, None)]
+    assert ids == ["0", "1", "2"]
+    assert len(counterfactuals.explained(run, "2-uvce", "crab", "boat", None)) == 2
+    assert len(counterfactuals.explained(run, "2-uvce", "crab", "boat", False)) == 1
+    assert counterfactuals.explained(run, "2-uvce", "boat", None, None) == []
+
+
+def test_measurements_are_a_row_a_quantity(run: Run) -> None:
+    rows = {row["name"]: row for row in counterfactuals.measured(run, f"{1:032x}")}
+    assert rows["background_rmse"]["result"] == pytest.approx(0.2)
+    assert rows["background_rmse"]["autoencoder"] == pytest.approx(0.05)
+    assert rows["mask_area"]["counterfactual"] == 0.25
+    with pytest.raises(ValueError, match="invalid literal"):
+        counterfactuals.measured(run, "x' or true --")
+
+
+def test_the_gallery_shows_every_counterfactual_with_its_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = html(page(run, monkeypatch))
+    assert shown.count("counterfactual</div>") == 3
+    assert shown.count("held</span>") == 1
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+
+
+def test_one_counterfactual_shows_its_trajectory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = page(run, monkeypatch, id=f"{0:032x}")
+    shown = html(app)
+    assert shown.count("step ") >= 3
+    assert "step 1 (kept)" in shown
+    assert [header.value for header in app.header] == ["Trajectory", "Measurements"]
+
+
+def test_an_unknown_counterfactual_leads_to_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "flipped</span>" in html(page(run, monkeypatch, id="f" * 32))
+
+
+def test_a_run_without_counterfactuals_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.create("job.json", b"{}")
+    app = page(Run(tmp_path), monkeypatch)
+    assert "no counterfactual stage" in app.info[0].value

@@ -1,0 +1,243 @@
+"""The counterfactual stage on the world's own models: its rows against what they were made from."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from audit.artefacts import FOLDER
+from audit.config import parse_job
+from audit.errors import ConfigError
+from audit.methods import check_order
+from audit.results.sql import Run
+from audit.worker import Worker
+from audit.zoo.export import export
+from audit.zoo.measure import load
+from pipelines.plan import data_classes, open_or_create, units_of
+from tests.in_process import done
+
+UVCE = {"kind": "counterfactual", "method": "uvce", "model": "reference", "preset": "embedded", "classes": ["crab"]}
+UVCE |= {"steps": 1, "cutouts": 1, "null_text_steps": 2, "injection": [0.4], "per_class": 1}
+ATTRIBUTE = UVCE | {"model": "zero-shot", "attribute": ["red", "purple"], "classes": "auto", "steps": 0}
+JOB: dict[str, Any] = {
+    "version": 1,
+    "name": "uvce",
+    "data": {"source": "parquet", "path": "heldout"},
+    "models": [
+        {"id": "reference", "loader": "hf", "ref": "zoo:reference"},
+        {"id": "zero-shot", "loader": "clip", "ref": "zoo:clip"},
+    ],
+    "embedder": {"loader": "clip", "ref": "zoo:clip"},
+    "generator": {"loader": "diffusers", "ref": "zoo:diffusion", "steps": 4, "guidance_scale": 3.0},
+    "stages": [
+        {"kind": "screen"},
+        UVCE | {"frames": True, "per_class": 2},
+        UVCE | {"target": ["boat", "ice_cream"], "mask": "own", "prompt": "keep"},
+        UVCE | {"space": "pixel", "mask": "none", "target": "boat", "steps": 3},
+        ATTRIBUTE,
+        UVCE | {"worst_reconstruction": 90.0},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("uvce")
+    export("heldout", root / "heldout", "parquet", 40)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    return done(parse_job(JOB, folder), folder / "run", batch=4)
+
+
+def pixels(run: Run, image_id: str) -> np.ndarray[Any, Any]:
+    (row,) = run.rows("select any_value(png) as png from images where image_id = ?", [image_id])
+    return np.asarray(Image.open(io.BytesIO(row["png"])).convert("RGB"), np.float64) / 255
+
+
+def explained(run: Run, stage: int) -> list[dict[str, Any]]:
+    return run.rows("select * from explanations where stage = ? order by explanation_id", [f"{stage}-uvce"])
+
+
+def measured(run: Run, explanation_id: str) -> dict[tuple[str, str | None], Any]:
+    rows = run.rows("select * from measurements where subject_id = ?", [explanation_id])
+    return {(row["name"], row["key"]): row["value"] for row in rows}
+
+
+def test_the_rows_are_what_the_images_say(run: Run) -> None:
+    """Distances from the stored PNGs, verdicts from the model's own predictions of them."""
+    rows = explained(run, 2)
+    assert len(rows) == 2
+    for row in rows:
+        assert (row["status"], row["source_class"], row["method"]) == ("ok", "crab", "uvce")
+        first, last, mask = (pixels(run, row[k]) for k in ("start_image_id", "image_id", "mask_image_id"))
+        found = measured(run, row["explanation_id"])
+        assert found["l2", "result"] == pytest.approx(np.sqrt(((first - last) ** 2).mean()), abs=2e-3)
+        assert found["l1", "result"] == pytest.approx(np.abs(first - last).mean(), abs=2e-3)
+        weight = 1 - mask
+        outside = np.sqrt((weight * (first - last) ** 2).sum() / weight.sum())
+        assert found["background_rmse", "result"] == pytest.approx(outside, abs=2e-3)
+        assert found["mask_area", None] == pytest.approx(mask.mean(), abs=3e-3)
+        assert set(np.unique(mask)) <= {0.0, 1.0}  # the preset's masks are hard
+        shown = np.clip(0.5 + 2 * (last - first), 0, 1)
+        assert np.abs(pixels(run, row["difference_image_id"]) - shown).max() < 0.02
+        said = {
+            r["item_id"]: r
+            for r in run.rows("select * from predictions where model_id = 'reference' and role = 'generated'")
+        }
+        for image, source, target, flipped in (
+            (row["start_image_id"], row["source_before"], row["score_before"], row["flipped_before"]),
+            (row["image_id"], row["source_after"], row["score_after"], row["flipped"]),
+        ):
+            top = dict(zip(said[image]["top_classes"], said[image]["top_confidences"], strict=True))
+            assert (said[image]["predicted"] == row["target_class"]) == flipped
+            for name, p in ((row["source_class"], source), (row["target_class"], target)):
+                if name in top:
+                    assert p == pytest.approx(top[name], abs=0.02)
+        assert found["psnr", "reconstruction"] == pytest.approx(
+            -10 * np.log10(((pixels(run, row["reconstruction_image_id"]) - first) ** 2).mean()), abs=0.3
+        )
+        assert found["p_target", "result"] == row["score_after"]
+        assert found["injection", None] == pytest.approx(0.4)
+        assert found["blending", None] in (pytest.approx(0.8), 1.0)
+
+
+def test_the_target_is_the_runner_up_and_the_caption_names_the_class(run: Run) -> None:
+    for row in explained(run, 2):
+        (said,) = run.rows(
+            "select top_classes from predictions where item_id = ? and model_id = 'reference' and role = 'data'",
+            [row["item_id"]],
+        )
+        assert row["target_class"] == said["top_classes"][1]
+        (item,) = run.rows("select caption, label from items where item_id = ?", [row["item_id"]])
+        assert (row["prompt"], item["label"]) == (item["caption"], "crab")
+
+
+def test_every_step_is_kept_as_a_frame(run: Run) -> None:
+    for row in explained(run, 2):
+        steps = run.rows("select * from traces where explanation_id = ? order by step", [row["explanation_id"]])
+        assert [step["step"] for step in steps] == [0, 1]
+        assert steps[0]["image_id"] == row["edit_image_id"]
+        assert steps[row["best_step"]]["image_id"] == row["image_id"]
+        assert steps[row["best_step"]]["score"] == pytest.approx(row["score_after"], abs=1e-6)
+        assert row["loss_after"] == min(step["loss"] for step in steps)
+
+
+def test_named_targets_own_masks_and_a_kept_prompt(run: Run, folder: Path) -> None:
+    rows = explained(run, 3)
+    assert sorted(row["target_class"] for row in rows) == ["boat", "ice cream"]
+    assert len({row["item_id"] for row in rows}) == 1
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / "heldout")
+    (item,) = run.rows("select uri from items where item_id = ?", [rows[0]["item_id"]])
+    mask = table["mask"][int(item["uri"].rpartition("#")[2])].as_py()
+    own = np.asarray(Image.open(io.BytesIO(mask)).convert("L"), np.float64) / 255
+    for row in rows:
+        assert np.abs(pixels(run, row["mask_image_id"])[..., 0] - own).max() < 0.01
+        assert measured(run, row["explanation_id"])["injection", None] == 0.0
+        # nothing is edited, so the start is the reconstruction
+        start, recorded = pixels(run, row["edit_image_id"]), pixels(run, row["reconstruction_image_id"])
+        assert np.abs(start - recorded).max() < 0.01
+
+
+def test_pixel_space_changes_pixels_and_makes_no_edit(run: Run) -> None:
+    (row,) = explained(run, 4)
+    assert row["edit_image_id"] is None
+    assert row["score_after"] > row["score_before"]
+    assert pixels(run, row["mask_image_id"]).max() == 0.0
+    assert measured(run, row["explanation_id"])["l2", "result"] < 0.02
+
+
+def test_attributes_are_changed_in_the_captions_that_name_them(run: Run) -> None:
+    rows = explained(run, 5)
+    assert rows
+    for row in rows:
+        assert (row["source_class"], row["target_class"], row["model_id"]) == ("red", "purple", "zero-shot")
+        assert " red " in row["prompt"]
+        assert row["source_before"] + row["score_before"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_poor_reconstruction_is_marked_and_not_searched(run: Run) -> None:
+    (row,) = explained(run, 6)
+    assert row["status"] == "failed"
+    assert row["reason"].startswith("poor_reconstruction: ")
+    assert row["image_id"] is None
+
+
+def test_inversions_are_shared_by_stages_models_and_runs(run: Run, folder: Path) -> None:
+    files = {path.stem for path in (folder / FOLDER).rglob("*.safetensors")}
+    rows = run.rows(
+        "select stage, a.artefact_id, a.uri, a.item_id from artefacts a join explanations e using (item_id)"
+    )
+    assert {row["artefact_id"] for row in rows} == files
+    assert all((folder / row["uri"]).is_file() for row in rows)
+    shared = [row["artefact_id"] for row in rows if row["item_id"] == explained(run, 3)[0]["item_id"]]
+    assert len(set(shared)) == 1  # stages 2 to 6 explain the same first crab
+    before = {path: path.stat().st_mtime_ns for path in (folder / FOLDER).rglob("*.safetensors")}
+    stages = [JOB["stages"][0], UVCE | {"target": "car", "steps": 0}]
+    other = done(parse_job({**JOB, "name": "other", "stages": stages}, folder), folder / "other", batch=1)
+    (row,) = explained(other, 2)
+    assert row["target_class"] == "car"
+    assert {path: path.stat().st_mtime_ns for path in (folder / FOLDER).rglob("*.safetensors")} == before
+
+
+def test_what_changed_since_the_inventory_is_a_failed_row(folder: Path) -> None:
+    """Of two items in a unit the one whose bytes are not those of its id fails, the other does not."""
+    job = parse_job(
+        {**JOB, "name": "changed", "stages": [JOB["stages"][0], UVCE | {"per_class": 2, "steps": 0}]}, folder
+    )
+    root = folder / "changed"
+    found = open_or_create(job, root)
+    worker = Worker(job, root, (), 4)
+    for unit in units_of(job, "0-inventory", root, found, ()):
+        worker.run(unit)
+    classes = data_classes(root)
+    worker = Worker(job, root, classes, 4)
+    for unit in units_of(job, "1-screen", root, found, classes):
+        worker.run(unit)
+    (unit,) = units_of(job, "2-uvce", root, found, classes)
+    unit.payload["items"][0][1] = "0" * 64
+    assert worker.run(unit).error is None
+    rows = Run(root).rows("select item_id, status, reason from explanations order by status")
+    assert [row["status"] for row in rows] == ["failed", "ok"]
+    assert (rows[0]["item_id"], rows[0]["reason"]) == ("0" * 64, "changed_since_inventory")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "referense"}, "Did you mean 'reference'"),
+        ({"attribute": ["red", "purple"]}, "name a model of loader clip"),
+        ({"caption": "captioner"}, "captioner: {loader: blip"),
+        ({"attribute": ["red"]}, "attribute"),
+        ({"target": {"rule": "group"}}, "groups"),
+        ({"method": None}, "names its method"),
+        ({"method": "uvec"}, "Did you mean 'uvce'"),
+    ],
+)
+def test_jobs_that_cannot_be_explained_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    stages = [JOB["stages"][0], {**UVCE, **options}]
+    with pytest.raises(ConfigError, match=message):
+        check_order(parse_job({**JOB, "stages": stages}, tmp_path))
+
+
+def test_an_unknown_target_is_refused_before_the_search(folder: Path) -> None:
+    job = parse_job({**JOB, "name": "typo", "stages": [JOB["stages"][0], UVCE | {"target": "boot"}]}, folder)
+    with pytest.raises(ConfigError, match="Did you mean 'boat'"):
+        done(job, folder / "typo", batch=4)
+
+
+def test_the_job_is_plain_values(folder: Path) -> None:
+    """What decides the numbers can be written as JSON, and read as the same job again."""
+    job = parse_job(JOB, folder)
+    assert json.loads(json.dumps(job.numbers())) == job.numbers()
+    assert load("reference").class_names[0] == "crab"
