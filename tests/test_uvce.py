@@ -107,7 +107,7 @@ def test_the_rows_are_what_the_images_say(run: Run) -> None:
         )
         assert found["p_target", "result"] == row["score_after"]
         assert found["injection", None] == pytest.approx(0.4)
-        assert found["blending", None] in (pytest.approx(0.8), 1.0)
+        assert found["blending", None] in (pytest.approx(0.3), 0.5)
 
 
 def test_the_target_is_the_runner_up_and_the_caption_names_the_class(run: Run) -> None:

@@ -44,8 +44,8 @@ PRESETS = {
     # For the embedded world at 64 x 64 and 10 DDIM steps. Its maps of 8 x 8 show objects best (IoU with the drawn
     # object .64 over all steps, .58 over the first half; maps of 16 x 16: .47, .44), and better the later.
     "embedded": Numbers(
-        injection=(0.3, 0.5),
-        blending=(0.8, 1.0),
+        injection=(0.1, 0.3),
+        blending=(0.3, 0.5),
         map_side=8,
         map_share=1.0,
         threshold=0.4,
