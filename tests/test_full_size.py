@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 
 from audit import counterfactual
 from audit.classifiers import Classifier, hf
+from audit.decisions import Decision
 from audit.diffusion.inversion import NullText, ddim_inversion, null_text_inversion
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, Variables, optimise, start_from_prompt
@@ -24,7 +25,6 @@ from audit.generators import Level, Site
 from audit.generators.diffusers import DiffusersGenerator, Options
 from audit.memory import footprint
 from audit.methods.disagreement import Objective as Disagreement
-from audit.methods.uvce import Decision
 from audit.neurons import Objective as Neuron
 from audit.neurons import layer_of
 from benchmarks import search
@@ -171,7 +171,7 @@ def test_a_counterfactual_takes_its_step(generator: DiffusersGenerator) -> None:
     original = counterfactual.prepare(generator, images, [PROMPT], ["crab"], inversion, numbers)
     assert original.mask.shape == (1, 8 * SIDE, 8 * SIDE)
     assert 0 < original.mask.mean() < 1
-    objective = Decision(model, [model.index_of("crab")], [model.index_of("car")])
+    objective = Decision(model, ["crab"], ["car"])
     found = counterfactual.search(generator, original, ["sports car"], objective, numbers, ["a"])
     check(found.result)
     assert found.injection.tolist() == [0.5]

@@ -225,7 +225,7 @@ def test_the_results_do_not_depend_on_the_choice(tmp_path: Path) -> None:
     here = job(tmp_path)
     models = Models(here, ())
     options = disagreement.Options(maximise="shortcut-a", minimise="reference", preset="embedded", steps=2, cutouts=2)
-    payload = {"class": "crab", "seeds": [[0, "crab"], [1, "crab"]]}
+    payload = {"pair": ["shortcut-a", "reference"], "class": "crab", "seeds": [[0, "crab"], [1, "crab"]]}
     found = {}
     for policy in POLICIES:
         chosen = options.model_copy(update={"checkpoint": policy})
