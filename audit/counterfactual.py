@@ -56,6 +56,7 @@ class Numbers:
     refinements: int = 0
     optimisation: Settings = field(
         default_factory=lambda: Settings(
+            ddim_steps=20,
             steps=20,
             step_size_latent=0.001,
             step_size_text=0.01,

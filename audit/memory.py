@@ -190,7 +190,8 @@ def settled(options: Any, models: Models, batch_size: int | Literal["auto"], sha
         return options, BATCH if batch_size == "auto" else batch_size
     classifiers = [models.classifier(name) for name in sorted(_texts(options.model_dump()) & set(models.job.models))]
     settings = options.settings(max((max(c.preprocess.size) for c in classifiers), default=224))
-    need = footprint(models.generator, classifiers, settings, hasattr(options, "injection"))
+    generator = models.generator.scheduled(settings.ddim_steps, settings.guidance_scale)
+    need = footprint(generator, classifiers, settings, hasattr(options, "injection"))
     batches = range(1, BATCH + 1) if batch_size == "auto" else [batch_size]
     policies = get_args(CheckpointPolicy) if policy == "auto" else [policy]
     batch, policy = choose(need, free_memory(models.generator.device, sharing), batches, policies)

@@ -29,6 +29,9 @@ class Gaussian:
         self.mix = torch.randn((3, 2), generator=g, dtype=torch.float64) * 0.3
         self.words = torch.randn((64, 3, 5), generator=g, dtype=torch.float64)
 
+    def scheduled(self, steps: int, guidance_scale: float) -> Gaussian:
+        return self
+
     def levels(self) -> tuple[Level, ...]:
         return self._levels
 

@@ -146,7 +146,7 @@ def read_angle(texts: Sequence[str]) -> Tensor:
     return flat([float(text.split()[0]) + (0.01 if "rad" in text else 0) for text in texts])
 
 
-ANGLES = Embedder((), Preprocess((8, 8)), nn.Identity(), nn.Identity(), nn.Identity(), read_angle)
+ANGLES = Embedder((), Preprocess((8, 8)), nn.Identity(), nn.Identity(), nn.Identity(), read_angle, 1.0)
 
 
 @pytest.fixture

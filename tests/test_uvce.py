@@ -14,7 +14,8 @@ from PIL import Image
 from audit.artefacts import FOLDER
 from audit.config import parse_job
 from audit.errors import ConfigError
-from audit.methods import check_order
+from audit.generators import diffusers
+from audit.methods import check_order, disagreement, neuron, uvce
 from audit.results.sql import Run
 from audit.worker import Worker
 from audit.zoo.export import export
@@ -228,6 +229,19 @@ def test_jobs_that_cannot_be_explained_are_refused(options: dict[str, Any], mess
     stages = [JOB["stages"][0], {**UVCE, **options}]
     with pytest.raises(ConfigError, match=message):
         check_order(parse_job({**JOB, "stages": stages}, tmp_path))
+
+
+def test_the_numbers_of_the_generator_are_the_jobs_else_the_presets() -> None:
+    """Table C.1.5 asks for 20 DDIM steps and Table D.1 for 25, both for guidance 3.0."""
+    load = diffusers.load
+    own = load(diffusers.Options(ref="zoo:diffusion", steps=7, guidance_scale=1.5)).scheduled(20, 3.0)
+    assert (len(own.levels()), own.guidance_scale) == (7, 1.5)
+    bare = load(diffusers.Options(ref="zoo:diffusion"))
+    for preset, steps in ((uvce.PRESETS["digin"].optimisation, 20), (disagreement.PRESETS["digin"], 25)):
+        chosen = bare.scheduled(preset.ddim_steps, preset.guidance_scale)
+        assert (len(chosen.levels()), chosen.guidance_scale) == (steps, 3.0)
+    assert neuron.PRESETS["digin"].ddim_steps == 20
+    assert (len(bare.levels()), bare.guidance_scale) == (25, 3.0)
 
 
 def test_an_unknown_target_is_refused_before_the_search(folder: Path) -> None:

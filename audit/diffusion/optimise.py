@@ -27,12 +27,14 @@ Penalty = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """Numbers of a search. Step sizes, steps, clip, cutouts and noise default to the paper's Table D.1.
+    """Numbers of a search. They default to the paper's Table D.1.
 
     The form of the clip and the end of the cosine at a tenth are the authors' code's. `cutout_size` is the input
     side of the classifiers.
     """
 
+    ddim_steps: int = 25
+    guidance_scale: float = 3.0
     steps: int = 15
     step_size_latent: float = 0.00025
     step_size_text: float = 0.025

@@ -54,6 +54,9 @@ class Generator(Protocol):
     def guidance_scale(self) -> float:
         """s in eps_null + s (eps_cond - eps_null)."""
 
+    def scheduled(self, steps: int, guidance_scale: float) -> Generator:
+        """The same models with so many DDIM steps and this guidance; what the job gives the generator itself stays."""
+
     def levels(self) -> tuple[Level, ...]:
         """The DDIM steps, from noise to image."""
 

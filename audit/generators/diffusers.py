@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -28,8 +29,10 @@ class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the U-Net; the rest runs in fp32")
-    steps: int = Field(25, ge=1, description="DDIM steps")
-    guidance_scale: float = Field(3.0, description="as in diffusers: 1 is no guidance; the paper's w is this minus 1")
+    steps: int | None = Field(None, ge=1, description="DDIM steps; default: those of each stage's preset, else 25")
+    guidance_scale: float | None = Field(
+        None, description="as in diffusers, 1 is none; the paper's w is this minus 1; default: the preset's, else 3"
+    )
     lora: LocalPath | None = Field(None, description="safetensors file of a LoRA, or a folder with one; needs peft")
     lora_scale: float = Field(1.0, description="how much of the LoRA is added to the weights")
 
@@ -45,7 +48,11 @@ class DiffusersGenerator:
         self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
         self._prediction = self.scheduler.config.prediction_type
         self._alphas = self.scheduler.alphas_cumprod.double()
-        self._ref, self._steps, self._scale = options.ref, options.steps, options.guidance_scale
+        self._ref, self._asked = options.ref, options
+        self._steps, self._scale = (
+            options.steps or 25,
+            3.0 if options.guidance_scale is None else options.guidance_scale,
+        )
         self.levels()
 
     @property
@@ -66,6 +73,12 @@ class DiffusersGenerator:
     @property
     def guidance_scale(self) -> float:
         return self._scale
+
+    def scheduled(self, steps: int, guidance_scale: float) -> DiffusersGenerator:
+        other, asked = copy.copy(self), self._asked
+        other._steps = asked.steps or steps
+        other._scale = guidance_scale if asked.guidance_scale is None else asked.guidance_scale
+        return other
 
     def levels(self) -> tuple[Level, ...]:
         self.scheduler.set_timesteps(self._steps)

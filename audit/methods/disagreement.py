@@ -39,11 +39,19 @@ NEEDS = ("adequacy",)
 VERSION = 3
 
 PRESETS = {
-    # DiG-IN Table D.1, for Stable Diffusion at 512 x 512. DDIM steps and guidance belong to the generator: 25, 3.0.
+    # DiG-IN Table D.1, for Stable Diffusion at 512 x 512.
     "digin": Settings(checkpoint="step"),
     # For the embedded world at 64 x 64: the best of a few settings tried on single classes with 8 searches each.
     # Noise as strong as the strongest that its classifiers were trained with: with .05, searches end in tricks.
-    "embedded": Settings(steps=20, step_size_latent=0.002, step_size_text=0.1, cutouts=4, cutout_noise=0.3),
+    "embedded": Settings(
+        ddim_steps=10,
+        guidance_scale=4.0,
+        steps=20,
+        step_size_latent=0.002,
+        step_size_text=0.1,
+        cutouts=4,
+        cutout_noise=0.3,
+    ),
 }
 
 
@@ -131,8 +139,9 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
 
 def _search(options: Options, pair: tuple[str, str], name: str, seeds: list[tuple[int, str]], context: Context) -> Rows:
     """`pair`: ids of the maximised and the minimised model. `seeds`: number and source class of each search."""
-    generator = context.models.generator
     f, g = (context.models.classifier(model_id) for model_id in pair)
+    settings = options.settings(max(*f.preprocess.size, *g.preprocess.size))
+    generator = context.models.generator.scheduled(settings.ddim_steps, settings.guidance_scale)
     prompts = [options.prompt.format(source.replace("_", " ")) for _, source in seeds]
     keys = [f"{context.job.seed}/disagreement/{name}/{seed}" for seed, _ in seeds]
     z = torch.stack([latent(generator.latent_shape, key) for key in keys]).to(generator.device)
@@ -143,7 +152,6 @@ def _search(options: Options, pair: tuple[str, str], name: str, seeds: list[tupl
         scores.append(objective.scores(images))
 
     began = time.monotonic()
-    settings = options.settings(max(*f.preprocess.size, *g.preprocess.size))
     result = optimise(generator, start_from_prompt(generator, prompts, z), objective, settings, keys, record)
     seconds = (time.monotonic() - began) / len(seeds)
     base = {"stage": context.stage, "method": "disagreement", "target_class": name, "seconds": seconds}

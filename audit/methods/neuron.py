@@ -40,8 +40,9 @@ NEEDS = ("adequacy",)
 VERSION = 1
 
 PRESETS = {
-    # DiG-IN Table E.1, for Stable Diffusion at 512 x 512. DDIM steps and guidance belong to the generator: 20, 3.0.
+    # DiG-IN Table E.1, for Stable Diffusion at 512 x 512.
     "digin": Settings(
+        ddim_steps=20,
         steps=20,
         step_size_text=0.005,
         step_size_latent=0.0005,
@@ -53,7 +54,16 @@ PRESETS = {
     ),
     # For the embedded world at 64 x 64: of a few settings tried on the neurons of three backgrounds the one that raised
     # them most. Noise as strong as the strongest that its classifiers were trained with.
-    "embedded": Settings(steps=30, step_size_text=0.1, step_size_latent=0.02, clip=None, cutouts=4, cutout_noise=0.3),
+    "embedded": Settings(
+        ddim_steps=6,
+        guidance_scale=4.0,
+        steps=30,
+        step_size_text=0.1,
+        step_size_latent=0.02,
+        clip=None,
+        cutouts=4,
+        cutout_noise=0.3,
+    ),
 }
 ARMS = {"maximise": 1.0, "minimise": -1.0, "others": 1.0}
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
@@ -98,8 +108,8 @@ class Options(Frozen):
 
 
 def check(options: Options, job: Job) -> None:
-    check_generator(job)
     """Refuse a neuron stage whose model, check or suspects cannot be had. Raises ConfigError."""
+    check_generator(job)
     check_model(job, "neuron: model", options.model)
     if options.check is not None:
         check_model(job, "neuron: check", options.check)
@@ -241,7 +251,8 @@ def _top(found: Screened, neuron: int, class_name: str, options: Options) -> dic
 def _explain(subject: _Subject, searches: list[_Search]) -> Rows:
     """Rows of a batch of searches, and of the feature attack from those of its starts that `maximise` has."""
     context, options = subject.context, subject.options
-    generator = context.models.generator
+    settings = options.settings(max(subject.model.preprocess.size))
+    generator = context.models.generator.scheduled(settings.ddim_steps, settings.guidance_scale)
     keys = [search.start_key(context.job.seed, subject.class_name) for search in searches]
     z = torch.stack([latent(generator.latent_shape, key) for key in keys]).to(generator.device)
     prompts = [options.prompt.format(search.source.replace("_", " ")) for search in searches]
@@ -252,7 +263,6 @@ def _explain(subject: _Subject, searches: list[_Search]) -> Rows:
         scores.append(objective.scores(images))
 
     began = time.monotonic()
-    settings = options.settings(max(subject.model.preprocess.size))
     own = [f"{key}/{subject.neuron}/{search.arm}" for key, search in zip(keys, searches, strict=True)]
     result = optimise(generator, start_from_prompt(generator, prompts, z), objective, settings, own, record)
     seconds = (time.monotonic() - began) / len(searches)

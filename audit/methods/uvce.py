@@ -39,7 +39,7 @@ NEEDS = ("screen",)
 VERSION = 1
 
 PRESETS = {
-    # DiG-IN Table C.1.5, for Stable Diffusion at 512 x 512; 20 DDIM steps and guidance 3.0 belong to the generator.
+    # DiG-IN Table C.1.5, for Stable Diffusion at 512 x 512.
     "digin": Numbers(optimisation=replace(Numbers().optimisation, checkpoint="step")),
     # For the embedded world at 64 x 64 and 10 DDIM steps. Its maps of 8 x 8 show objects best (IoU with the drawn
     # object .64 over all steps, .58 over the first half; maps of 16 x 16: .47, .44), and better the later.
@@ -53,6 +53,7 @@ PRESETS = {
         null_text=NullText(step_size=0.03),
         refinements=3,
         optimisation=Settings(
+            ddim_steps=10,
             steps=20,
             step_size_latent=0.001,
             step_size_text=0.02,
@@ -201,9 +202,10 @@ class _Work:
 
     def __init__(self, options: Options, context: Context) -> None:
         self.options, self.context, self.models = options, context, context.models
-        self.generator = context.models.generator
         self.model = context.models.classifier(options.model)
         self.numbers = options.numbers(max(self.model.preprocess.size))
+        schedule = self.numbers.optimisation.ddim_steps, self.numbers.optimisation.guidance_scale
+        self.generator = context.models.generator.scheduled(*schedule)
         if options.mask != "attention":
             self.numbers = replace(self.numbers, both_masks=False)
         if options.mask == "none":
@@ -302,6 +304,7 @@ class _Work:
         decides = {"version": VERSION, "item": subject.item_id, "prompt": subject.prompt}
         decides |= {"null_text": None if null is None else [null.iterations, null.step_size]}
         decides |= {"refinements": self.numbers.refinements, "generator": self.models.generator_digest}
+        decides |= {"steps": len(self.generator.levels()), "guidance_scale": self.generator.guidance_scale}
         return digest(decides)
 
     def _search(self, asked: list[tuple[Subject, str]], original: Original) -> None:
