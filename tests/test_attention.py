@@ -126,7 +126,7 @@ def test_a_recording_holds_the_process_as_it_went(generator) -> None:
     with torch.no_grad():
         generator.eps(variables.latent, t, variables.cond[:, 0], lambda s, maps: own.update({s.name: maps(2)}))
     for name, maps in own.items():
-        assert torch.allclose(kept.maps[0][name], maps, atol=1e-5)
+        assert torch.allclose(kept.maps[0][name], maps, atol=1e-3)
 
 
 def test_a_recording_injected_into_its_own_process_changes_nothing(generator) -> None:
@@ -187,20 +187,24 @@ def test_the_foreground_is_the_mean_map_of_the_words_written_out() -> None:
         foreground(Recording([], maps, sites), [((1,),)] * 2, 3)
 
 
-def test_the_crab_is_found_where_it_was_drawn(generator) -> None:
-    """Planted truth: an object drawn on the left half has its foreground there, on the right half there."""
+def test_the_crab_is_found_where_it_was_drawn() -> None:
+    """Planted truth: the scene's own mask. Most of the object is in the foreground, little of the rest is."""
     from audit.counterfactual import Numbers, invert, prepare
     from audit.predictions import to_tensor
     from audit.zoo.scenes import Scene, caption, render
 
-    scenes = [Scene("crab", "sand", size=0.4, x=x) for x in (-0.5, 0.5)]
-    images = torch.stack([to_tensor(render(scene).image) for scene in scenes])
-    prompts, numbers = [caption(scene) for scene in scenes], Numbers(map_side=8, null_text=None, refinements=3)
+    scenes = [Scene("crab", "sand", size=0.62, x=x) for x in (-0.34, 0.34)]
+    drawn = [render(scene) for scene in scenes]
+    images = torch.stack([to_tensor(one.image) for one in drawn])
+    objects = torch.stack([torch.from_numpy(one.mask.copy()) > 127 for one in drawn])
+    prompts = [caption(scene) for scene in scenes]
+    generator = diffusers.load(diffusers.Options(ref="zoo:diffusion", steps=10, guidance_scale=3.0))
+    numbers = Numbers(map_side=8, map_share=1.0, threshold=0.5, null_text=None, refinements=3)
     inversion = invert(generator, images, prompts, numbers)
-    mask = prepare(generator, images, prompts, ["crab", "crab"], inversion, numbers).mask
-    left, right = mask[..., :32].mean((1, 2)), mask[..., 32:].mean((1, 2))
-    assert left[0] > 1.5 * right[0]
-    assert right[1] > 1.5 * left[1]
+    mask = prepare(generator, images, prompts, ["crab", "crab"], inversion, numbers).mask > 0
+    for i in range(2):
+        assert mask[i][objects[i]].float().mean() > 0.7
+        assert mask[i][~objects[i]].float().mean() < 0.3
 
 
 def test_masks_are_resized_bilinearly() -> None:
