@@ -19,7 +19,7 @@ def captioned(source: str, template: str, caption: str | None, label: str | None
     """
     if caption is None:
         return template.format(source)
-    for name in (source, label):
+    for name in (source, label.replace("_", " ") if label else None):
         if name and names(caption, name):
             return edited(caption, name, source)
     return f"{template.format(source)}, {caption}"

@@ -20,6 +20,7 @@ from audit.diffusion.prompt_to_prompt import (
     Recording,
     Words,
     edited,
+    edited_place,
     foreground,
     record,
     remapping,
@@ -27,7 +28,7 @@ from audit.diffusion.prompt_to_prompt import (
     word_similarity,
 )
 from audit.diffusion.sampling import denoise
-from audit.generators import Generator
+from audit.generators import Generator, Site
 from audit.objectives import masked_distance
 
 
@@ -37,17 +38,18 @@ class Numbers:
 
     `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
     over; the pair with the lowest un-augmented loss is taken, item by item. `map_side`: height of the cross-attention
-    maps that make the mask; `map_share` and `sharpen`: see `foreground`; `threshold`: from where on the mask is 1, and
-    0 below, where a number is given; in the paper the mask is soft. `both_masks`: changes are free where the
-    source is or where the edited prompt puts the target; in the paper, where the source is. `null_text`: None leaves
-    the null text as it is, which is DDIM inversion. `refinements`: see `ddim_inversion`.
+    maps that make the mask, a quarter of the latents' where None, which is the paper's 16 at 512 pixels; `map_share`
+    and `sharpen`: see `foreground`; `threshold`: from where on the mask is 1, and 0 below, where a number is given; in
+    the paper the mask is soft. `both_masks`: changes are free where the source is or where the edited prompt puts the
+    target; in the paper, where the source is. `null_text`: None leaves the null text as it is, which is DDIM inversion.
+    `refinements`: see `ddim_inversion`.
     """
 
     weight_latent: float = 25.0
     weight_pixel: float = 250.0
     injection: tuple[float, ...] = (0.3, 0.4, 0.5, 0.8)
     blending: tuple[float, ...] = (0.0, 0.3)
-    map_side: int = 16
+    map_side: int | None = None
     map_share: float = 0.5
     sharpen: float = 0.0
     threshold: float | None = None
@@ -125,17 +127,34 @@ def prepare(
     steps, latent = len(generator.levels()), generator.encode(images)
     cond = generator.embed(prompts)[:, None].repeat(1, steps, 1, 1)
     variables = Variables(inversion.latent, cond, inversion.null)
-    recording = record(generator, variables)
+    recording = record(generator, variables, _wanted(generator, numbers, max(numbers.injection)))
     words = [generator.positions(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
     if masks is None:
-        masks = _mask(recording, words, images, numbers)
+        masks = _mask(generator, recording, words, images, numbers)
     decoded = [generator.decode(z).clamp(0, 1) for z in (latent, recording.latents[-1])]
     return Original(images, latent, decoded[0], tuple(prompts), tuple(names), variables, recording, decoded[1], masks)
 
 
-def _mask(recording: Recording, words: Sequence[Words], images: Tensor, numbers: Numbers) -> Tensor:
+def _side(generator: Generator, numbers: Numbers) -> int:
+    return numbers.map_side or generator.latent_shape[1] // 4
+
+
+def _wanted(generator: Generator, numbers: Numbers, injection: float) -> Callable[[int, Site], bool]:
+    """Which maps are of use: all in the steps that may be injected, and those that make the mask."""
+    steps, side = len(generator.levels()), _side(generator, numbers)
+    injected, seen = round(injection * steps), max(1, int(numbers.map_share * steps))
+
+    def wanted(step: int, site: Site) -> bool:
+        return step < injected or (site.height == side and step < seen)
+
+    return wanted
+
+
+def _mask(
+    generator: Generator, recording: Recording, words: Sequence[Words], images: Tensor, numbers: Numbers
+) -> Tensor:
     """Where the words' object is, at the size of the images: (b, H, W)."""
-    found = foreground(recording, words, numbers.map_side, numbers.map_share, numbers.sharpen)
+    found = foreground(recording, words, _side(generator, numbers), numbers.map_share, numbers.sharpen)
     mask = resized(found, (images.shape[-2], images.shape[-1]))
     return mask if numbers.threshold is None else (mask >= numbers.threshold).to(mask)
 
@@ -183,8 +202,9 @@ def search(
 
     if numbers.both_masks:
         none = torch.zeros(len(targets), device=mask.device)
-        recording = record(generator, start, steered(none + numbers.injection[0], none))
-        mask = torch.maximum(mask, _mask(recording, words, original.image, numbers))
+        steering = steered(none + numbers.injection[0], none)
+        recording = record(generator, start, _wanted(generator, numbers, 0.0), steering)
+        mask = torch.maximum(mask, _mask(generator, recording, words, original.image, numbers))
     injection, blending = _schedule(generator, start, steered, objective, penalty, numbers)
     steering = steered(injection, blending)
     result = optimise(
@@ -199,7 +219,8 @@ def _edit(generator: Generator, original: Original, targets: Sequence[str]) -> t
     cond, remaps, words = generator.embed(prompts), [], []
     for i, (name, target) in enumerate(zip(original.names, targets, strict=True)):
         old: Words = generator.positions(original.prompts[i], name)
-        new: Words = generator.positions(prompts[i], target)
+        place = edited_place(original.prompts[i], name, target)
+        new: Words = generator.positions(prompts[i], target, place)
         similarity = word_similarity(original.variables.cond[i, 0], cond[i], old, new)
         words.append(new)
         remaps.append(remapping(old, new, similarity, (name, target), cond.shape[1]))

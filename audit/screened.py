@@ -55,7 +55,8 @@ def screened(run: Run, model_id: str, check: str | Callable[[Floats], Names]) ->
         "c.checked from arrays a join c on c.item_id = a.subject_id and c.role = a.role "
         "join predictions p on p.item_id = a.subject_id and p.role = a.role and p.model_id = a.model_id "
         "where a.name = 'activations' and a.model_id = ? and a.values is not null and p.status = 'ok' "
-        "and a.role in ('data', 'pool') order by a.subject_id, a.role",
+        "and a.role in ('data', 'pool') "
+        "qualify row_number() over (partition by a.subject_id order by a.role) = 1 order by a.subject_id",
         [model_id] if callable(check) else [check, model_id],
     )
     if not len(table):

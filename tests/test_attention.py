@@ -15,6 +15,7 @@ from audit.diffusion.prompt_to_prompt import (
     Injection,
     Recording,
     edited,
+    edited_place,
     foreground,
     record,
     remapping,
@@ -183,7 +184,7 @@ def test_the_foreground_is_the_mean_map_of_the_words_written_out() -> None:
         assert got[item].flatten().tolist() == pytest.approx(expected, rel=1e-5)
     sharp = foreground(Recording([], maps, sites), [((1, 2), (3,)), ((4,),)], 2, sharpen=0.3)
     assert torch.allclose(sharp, ((got - 0.3).clamp_min(0) / 0.7).sqrt())
-    with pytest.raises(ValueError, match=r"no cross-attention maps of height 3.*\[2, 4\]"):
+    with pytest.raises(ModelError, match=r"no cross-attention maps of height 3.*\[2, 4\]"):
         foreground(Recording([], maps, sites), [((1,),)] * 2, 3)
 
 
@@ -267,6 +268,30 @@ def test_a_kept_word_keeps_its_attention() -> None:
     assert got[1, 2] > got[1, 1] > 0
 
 
+def test_a_name_that_only_gains_a_word_shares_its_attention() -> None:
+    """'bear' to 'polar bear': without attention on 'polar' nothing would change while maps are injected."""
+    got = remapping(((1,),), ((1,), (2,)), torch.tensor([[0.5, 0.9]]), ("bear", "polar bear"), 4)
+    assert got[1, 1] > 0.01
+    assert got[1, 2] > got[1, 1]
+    assert torch.allclose(got.sum(1), torch.ones(4))
+
+
+def test_names_with_hyphens_are_split_as_prompts_are() -> None:
+    """'soft-coated' is one word of the prompt, so it is one word here."""
+    words, similarity = ((1, 2, 3), (4,)), torch.tensor([[0.6, 0.6]])
+    got = remapping(((1,),), words, similarity, ("terrier", "soft-coated terrier"), 8)
+    assert torch.allclose(got.sum(1), torch.ones(8))
+
+
+def test_the_place_of_the_new_name_is_where_the_old_one_was() -> None:
+    """Also where the prompt has the new name already, further ahead."""
+    prompt = "a boat beside an orange crab on sand"
+    whole = edited(prompt, "crab", "boat")
+    assert whole == "a boat beside an orange boat on sand"
+    assert edited_place(prompt, "crab", "boat") == whole.rindex("boat")
+    assert edited_place("a crab", "crab", "ice cream") == len("an ")
+
+
 def test_similarity_is_the_cosine_of_mean_token_embeddings() -> None:
     g = torch.Generator().manual_seed(1)
     source, target = torch.randn((6, 4), generator=g), torch.randn((6, 4), generator=g)
@@ -280,6 +305,7 @@ def test_positions_of_words_in_a_prompt(generator) -> None:
     prompt = "a photograph of a red ice cream on sand"
     assert generator.positions(prompt, "ice cream") == ((6,), (7,))
     assert generator.positions(prompt, "SAND") == ((9,),)
+    assert generator.positions("a boat and a red boat", "boat", 5) == ((6,),)
     with pytest.raises(BadItem, match="phrase_not_in_prompt"):
         generator.positions("a scarab on sand", "crab")
     with pytest.raises(BadItem, match="first 16 tokens"):

@@ -48,7 +48,7 @@ def test_the_presets_are_table_c15() -> None:
     settings = numbers.optimisation
     assert (settings.steps, settings.step_size_text, settings.step_size_latent) == (20, 0.01, 0.001)
     assert (settings.schedule, settings.clip, settings.cutouts, settings.cutout_noise) == ("constant", None, 16, 0.005)
-    assert (numbers.map_side, numbers.map_share, numbers.sharpen, numbers.both_masks) == (16, 0.5, 0.0, False)
+    assert (numbers.map_side, numbers.map_share, numbers.sharpen, numbers.both_masks) == (None, 0.5, 0.0, False)
     assert numbers.null_text == NullText(10, 0.01)
     assert Options(model="m").numbers(224) == replace(numbers, optimisation=replace(settings, cutout_size=224))
 

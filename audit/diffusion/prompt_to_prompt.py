@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audit.classifiers import canonical
 from audit.diffusion.optimise import Variables
 from audit.diffusion.sampling import Steering, denoise
-from audit.errors import BadItem
+from audit.errors import BadItem, ModelError
 from audit.generators import Attention, Generator, Site
 
 # Of the weights between words: the cosines of two words of a prompt differ by tenths.
@@ -43,9 +42,14 @@ class Recording:
 
 
 @torch.no_grad()
-def record(generator: Generator, variables: Variables, steering: Steering | None = None) -> Recording:
-    """Run a process, and keep its latents and the maps that its conditional branch uses."""
-    recorder = _Recorder(len(variables.latent), steering)
+def record(
+    generator: Generator,
+    variables: Variables,
+    wanted: Callable[[int, Site], bool] = lambda step, site: True,  # noqa: ARG005
+    steering: Steering | None = None,
+) -> Recording:
+    """Run a process, and keep its latents and the maps that its conditional branch uses, where they are wanted."""
+    recorder = _Recorder(len(variables.latent), wanted, steering)
     recorder.kept.latents.append(variables.latent)
     denoise(generator.eps, generator.levels(), generator.guidance_scale, *variables.tensors(), steering=recorder)
     return recorder.kept
@@ -54,8 +58,8 @@ def record(generator: Generator, variables: Variables, steering: Steering | None
 class _Recorder:
     """Steering that changes nothing, or what another one does."""
 
-    def __init__(self, items: int, steering: Steering | None) -> None:
-        self.items, self.steering, self.kept = items, steering, Recording()
+    def __init__(self, items: int, wanted: Callable[[int, Site], bool], steering: Steering | None) -> None:
+        self.items, self.wanted, self.steering, self.kept = items, wanted, steering, Recording()
 
     def attention(self, step: int) -> Attention:
         replace = self.steering.attention(step) if self.steering else None
@@ -65,7 +69,8 @@ class _Recorder:
         def keep(site: Site, own: Callable[[int], Tensor]) -> Tensor | None:
             replaced = replace(site, own) if replace else None
             self.kept.sites[site.name] = site
-            maps[site.name] = own(self.items) if replaced is None else replaced
+            if self.wanted(step, site):
+                maps[site.name] = own(self.items) if replaced is None else replaced
             return replaced
 
         return keep
@@ -88,7 +93,7 @@ def foreground(
     sites = [name for name, site in recording.sites.items() if site.height == side]
     if not sites:
         known = sorted({site.height for site in recording.sites.values()})
-        raise ValueError(f"no cross-attention maps of height {side}; this generator has {known}")
+        raise ModelError(f"no cross-attention maps of height {side}; this generator has {known}: choose with map_side")
     steps = recording.maps[: max(1, int(share * len(recording.maps)))]
     mean = torch.stack([step[name].mean(1) for step in steps for name in sites]).mean(0)
     tokens = [[token for word in item for token in word] for item in words]
@@ -113,6 +118,7 @@ def name_in(prompt: str, name: str) -> re.Match[str] | None:
 def edited(prompt: str, source: str, target: str) -> str:
     """The prompt with its first `source` replaced; an article before it is made to fit.
 
+    Differs from the paper: Algorithm 2 replaces all; attention maps are carried over at one place, so one is replaced.
     Raises BadItem where the prompt does not name the source.
     """
     found = name_in(prompt, source)
@@ -122,13 +128,22 @@ def edited(prompt: str, source: str, target: str) -> str:
     return f"{prompt[: found.start()]}{article}{target}{prompt[found.end() :]}"
 
 
+def edited_place(prompt: str, source: str, target: str) -> int:
+    """The character at which `target` begins in the edited prompt."""
+    whole = edited(prompt, source, target)
+    found = name_in(prompt, source)
+    assert found is not None
+    return len(whole) - len(prompt) + found.end() - len(target)
+
+
 def remapping(source: Words, target: Words, similarity: Tensor, names: tuple[str, str], tokens: int) -> Tensor:
     """How maps of one prompt become maps of another that differs in one name: (tokens, tokens), rows sum to 1.
 
     `source`, `target`: token positions of each word of the name in its prompt; `similarity` (source words, target
     words): cosines. A token before the name stays, one after it moves along with the name's length. The attention on a
     word of the old name goes to the new name's words, more to more similar ones (a softmax of the cosines at
-    `TEMPERATURE`), all of it to an equal word, and to each token of a word alike. So maps that sum to 1 still do.
+    `TEMPERATURE`), all of it to an equal word, and to each token of a word alike. So maps that sum to 1 still do. Where
+    the new name only adds words to the old one, equal words share their attention with the added ones.
 
     Source: DiG-IN C.1.3. Differs from the authors' code: weights grow with similarity, not with distance, and all
     tokens of a word get them.
@@ -142,9 +157,10 @@ def remapping(source: Words, target: Words, similarity: Tensor, names: tuple[str
         elif token > old[-1]:
             matrix[token, min(token + shift, tokens - 1)] = 1
     weights = (similarity / TEMPERATURE).softmax(1)
-    old_words, new_words = (canonical(name).split() for name in names)
+    old_words, new_words = (name.lower().split() for name in names)
+    adds = set(old_words) < set(new_words)
     for i, word in enumerate(source):
-        if old_words[i] in new_words:
+        if old_words[i] in new_words and not adds:
             weights[i] = F.one_hot(torch.tensor(new_words.index(old_words[i])), len(target)).to(weights)
         for j, other in enumerate(target):
             spread = _spread(len(word), len(other)).to(weights)

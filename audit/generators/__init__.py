@@ -72,8 +72,11 @@ class Generator(Protocol):
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to conditions (b, tokens, dim). The empty prompt is the null text."""
 
-    def positions(self, prompt: str, phrase: str) -> tuple[tuple[int, ...], ...]:
-        """Token positions of each word of a phrase in a prompt. Raises BadItem where the prompt lacks it."""
+    def positions(self, prompt: str, phrase: str, start: int = 0) -> tuple[tuple[int, ...], ...]:
+        """Token positions of each word of a phrase in a prompt, where it first is from character `start` on.
+
+        Raises BadItem where the prompt lacks it, or has it behind the last token that the text tower takes.
+        """
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def _map_size(positions: int, size: tuple[int, int]) -> tuple[int, int]:
 def _maps(attn: Any, hidden: Tensor, text: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt d) (DiG-IN Eq. 16): (b, heads, positions, tokens)."""
     query, key = _heads(attn, attn.to_q(hidden)), _heads(attn, attn.to_k(_normed(attn, text)))
-    return (query @ key.mT * attn.scale).float().softmax(-1)
+    return ((query.float() * attn.scale) @ key.float().mT).softmax(-1)
 
 
 def _applied(attn: Any, maps: Tensor, text: Tensor) -> Tensor:

@@ -112,9 +112,9 @@ class DiffusersGenerator:
         with torch.no_grad():
             return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
 
-    def positions(self, prompt: str, phrase: str) -> tuple[tuple[int, ...], ...]:
+    def positions(self, prompt: str, phrase: str, start: int = 0) -> tuple[tuple[int, ...], ...]:
         places = self._tokens(prompt, return_offsets_mapping=True)["offset_mapping"]
-        found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", prompt, re.IGNORECASE)
+        found = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)", re.IGNORECASE).search(prompt, start)
         words = []
         for word in re.finditer(r"\S+", phrase):
             begin, end = ((found.start() if found else 0) + at for at in word.span())

@@ -7,6 +7,7 @@ the autoencoder and the inversion alone make of it, and the prompt edit without 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any, Literal
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from audit.artefacts import Artefacts
 from audit.captions import captioned, names
-from audit.classifiers import Embedder
+from audit.classifiers import Embedder, canonical
 from audit.config import Frozen, Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
 from audit.decisions import AttributeDecision, Decision
 from audit.diffusion.inversion import Inversion, NullText
 from audit.diffusion.optimise import CheckpointPolicy, Settings
-from audit.diffusion.prompt_to_prompt import edited
+from audit.diffusion.prompt_to_prompt import edited, edited_place
 from audit.errors import BadItem, ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
 from audit.metrics import proximity
@@ -226,28 +227,41 @@ class _Work:
         """From items of the plan to rows; what cannot be used becomes a failed row for each of its targets."""
         ready = []
         contents = self.models.source("data").read([item[0] for item in items])
-        masks = self.models.source("data").read_masks([item[0] for item in items])
+        own, uris = self.options.mask == "own", [item[0] for item in items]
+        masks = self.models.source("data").read_masks(uris) if own else [None] * len(items)
         for item, data, mask in zip(items, contents, masks, strict=True):
             for subject in self._subjects(item):
                 try:
-                    ready.append(self._read(subject, data, mask))
+                    self._read(subject, data, mask)
                 except BadItem as error:
-                    self._fail(subject, error.reason)
+                    self._fail(subject, error.reason, subject.targets)
+                else:
+                    ready.append(subject)
+        for start in range(0, len(ready), self.context.batch_size):
+            self._explain([subject for subject in ready[start : start + self.context.batch_size] if subject.targets])
+
+    def _explain(self, ready: list[Subject]) -> None:
         if not ready:
             return
         original = self._original(ready)
         good = []
         for i, decibels in enumerate(proximity.psnr(original.reconstruction, original.image).tolist()):
-            if decibels < self.options.worst_reconstruction:
-                self._fail(ready[i], f"poor_reconstruction: {decibels:.1f} dB")
+            if not decibels >= self.options.worst_reconstruction:
+                self._fail(ready[i], f"poor_reconstruction: {decibels:.1f} dB", ready[i].targets)
             else:
                 good += [(i, target) for target in ready[i].targets]
         for start in range(0, len(good), self.context.batch_size):
             chunk = good[start : start + self.context.batch_size]
             self._search([(ready[i], target) for i, target in chunk], original.rows([i for i, _ in chunk]))
 
-    def _read(self, subject: Subject, data: bytes | None, mask: bytes | None) -> Subject:
-        """Decode an image and its mask, and see that its prompts name what they should. Raises BadItem."""
+    def _read(self, subject: Subject, data: bytes | None, mask: bytes | None) -> None:
+        """Decode an image and its mask, and see that its prompts name what they should. Raises BadItem.
+
+        A target that its prompt has no room for becomes a failed row, the others go on.
+        """
+        known = {canonical(name) for name in self.model.class_names}
+        if not self.options.attribute and canonical(subject.source) not in known:
+            raise BadItem("source_unknown_to_model")
         size = self.generator.image_size
         subject.read(data, mask, self.options.mask == "own", size)
         if self.options.mask == "none":
@@ -255,9 +269,14 @@ class _Work:
         if self.options.caption == "captioner":
             subject.prompt = self.models.captioner(subject.image, subject.prompt)
         self.generator.positions(subject.prompt, subject.source)
-        for target in subject.targets:
-            self.generator.positions(edited(subject.prompt, subject.source, target), target)
-        return subject
+        for target in list(subject.targets):
+            words = _spelled(target)
+            place = edited_place(subject.prompt, subject.source, words)
+            try:
+                self.generator.positions(edited(subject.prompt, subject.source, words), words, place)
+            except BadItem as error:
+                subject.targets.remove(target)
+                self._fail(subject, error.reason, [target])
 
     def _subjects(self, item: list[Any]) -> list[Subject]:
         """An item of the plan, once for each source class."""
@@ -321,17 +340,18 @@ class _Work:
             found, results, mask = None, self._in_pixels(original, objective), original.mask
         else:
             kept = self.options.prompt == "keep"
-            becomes = [subject.source if kept else target for subject, target in asked]
+            becomes = [subject.source if kept else _spelled(target) for subject, target in asked]
             found = search(self.generator, original, becomes, objective, self.numbers, keys, record)
             results, mask = found.result.image, found.mask
         seconds = (time.monotonic() - began) / len(asked)
         variants = {"original": original.image, "autoencoder": original.autoencoded}
         variants |= {"reconstruction": original.reconstruction}
         variants |= {"edit": found.result.start} if found else {}
-        measured = self._measured({**variants, "result": results}, original.image, mask, objective)
+        measured = self._measured({**variants, "result": results}, original, mask, objective)
         for i, (subject, target) in enumerate(asked):
             row = self._base(subject, target) | {"seconds": seconds}
-            if found is not None and not bool(found.result.finite[i]):
+            said = [measured[name][p][i] for name in ("original", "result") for p in ("p_source", "p_target")]
+            if not all(map(math.isfinite, said)) or (found is not None and not bool(found.result.finite[i])):
                 self.found["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
                 continue
             row |= self._pictured(i, original, results, mask, found) | self._scored(i, measured)
@@ -345,7 +365,7 @@ class _Work:
         if self.options.attribute is None:
             return Decision(self.model, [subject.source for subject, _ in asked], [target for _, target in asked])
         prompts = [subject.prompt for subject, _ in asked]
-        after = [edited(subject.prompt, subject.source, target) for subject, target in asked]
+        after = [edited(subject.prompt, subject.source, _spelled(target)) for subject, target in asked]
         assert isinstance(self.model, Embedder)  # check_order refuses other models
         return AttributeDecision(self.model, prompts, after)
 
@@ -360,9 +380,13 @@ class _Work:
 
     @torch.no_grad()
     def _measured(
-        self, variants: dict[str, Tensor], originals: Tensor, mask: Tensor, objective: Decision
+        self, variants: dict[str, Tensor], original: Original, mask: Tensor, objective: Decision
     ) -> dict[str, _Measured]:
-        """Everything that is measured of each variant (b, 3, H, W) of the originals."""
+        """Everything that is measured of each variant (b, 3, H, W) of the originals.
+
+        `background_rmse` is outside the mask that this stage uses, `source_background_rmse` outside the source's alone.
+        """
+        originals, source_mask = original.image, original.mask
         found = {}
         for name, images in variants.items():
             scores = objective.scores(images)
@@ -370,6 +394,7 @@ class _Work:
             if name != "original":
                 values |= {"l1": proximity.l1(images, originals), "l2": proximity.l2(images, originals)}
                 values["background_rmse"] = proximity.background_rmse(images, originals, mask)
+                values["source_background_rmse"] = proximity.background_rmse(images, originals, source_mask)
                 values |= {"ssim": proximity.ssim(images, originals), "psnr": proximity.psnr(images, originals)}
                 if self.models.embedder is not None:
                     features = self.models.embedder.embed_images
@@ -393,8 +418,8 @@ class _Work:
             "model_id": self.options.model,
         }
 
-    def _fail(self, subject: Subject, reason: str) -> None:
-        for target in subject.targets:
+    def _fail(self, subject: Subject, reason: str, targets: list[str]) -> None:
+        for target in targets:
             self.found["explanations"].append(self._base(subject, target) | {"status": "failed", "reason": reason})
 
     def _pictured(
@@ -451,9 +476,16 @@ class _Work:
         for name, key, value in named:
             row: dict[str, Any] = {"subject_id": explanation_id, "stage": self.context.stage, "name": name}
             row |= {"key": key, "value": value, "unit": _UNITS.get(name, "1")}
-            if name == "background_rmse" and float(alone["mask_area"][i]) == 1:
+            if not math.isfinite(value):
+                row |= {"value": None, "reason": "not_finite"}
+            elif name == "background_rmse" and float(alone["mask_area"][i]) == 1:
                 row |= {"value": None, "reason": "the mask covers the whole image"}
             self.found["measurements"].append(row)
+
+
+def _spelled(class_name: str) -> str:
+    """A class as prompts say it."""
+    return class_name.replace("_", " ")
 
 
 _Measured = dict[str, list[float]]
