@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from audit.artefacts import FOLDER
@@ -255,3 +259,25 @@ def test_the_job_is_plain_values(folder: Path) -> None:
     job = parse_job(JOB, folder)
     assert json.loads(json.dumps(job.numbers())) == job.numbers()
     assert load("reference").class_names[0] == "crab"
+
+
+def test_ray_other_workers_and_batches_change_nothing(folder: Path, tmp_path: Path) -> None:
+    """Through the command line in units of one item, against this process in one unit of two: scores within 1e-2."""
+    stages = [JOB["stages"][0], UVCE | {"per_class": 2, "target": "boat", "unit_items": 1}]
+    job = {**JOB, "name": "ray", "stages": stages, "compute": {"workers": 2, "batch_size": 1}}
+    job["data"] = {"source": "parquet", "path": str(folder / "heldout")}
+    (tmp_path / "ray.yaml").write_text(yaml.safe_dump(job, sort_keys=False), "utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "pipelines.cli", "run", "ray.yaml"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    alone = parse_job({**job, "stages": [stages[0], stages[1] | {"unit_items": 8}]}, tmp_path)
+    runs = Run(tmp_path / "runs" / "ray"), done(alone, tmp_path / "elsewhere" / "run", batch=8)
+    columns = "item_id, target_class, score_before, score_after, source_after, flipped, loss_before, best_step, status"
+    one, other = (run.rows(f"select {columns} from explanations order by item_id") for run in runs)
+    assert len(one) == 2
+    for a, b in zip(one, other, strict=True):
+        for name, value in a.items():
+            assert b[name] == (pytest.approx(value, abs=1e-2) if isinstance(value, float) else value), name
+    units = [run.rows("select count(*) as n from units where stage = '2-uvce'")[0]["n"] for run in runs]
+    assert units == [2, 1]
