@@ -235,12 +235,16 @@ def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: s
         page.goto(address)
         page.get_by_text("confirmed failure modes").wait_for(timeout=60_000)
         page.get_by_text("What was audited, on 2026-03-04 05:06 UTC").wait_for()
+        pictures = "main img[src^='/evidence/']"
+        loaded = f'[...document.querySelectorAll("{pictures}")].every(i => i.naturalWidth > 0)'
+        page.get_by_role("link", name="Evidence").nth(1).wait_for()
+        page.wait_for_function(loaded)  # a page that is still being built moves under the pointer
+        page.wait_for_load_state("networkidle")
         page.get_by_role("link", name="Evidence").first.click()
         page.get_by_role("heading", name="What the search made of its starts").wait_for(timeout=60_000)
         assert "id=m1" in page.url
         page.locator("img[alt^='real image']").first.wait_for()
-        pictures = "main img[src^='/evidence/']"
-        page.wait_for_function(f'[...document.querySelectorAll("{pictures}")].every(i => i.naturalWidth > 0)')
+        page.wait_for_function(loaded)
         widths = page.eval_on_selector_all(pictures, "images => images.map(image => image.naturalWidth)")
         assert len(widths) == 6  # two pairs and two real images, as stored: not rescaled, not re-encoded
         assert set(widths) == {64}
