@@ -31,7 +31,7 @@ def grid(run: Run, stage: str, target: Path) -> None:
             assert data is not None
             picture = Image.open(io.BytesIO(data)).resize((CELL, CELL), Image.Resampling.LANCZOS)
             sheet.paste(picture, (left + k * CELL, top))
-        text = f"{row['source_class']} → {row['target_class']}"
+        text = f"{row['source_class']} to {row['target_class']}"
         draw.text((left, top + CELL + 1), text, fill=INK if row["flipped"] else BAD, font=font)
     sheet.save(target)
 
