@@ -223,6 +223,7 @@ def test_what_changed_since_the_inventory_is_a_failed_row(folder: Path) -> None:
         ({"model": "referense"}, "Did you mean 'reference'"),
         ({"attribute": ["red", "purple"]}, "name a model of loader clip"),
         ({"caption": "captioner"}, "captioner: {loader: blip"),
+        ({"model": "zero-shot", "attribute": ["red", "purple"], "caption": "template"}, "captions that name it"),
         ({"attribute": ["red"]}, "attribute"),
         ({"target": {"rule": "group"}}, "groups"),
         ({"method": None}, "names its method"),

@@ -156,6 +156,8 @@ def check(options: Options, job: Job) -> None:
         raise ConfigError(
             "counterfactual: 'caption: captioner' needs one; add to the job file: captioner: {loader: blip, ref: ...}"
         )
+    if options.attribute and options.caption != "metadata":
+        raise ConfigError("counterfactual: 'attribute' needs captions that name it: leave 'caption' at 'metadata'")
     if options.attribute and job.models[options.model].name != "clip":
         raise ConfigError(
             f"counterfactual: 'attribute' compares prompts, which the model {options.model!r} does not read; "
