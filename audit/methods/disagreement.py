@@ -24,11 +24,12 @@ from pydantic import Field
 from torch import Tensor
 
 from audit.classifiers import Classifier
-from audit.config import Frozen, Job, Names, Template, digest
+from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
-from audit.diffusion.optimise import CheckpointPolicy, Result, Settings, optimise, start_from_prompt
+from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
+from audit.methods._search import SearchOptions
 from audit.methods.adequacy import not_auditable
 from audit.objectives import DISAGREEMENT
 from audit.pictures import image_row
@@ -55,7 +56,7 @@ PRESETS = {
 }
 
 
-class Options(Frozen):
+class Options(SearchOptions):
     maximise: Names | str = Field(description="model ids that should see the class: one, or a list")
     minimise: Names | str = Field(description="model ids that should not: one, or a list")
     directions: Literal["forward", "both"] = Field(
@@ -69,16 +70,7 @@ class Options(Frozen):
     start: Literal["class", "others"] = Field(
         "class", description="start from the class, as in the paper, or from the others"
     )
-    preset: Literal["digin", "embedded"] = "digin"
     objective: Literal["probability", "log_probability"] = Field("probability", description="Eq. 3, or its log form")
-    steps: int | None = Field(None, ge=1, description="optimisation steps; default: the preset's")
-    step_size_latent: float | None = Field(None, gt=0)
-    step_size_text: float | None = Field(None, gt=0)
-    cutouts: int | None = Field(None, ge=1)
-    cutout_noise: float | None = Field(None, ge=0)
-    checkpoint: CheckpointPolicy | Literal["auto"] = Field(
-        "auto", description="what is computed again to save memory, at the same result; 'auto': what the memory allows"
-    )
     unit_seeds: int = Field(8, ge=1, description="searches in a unit of work")
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -89,9 +81,7 @@ class Options(Frozen):
         return list(dict.fromkeys(forward + backward))
 
     def settings(self, cutout_size: int) -> Settings:
-        named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
-        given = {name: getattr(self, name) for name in named if getattr(self, name) not in (None, "auto")}
-        return replace(PRESETS[self.preset], cutout_size=cutout_size, **given)
+        return replace(PRESETS[self.preset], cutout_size=cutout_size, **self.given_optimisation())
 
 
 def check(options: Options, job: Job) -> None:

@@ -23,11 +23,12 @@ from torch import Tensor
 from audit import suspects
 from audit.check import Check, check_of
 from audit.classifiers import Classifier, canonical
-from audit.config import Frozen, Job, Names, Template, digest
+from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
-from audit.diffusion.optimise import CheckpointPolicy, Result, Settings, optimise, start_from_prompt
+from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
+from audit.methods._search import SearchOptions
 from audit.methods.adequacy import not_auditable
 from audit.neurons import Layer, Objective, check_unit, count_units, layer_of, with_redirection
 from audit.pictures import Pictures
@@ -69,7 +70,7 @@ ARMS = {"maximise": 1.0, "minimise": -1.0, "others": 1.0}
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
 
 
-class Options(Frozen):
+class Options(SearchOptions):
     model: str = Field(description="model id to explain")
     layer: str | None = Field(
         None, description="a module whose output is read; default: the input of the last linear layer"
@@ -89,22 +90,11 @@ class Options(Frozen):
     )
     top_images: int = Field(24, ge=1, description="real images with the highest activations that are looked at")
     level: float = Field(0.05, gt=0, lt=1, description="p-value under which a neuron is harmful")
-    preset: Literal["digin", "embedded"] = "digin"
-    steps: int | None = Field(None, ge=1, description="optimisation steps; default: the preset's")
-    step_size_latent: float | None = Field(None, gt=0)
-    step_size_text: float | None = Field(None, gt=0)
-    cutouts: int | None = Field(None, ge=1)
-    cutout_noise: float | None = Field(None, ge=0)
-    checkpoint: CheckpointPolicy | Literal["auto"] = Field(
-        "auto", description="what is computed again to save memory, at the same result; 'auto': what the memory allows"
-    )
     attack_steps: int = Field(20, ge=1, description="steps of the feature attack")
     attack_step: float = Field(0.02, gt=0, description="its step, as root mean square over all pixels")
 
     def settings(self, cutout_size: int) -> Settings:
-        named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
-        given = {name: getattr(self, name) for name in named if getattr(self, name) not in (None, "auto")}
-        return replace(PRESETS[self.preset], cutout_size=cutout_size, **given)
+        return replace(PRESETS[self.preset], cutout_size=cutout_size, **self.given_optimisation())
 
 
 def check(options: Options, job: Job) -> None:

@@ -19,14 +19,15 @@ from torch import Tensor
 from audit.artefacts import Artefacts
 from audit.captions import captioned, names
 from audit.classifiers import Embedder, canonical
-from audit.config import Frozen, Job, Names, Template, digest
+from audit.config import Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
 from audit.decisions import AttributeDecision, Decision
 from audit.diffusion.inversion import Inversion, NullText
-from audit.diffusion.optimise import CheckpointPolicy, Settings
+from audit.diffusion.optimise import Settings
 from audit.diffusion.prompt_to_prompt import edited, edited_place
 from audit.errors import BadItem, ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
+from audit.methods._search import SearchOptions
 from audit.metrics import proximity
 from audit.objectives import masked_distance
 from audit.pictures import Pictures
@@ -67,7 +68,7 @@ PRESETS = {
 }
 
 
-class Options(Frozen):
+class Options(SearchOptions):
     model: str = Field(description="model id whose decision is explained")
     target: AsTarget = Field(Target(rule="runner_up"), description="what the decision should become")
     attribute: Names | None = Field(
@@ -95,7 +96,6 @@ class Options(Frozen):
     space: Literal["latent", "pixel"] = Field(
         "latent", description="'pixel': the same objective on pixels, a baseline that shows what the generator is for"
     )
-    preset: Literal["digin", "embedded"] = "digin"
     weight_latent: float | None = Field(None, ge=0, description="w_VAE of Eq. 5; default: the preset's, as below")
     weight_pixel: float | None = Field(None, ge=0, description="w_PX of Eq. 5")
     injection: tuple[float, ...] | None = Field(
@@ -113,13 +113,6 @@ class Options(Frozen):
     null_text_steps: int | None = Field(None, ge=1, description="Adam steps on the null text of each DDIM step")
     null_text_step_size: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=0, description="optimisation steps; 0 is the prompt edit alone")
-    step_size_latent: float | None = Field(None, gt=0)
-    step_size_text: float | None = Field(None, gt=0)
-    cutouts: int | None = Field(None, ge=1)
-    cutout_noise: float | None = Field(None, ge=0)
-    checkpoint: CheckpointPolicy | Literal["auto"] = Field(
-        "auto", description="what is computed again to save memory, at the same result; 'auto': what the memory allows"
-    )
     pixel_step: float = Field(0.004, gt=0, description="step in pixel space, as root mean square over all pixels")
     worst_reconstruction: float = Field(20.0, description="PSNR in dB of the inversion, under which no search is made")
     frames: bool = Field(False, description="keep the image of every optimisation step")
@@ -134,19 +127,16 @@ class Options(Frozen):
         optimisation = replace(
             base.optimisation,
             cutout_size=cutout_size,
-            **self._given("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint"),
+            **self.given_optimisation(),
         )
         assert base.null_text is not None
         null_text = NullText(
             self.null_text_steps or base.null_text.iterations, self.null_text_step_size or base.null_text.step_size
         )
-        carried = self._given("weight_latent", "weight_pixel", "injection", "blending", "refinements")
-        masked = self._given("map_side", "map_share", "sharpen", "threshold", "both_masks")
+        carried = self.given("weight_latent", "weight_pixel", "injection", "blending", "refinements")
+        masked = self.given("map_side", "map_share", "sharpen", "threshold", "both_masks")
         null = null_text if self.inversion == "null_text" else None
         return replace(base, optimisation=optimisation, null_text=null, **carried, **masked)
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, "auto")}
 
 
 def check(options: Options, job: Job) -> None:

@@ -1,0 +1,32 @@
+"""What every stage that searches by optimisation takes from a job file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from audit.config import Frozen
+from audit.diffusion.optimise import CheckpointPolicy
+
+
+class SearchOptions(Frozen):
+    """A preset of the method, and the numbers of its optimisation that the job gives instead."""
+
+    preset: Literal["digin", "embedded"] = "digin"
+    steps: int | None = Field(None, ge=1, description="optimisation steps; default: the preset's")
+    step_size_latent: float | None = Field(None, gt=0)
+    step_size_text: float | None = Field(None, gt=0)
+    cutouts: int | None = Field(None, ge=1)
+    cutout_noise: float | None = Field(None, ge=0)
+    checkpoint: CheckpointPolicy | Literal["auto"] = Field(
+        "auto", description="what is computed again to save memory, at the same result; 'auto': what the memory allows"
+    )
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of the options that the job gives."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, "auto")}
+
+    def given_optimisation(self) -> dict[str, Any]:
+        """What replaces the preset's numbers in `Settings`."""
+        return self.given("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
