@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from audit.errors import ConfigError
 from audit.results.sql import Run
 from audit.zoo.measure import load_clip
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS
+from audit.zoo.score import planted_models
 from audit.zoo.world import Mode, load_world
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def planted(run: Run) -> list[Row]:
     `feature`: the oracle sees the mode's feature and did not on the original; `object`: it sees the target object;
     `feature_only`: the former without the latter.
     """
-    models, oracle = _planted_models(run), _Oracle(run)
+    models, oracle = planted_models(run), _Oracle(run)
     found = []
     for stage, rows in _by_stage(run).items():
         for mode in load_world().modes:
@@ -94,13 +94,6 @@ def _stage(rows: list[Row], oracle: _Oracle) -> Row:
 
 def _mean(values: Sequence[float | bool]) -> float | None:
     return float(np.mean(values)) if values else None
-
-
-def _planted_models(run: Run) -> dict[str, str]:
-    """Model ids of the run to names of the world's biased classifiers."""
-    models = json.loads(run.store.read("job.json") or b"{}")["job"]["models"]
-    named = {model_id: str(options.get("ref", "")).removeprefix("zoo:") for model_id, options in models.items()}
-    return {model_id: name for model_id, name in named.items() if name in load_world().classifiers}
 
 
 class _Oracle:

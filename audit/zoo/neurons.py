@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from audit.screened import Screened, screened
 from audit.zoo.measure import load, load_clip
 from audit.zoo.recipes.images import batches, rendered
 from audit.zoo.scenes import LABELS
+from audit.zoo.score import planted_models
 from audit.zoo.world import Mode, World, load_world, scene_at
 
 PROMPT = "a photograph of a {}"
@@ -105,11 +105,9 @@ def measure(run: Run, work: Path, count: int = 3000) -> Report:
     stored no activations of a classifier with planted modes.
     """
     world = load_world()
-    models = json.loads(run.store.read("job.json") or b"{}")["job"]["models"]
-    planted = {model_id: str(options.get("ref", "")).removeprefix("zoo:") for model_id, options in models.items()}
     check = zero_shot(load_clip(), LABELS, PROMPT)
     found: list[Found] = []
-    for model_id, name in planted.items():
+    for model_id, name in planted_models(run).items():
         modes = world.modes_of(name)
         stored = screened(run, model_id, check.of_real) if modes else None
         if stored is not None:

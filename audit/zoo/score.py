@@ -65,6 +65,13 @@ class Score:
             console.print(f"  planted, as hypotheses: {_list(c.hypotheses)}; false: {_list(c.false)}", highlight=False)
 
 
+def planted_models(run: Run) -> dict[str, str]:
+    """Those of a run's model ids that are classifiers of the world with planted failure modes, and their names."""
+    models = json.loads(run.store.read("job.json") or b"{}")["job"]["models"]
+    named = {model_id: str(options.get("ref", "")).removeprefix("zoo:") for model_id, options in models.items()}
+    return {model_id: name for model_id, name in named.items() if name in load_world().classifiers}
+
+
 def score(run: Run) -> Score:
     """Score a run on the embedded world. Modes count, planted or found, whose classifier and class the run searched.
 
@@ -72,12 +79,7 @@ def score(run: Run) -> Score:
     listed as a hypothesis. Precision is over confirmed modes. Raises ConfigError where no planted classifier ran.
     """
     world = load_world()
-    config = json.loads(run.store.read("job.json") or b"{}")["job"]
-    planted = {
-        model_id: options["ref"].removeprefix("zoo:")
-        for model_id, options in config["models"].items()
-        if str(options.get("ref", "")).removeprefix("zoo:") in world.classifiers
-    }
+    planted = planted_models(run)
     if not planted:
         raise ConfigError("this run audits none of the world's classifiers with planted failure modes")
     searched = {
