@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+_T = TypeVar("_T")
 
 # From the fastest and largest to the slowest and smallest.
 CheckpointPolicy = Literal["none", "selective", "step"]
@@ -26,7 +27,7 @@ _PACKETS = [getattr(torch.ops.aten, name) for name in ("convolution", *_ATTENTIO
 EXPENSIVE = [getattr(packet, overload) for packet in _PACKETS for overload in packet.overloads()]
 
 
-def checkpointed(step: Callable[..., Tensor], policy: CheckpointPolicy) -> Callable[..., Tensor]:
+def checkpointed(step: Callable[..., _T], policy: CheckpointPolicy) -> Callable[..., _T]:
     """A DDIM step that keeps everything (`none`), the outputs of expensive operators, or its inputs alone (`step`)."""
     if policy == "none":
         return step

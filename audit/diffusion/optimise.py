@@ -18,7 +18,7 @@ from torch import Tensor
 from audit.augment import cutouts
 from audit.diffusion.checkpoint import CheckpointPolicy as CheckpointPolicy
 from audit.diffusion.noise import generator_for
-from audit.diffusion.sampling import Steering, denoise
+from audit.diffusion.sampling import Steering, predictions
 from audit.generators import Generator
 
 Objective = Callable[[Tensor], Tensor]
@@ -30,7 +30,8 @@ class Settings:
     """Numbers of a search. They default to the paper's Table D.1.
 
     The form of the clip and the end of the cosine at a tenth are the authors' code's. `cutout_size` is the input
-    side of the classifiers.
+    side of the classifiers. `prediction_weights`: of the last predicted z_0 in the loss, oldest first. The paper's loss
+    is that of the final image alone; the authors' code has (1/6, 2/6, 3/6).
     """
 
     ddim_steps: int = 25
@@ -43,6 +44,7 @@ class Settings:
     cutouts: int = 16
     cutout_noise: float = 0.05
     cutout_size: int = 224
+    prediction_weights: tuple[float, ...] = (1.0,)
     checkpoint: CheckpointPolicy = "none"
 
     def rate(self, step: int) -> float:
@@ -101,8 +103,9 @@ def optimise(
 ) -> Result:
     """Maximise `objective` minus `penalty` over z_T, C_t and null_t through the whole DDIM process.
 
-    `objective` maps images (b, ..., 3, h, w) to (b, ...); it is averaged over cutouts. `penalty` maps z_0 (b, c, h, w)
-    and its image (b, 3, H, W) to (b,); it never sees cutouts. `keys` seed the cutouts of each item.
+    `objective` maps images (b, ..., 3, h, w) to (b, ...); it is averaged over cutouts, the same ones for every
+    predicted z_0 that `prediction_weights` names. `penalty` maps z_0 (b, c, h, w)
+    and its image (b, 3, H, W) to (b,); it never sees cutouts, nor predictions. `keys` seed the cutouts of each item.
     `on_step(k, images, losses)` sees every iterate, 0 to `steps`, without gradients.
 
     Differs from the paper: the iterate with the lowest un-augmented loss is returned, not the last one; z_T is
@@ -119,14 +122,16 @@ def optimise(
     losses, augmented = [], []
     for k in range(settings.steps + 1):
         with torch.set_grad_enabled(k < settings.steps):
-            z_0 = denoise(
+            latents = predictions(
                 generator.eps,
                 levels,
                 scale,
                 *variables.tensors(),
+                len(settings.prediction_weights),
                 steering=steering,
                 checkpoint=settings.checkpoint,
             )
+            z_0 = latents[-1]
             x = generator.decode(z_0).clamp(0, 1)
         with torch.no_grad():
             image = x.detach()
@@ -139,9 +144,12 @@ def optimise(
         if k == settings.steps:
             break
 
-        draws = [generator_for(key, "cutouts", k) for key in keys]
-        crops = cutouts(x, settings.cutout_size, settings.cutouts, settings.cutout_noise, draws)
-        loss = -objective(crops).mean(1) + (penalty(z_0, x) if penalty else 0)
+        loss = penalty(z_0, x) if penalty else x.new_zeros(len(keys))
+        for weight, z in zip(reversed(settings.prediction_weights), reversed(latents), strict=False):
+            seen = x if z is z_0 else generator.decode(z).clamp(0, 1)
+            draws = [generator_for(key, "cutouts", k) for key in keys]
+            crops = cutouts(seen, settings.cutout_size, settings.cutouts, settings.cutout_noise, draws)
+            loss = loss - weight * objective(crops).mean(1)
         gradients = torch.autograd.grad(loss.sum(), variables.tensors(), materialize_grads=True)
         augmented.append(loss.detach())
         finite &= loss.detach().isfinite()

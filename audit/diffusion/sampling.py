@@ -34,10 +34,14 @@ class Steering(Protocol):
         """The latents (b, c, h, w) after a step, as they go on."""
 
 
+def predicted(z: Tensor, eps: Tensor, alpha: float) -> Tensor:
+    """z_0 as a noise level with this eps predicts it (DiG-IN Eq. 14)."""
+    return (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+
+
 def ddim_step(z: Tensor, eps: Tensor, alpha: float, alpha_next: float) -> Tensor:
     """One deterministic DDIM step (DiG-IN Eq. 13): predict z_0, then go to the next level along the same eps."""
-    z_0 = (z - (1 - alpha) ** 0.5 * eps) / alpha**0.5
-    return alpha_next**0.5 * z_0 + (1 - alpha_next) ** 0.5 * eps
+    return alpha_next**0.5 * predicted(z, eps, alpha) + (1 - alpha_next) ** 0.5 * eps
 
 
 def guided(eps: Denoiser, scale: float) -> GuidedDenoiser:
@@ -71,18 +75,41 @@ def denoise(
 
     `checkpoint`: which activations of a step are computed again in the backward pass. Gradients do not depend on it.
     """
+    return predictions(eps, levels, scale, z, cond, null, 1, steering=steering, checkpoint=checkpoint)[-1]
+
+
+def predictions(
+    eps: Denoiser,
+    levels: Sequence[Level],
+    scale: float,
+    z: Tensor,
+    cond: Tensor,
+    null: Tensor,
+    last: int,
+    *,
+    steering: Steering | None = None,
+    checkpoint: CheckpointPolicy = "none",
+) -> list[Tensor]:
+    """`denoise`, and before its z_0 what the steps before the final one predict for it: `last` latents in all.
+
+    With fewer steps than `last`, one for each step.
+    """
     eps_hat = guided(eps, scale)
 
-    def step(z: Tensor, cond: Tensor, null: Tensor, i: int) -> Tensor:
+    def step(z: Tensor, cond: Tensor, null: Tensor, i: int) -> tuple[Tensor, Tensor]:
         level, attention = levels[i], steering.attention(i) if steering else None
-        return ddim_step(z, eps_hat(z, level.t, cond, null, attention), level.alpha, level.alpha_next)
+        noise = eps_hat(z, level.t, cond, null, attention)
+        return ddim_step(z, noise, level.alpha, level.alpha_next), predicted(z, noise, level.alpha)
 
     run = checkpointed(step, checkpoint) if torch.is_grad_enabled() else step
+    found = []
     for i in range(len(levels)):
-        z = run(z, cond[:, i], null[:, i], i)
+        z, z_0 = run(z, cond[:, i], null[:, i], i)
         if steering:
             z = steering.latent(i, z)
-    return z
+        if i >= len(levels) - last:
+            found.append(z_0)
+    return [*found[:-1], z]
 
 
 @torch.no_grad()

@@ -19,6 +19,13 @@ class SearchOptions(Frozen):
     step_size_text: float | None = Field(None, gt=0)
     cutouts: int | None = Field(None, ge=1)
     cutout_noise: float | None = Field(None, ge=0)
+    prediction_weights: tuple[float, ...] | None = Field(
+        None,
+        strict=False,
+        min_length=1,
+        description="of the last predicted images in the loss, oldest first; the paper has the final one alone, "
+        "its authors' code [0.167, 0.333, 0.5]",
+    )
     checkpoint: CheckpointPolicy | Literal["auto"] = Field(
         "auto", description="what is computed again to save memory, at the same result; 'auto': what the memory allows"
     )
@@ -29,4 +36,5 @@ class SearchOptions(Frozen):
 
     def given_optimisation(self) -> dict[str, Any]:
         """What replaces the preset's numbers in `Settings`."""
-        return self.given("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "checkpoint")
+        named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "prediction_weights")
+        return self.given(*named, "checkpoint")

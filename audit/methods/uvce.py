@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from audit import measurements
 from audit.artefacts import Artefacts
 from audit.captions import captioned, names
 from audit.classifiers import Embedder, canonical
@@ -29,6 +31,7 @@ from audit.errors import BadItem, ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
 from audit.methods._search import SearchOptions
 from audit.metrics import proximity
+from audit.neurons import activations, layer_of
 from audit.objectives import masked_distance
 from audit.pictures import Pictures
 from audit.pixel_space import ascend
@@ -114,6 +117,11 @@ class Options(SearchOptions):
     null_text_step_size: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=0, description="optimisation steps; 0 is the prompt edit alone")
     pixel_step: float = Field(0.004, gt=0, description="step in pixel space, as root mean square over all pixels")
+    perceptual: str | None = Field(
+        None,
+        description="model id whose inputs of the last linear layer measure the perceptual distance; default: the "
+        "embedder's embedding",
+    )
     worst_reconstruction: float = Field(20.0, description="PSNR in dB of the inversion, under which no search is made")
     frames: bool = Field(False, description="keep the image of every optimisation step")
     unit_items: int = Field(8, ge=1, description="images in a unit of work")
@@ -142,6 +150,8 @@ class Options(SearchOptions):
 def check(options: Options, job: Job) -> None:
     check_generator(job)
     check_model(job, "counterfactual: model", options.model)
+    if options.perceptual is not None:
+        check_model(job, "counterfactual: perceptual", options.perceptual)
     if options.caption == "captioner" and job.captioner is None:
         raise ConfigError(
             "counterfactual: 'caption: captioner' needs one; add to the job file: captioner: {loader: blip, ref: ...}"
@@ -240,6 +250,9 @@ class _Work:
         for i, decibels in enumerate(proximity.psnr(original.reconstruction, original.image).tolist()):
             if not decibels >= self.options.worst_reconstruction:
                 self._fail(ready[i], f"poor_reconstruction: {decibels:.1f} dB", ready[i].targets)
+                for target in ready[i].targets:
+                    poor = self._base(ready[i], target)["explanation_id"]
+                    self._measure(poor, [("psnr", "reconstruction", decibels)])
             else:
                 good += [(i, target) for target in ready[i].targets]
         for start in range(0, len(good), self.context.batch_size):
@@ -339,19 +352,35 @@ class _Work:
         variants = {"original": original.image, "autoencoder": original.autoencoded}
         variants |= {"reconstruction": original.reconstruction}
         variants |= {"edit": found.result.start} if found else {}
-        measured = self._measured({**variants, "result": results}, original, mask, objective)
+        measured = measurements.measured({**variants, "result": results}, original, mask, objective, self._features())
         for i, (subject, target) in enumerate(asked):
             row = self._base(subject, target) | {"seconds": seconds}
-            said = [measured[name][p][i] for name in ("original", "result") for p in ("p_source", "p_target")]
-            if not all(map(math.isfinite, said)) or (found is not None and not bool(found.result.finite[i])):
+            said = [measured[name][key][i] for name in ("original", "result") for key in ("p_source", "p_target")]
+            if not all(p is not None and math.isfinite(p) for p in said) or (
+                found is not None and not bool(found.result.finite[i])
+            ):
                 self.found["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
                 continue
             row |= self._pictured(i, original, results, mask, found) | self._scored(i, measured)
             row |= self._traced(i, found, steps, row) if found else {}
             self.found["explanations"].append({**row, "status": "ok"})
-            alone = {"mask_area": proximity.mask_area(mask)}
-            alone |= {"injection": found.injection, "blending": found.blending} if found else {}
-            self._measure(i, row["explanation_id"], measured, alone)
+            alone = {"mask_area": float(proximity.mask_area(mask)[i])}
+            alone |= {"injection": float(found.injection[i]), "blending": float(found.blending[i])} if found else {}
+            named: list[_Named] = [(name, None, value) for name, value in alone.items()]
+            named += [(name, key, values[i]) for key, of in measured.items() for name, values in of.items()]
+            self._measure(row["explanation_id"], named)
+
+    def _measure(self, explanation_id: str, named: Sequence[_Named]) -> None:
+        """Rows of `measurements` of an explanation, from (name, key, value)."""
+        self.found["measurements"] += [measurements.row(explanation_id, self.context.stage, *one) for one in named]
+
+    def _features(self) -> measurements.Features | None:
+        """Of the network of the perceptual distance."""
+        if self.options.perceptual is None:
+            return self.models.embedder.embed_images if self.models.embedder else None
+        network = self.context.models.classifier(self.options.perceptual)
+        layer = layer_of(network)
+        return lambda images: activations(network, layer, images)[0]
 
     def _decision(self, asked: list[tuple[Subject, str]]) -> Decision:
         if self.options.attribute is None:
@@ -369,30 +398,6 @@ class _Work:
 
         step = self.options.pixel_step * original.image[0].numel() ** 0.5
         return ascend(original.image, value, self.numbers.optimisation.steps, step)
-
-    @torch.no_grad()
-    def _measured(
-        self, variants: dict[str, Tensor], original: Original, mask: Tensor, objective: Decision
-    ) -> dict[str, _Measured]:
-        """Everything that is measured of each variant (b, 3, H, W) of the originals.
-
-        `background_rmse` is outside the mask that this stage uses, `source_background_rmse` outside the source's alone.
-        """
-        originals, source_mask = original.image, original.mask
-        found = {}
-        for name, images in variants.items():
-            scores = objective.scores(images)
-            values = {"p_source": scores[:, 0], "p_target": scores[:, 1], "flipped": scores[:, 2]}
-            if name != "original":
-                values |= {"l1": proximity.l1(images, originals), "l2": proximity.l2(images, originals)}
-                values["background_rmse"] = proximity.background_rmse(images, originals, mask)
-                values["source_background_rmse"] = proximity.background_rmse(images, originals, source_mask)
-                values |= {"ssim": proximity.ssim(images, originals), "psnr": proximity.psnr(images, originals)}
-                if self.models.embedder is not None:
-                    features = self.models.embedder.embed_images
-                    values["perceptual_distance"] = proximity.perceptual_distance(images, originals, features)
-            found[name] = {key: value.tolist() for key, value in values.items()}
-        return found
 
     def _base(self, subject: Subject, target: str) -> dict[str, Any]:
         """What a row of `explanations` says of a task before it ran."""
@@ -432,7 +437,7 @@ class _Work:
         }
         return columns | ({"edit_image_id": keep(found.result.start[i], "edit")} if found else {})
 
-    def _scored(self, i: int, measured: dict[str, _Measured]) -> dict[str, Any]:
+    def _scored(self, i: int, measured: dict[str, measurements.Measured]) -> dict[str, Any]:
         """Columns with what the model said before and after."""
         before, after = measured["original"], measured["result"]
         return {
@@ -461,27 +466,13 @@ class _Work:
         losses = {"loss_before": float(result.losses[0, i]), "loss_after": float(result.losses[best, i])}
         return losses | {"best_step": best}
 
-    def _measure(self, i: int, explanation_id: str, measured: dict[str, _Measured], alone: dict[str, Tensor]) -> None:
-        """Rows of `measurements`: each variant's, and those that stand alone."""
-        named: list[tuple[str, str | None, float]] = [(name, None, float(values[i])) for name, values in alone.items()]
-        named += [(name, key, values[i]) for key, found in measured.items() for name, values in found.items()]
-        for name, key, value in named:
-            row: dict[str, Any] = {"subject_id": explanation_id, "stage": self.context.stage, "name": name}
-            row |= {"key": key, "value": value, "unit": _UNITS.get(name, "1")}
-            if not math.isfinite(value):
-                row |= {"value": None, "reason": "not_finite"}
-            elif name == "background_rmse" and float(alone["mask_area"][i]) == 1:
-                row |= {"value": None, "reason": "the mask covers the whole image"}
-            self.found["measurements"].append(row)
-
 
 def _spelled(class_name: str) -> str:
     """A class as prompts say it."""
     return class_name.replace("_", " ")
 
 
-_Measured = dict[str, list[float]]
+_Named = tuple[str, str | None, float | None]
 _JUDGED = ("original", "reconstruction", "edit", "generated")
-_UNITS = {"psnr": "dB", "mask_area": "share of the image", "flipped": "0 or 1"}
 # What changes no number of a counterfactual.
 _UNIMPORTANT = {"classes", "per_class", "items", "checkpoint", "frames", "unit_items", "worst_reconstruction"}
