@@ -19,11 +19,12 @@ from audit.predictions import to_tensor
 class Subject:
     """An item with one source class, and all the targets that are sought from it.
 
-    `image` (3, H, W) and `mask` (H, W), in [0, 1], come with reading.
+    `source`: the class that the decision leaves; `word`: what the prompt calls the object. `image` (3, H, W) and `mask` (H, W), in [0, 1], come with reading.
     """
 
     item_id: str
     source: str
+    word: str
     prompt: str
     targets: list[str]
     image: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -90,7 +90,7 @@ class Options(SearchOptions):
     )
     template: Template = Field("an image of a {}", description="what a caption says at least; {} is the class name")
     prompt: Literal["edit", "keep"] = Field(
-        "edit", description="'keep' leaves the class name in the prompt: all change comes from the optimisation"
+        "edit", description="'keep' leaves the label in the prompt: all change comes from the optimisation"
     )
     mask: Literal["attention", "own", "none"] = Field(
         "attention", description="where changes are free: cross-attention maps, the data set's masks, or nowhere"
@@ -213,7 +213,8 @@ class _Work:
             self.numbers = replace(self.numbers, both_masks=False)
         if options.mask == "none":
             self.numbers = replace(self.numbers, blending=(0.0,))
-        if options.prompt == "keep":
+        self._keeps_prompt = options.prompt == "keep"
+        if self._keeps_prompt:
             self.numbers = replace(self.numbers, injection=(0.0,), blending=(0.0,))
         self.artefacts = Artefacts(context.root)
         self.pictures = Pictures()
@@ -273,12 +274,12 @@ class _Work:
             subject.mask = torch.zeros(size)
         if self.options.caption == "captioner":
             subject.prompt = self.models.captioner(subject.image, subject.prompt)
-        self.generator.positions(subject.prompt, subject.source)
+        self.generator.positions(subject.prompt, subject.word)
         for target in list(subject.targets):
             words = _spelled(target)
-            place = edited_place(subject.prompt, subject.source, words)
+            place = edited_place(subject.prompt, subject.word, words)
             try:
-                self.generator.positions(edited(subject.prompt, subject.source, words), words, place)
+                self.generator.positions(edited(subject.prompt, subject.word, words), words, place)
             except BadItem as error:
                 subject.targets.remove(target)
                 self._fail(subject, error.reason, [target])
@@ -289,19 +290,20 @@ class _Work:
         attribute, template = self.options.attribute, self.options.template
         sources = {attribute[0]: targets} if attribute else by_source(label, predicted, targets)
         told = caption if self.options.caption == "metadata" else None
-        return [
-            Subject(item_id, source, captioned(source, template, told, label), named)
-            for source, named in sources.items()
-        ]
+        found = []
+        for source, named in sources.items():
+            word = _spelled(label) if self._keeps_prompt and label and not attribute else source
+            found.append(Subject(item_id, source, word, captioned(word, template, told, label), named))
+        return found
 
     def _original(self, subjects: list[Subject]) -> Original:
         images = torch.stack([subject.image for subject in subjects]).to(self.generator.device)
         masks = None
         if self.options.mask != "attention":
             masks = torch.stack([subject.mask for subject in subjects]).to(images)
-        prompts, sources = [s.prompt for s in subjects], [s.source for s in subjects]
+        prompts, words = [s.prompt for s in subjects], [s.word for s in subjects]
         inversion = self._inverted(subjects, images)
-        return prepare(self.generator, images, prompts, sources, inversion, self.numbers, masks)
+        return prepare(self.generator, images, prompts, words, inversion, self.numbers, masks)
 
     def _inverted(self, subjects: list[Subject], images: Tensor) -> Inversion:
         """Inversions as artefacts: read where they were made before, by whatever run, model or target."""
@@ -344,8 +346,7 @@ class _Work:
         if self.options.space == "pixel":
             found, results, mask = None, self._in_pixels(original, objective), original.mask
         else:
-            kept = self.options.prompt == "keep"
-            becomes = [subject.source if kept else _spelled(target) for subject, target in asked]
+            becomes = [subject.word if self._keeps_prompt else _spelled(target) for subject, target in asked]
             found = search(self.generator, original, becomes, objective, self.numbers, keys, record)
             results, mask = found.result.image, found.mask
         seconds = (time.monotonic() - began) / len(asked)
@@ -386,7 +387,7 @@ class _Work:
         if self.options.attribute is None:
             return Decision(self.model, [subject.source for subject, _ in asked], [target for _, target in asked])
         prompts = [subject.prompt for subject, _ in asked]
-        after = [edited(subject.prompt, subject.source, _spelled(target)) for subject, target in asked]
+        after = [edited(subject.prompt, subject.word, _spelled(target)) for subject, target in asked]
         assert isinstance(self.model, Embedder)  # check_order refuses other models
         return AttributeDecision(self.model, prompts, after)
 
