@@ -19,7 +19,8 @@ from audit.predictions import to_tensor
 class Subject:
     """An item with one source class, and all the targets that are sought from it.
 
-    `source`: the class that the decision leaves; `word`: what the prompt calls the object. `image` (3, H, W) and `mask` (H, W), in [0, 1], come with reading.
+    `source`: the class that the decision leaves; `word`: what the prompt calls the object. `image` (3, H, W) and `mask`
+    (H, W), in [0, 1], come with reading.
     """
 
     item_id: str

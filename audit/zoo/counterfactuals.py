@@ -1,20 +1,29 @@
-"""Counterfactuals of the embedded world, judged by its CLIP: is the target there, did the planted feature change?"""
+"""Counterfactuals of the embedded world, judged: is the target there, did the planted feature change?
+
+The judge is the world's CLIP, which is no model under audit. It is blind to badges (zero-shot, it finds a quarter of
+them); those are found by comparing with their drawing.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.classifiers import Embedder
+from audit.classifiers import Embedder, canonical
+from audit.decode import decode
 from audit.errors import ConfigError
 from audit.results.sql import Run
+from audit.zoo.badge import has_badge
 from audit.zoo.measure import load_clip
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS
 from audit.zoo.score import planted_models
 from audit.zoo.world import Mode, load_world
+
+_DIRECTIONS = {"to": "target_class", "from": "source_class"}
 
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -31,28 +40,27 @@ def figures(run: Run) -> list[Row]:
 
 
 def planted(run: Run) -> list[Row]:
-    """For each planted mode that is a target: of the flipped results, how many gained the feature, and the object.
+    """For each planted mode: of the flipped results, how many changed the feature, and how many the object.
 
-    `feature`: the oracle sees the mode's feature and did not on the original; `object`: it sees the target object;
-    `feature_only`: the former without the latter.
+    Counted are images without the feature whose target is the mode's class (`to`), and images with it that the model
+    called the mode's class (`from`). `feature`: the oracle sees the feature on one of original and result only;
+    `object`: it sees another object on the result than on the original; `feature_only`: the former without the latter.
     """
     models, oracle = planted_models(run), _Oracle(run)
     found = []
     for stage, rows in _by_stage(run).items():
-        for mode in load_world().modes:
-            own = [
-                r for r in rows if (models.get(r["model_id"]), r["target_class"]) == (mode.classifier, mode.class_name)
-            ]
-            asked = [r for r in own if not oracle.shows(r["start_image_id"], mode)]
-            flipped = [r for r in asked if r["flipped"]]
-            gained = np.array([oracle.shows(r["image_id"], mode) for r in flipped], bool)
-            there = np.array([oracle.sees(r["image_id"]) == mode.class_name for r in flipped], bool)
-            if own:
-                shares = {"feature": gained, "object": there, "feature_only": gained & ~there}
-                found.append(
-                    {"stage": stage, "mode": mode.id, "kind": mode.kind, "images": len(asked), "flipped": len(flipped)}
-                    | {name: float(values.mean()) if len(values) else None for name, values in shares.items()}
-                )
+        for mode, (direction, column) in itertools.product(load_world().modes, _DIRECTIONS.items()):
+            own = [row for row in rows if models.get(row["model_id"]) == mode.classifier]
+            own = [row for row in own if canonical(row[column]) == canonical(mode.class_name)]
+            asked = [row for row in own if oracle.shows(row["start_image_id"], mode) == (direction == "from")]
+            flipped = [row for row in asked if row["flipped"]]
+            if asked:
+                changed = [oracle.shows(row["image_id"], mode) == (direction == "to") for row in flipped]
+                other = [oracle.sees(row["image_id"]) != oracle.sees(row["start_image_id"]) for row in flipped]
+                alone = [feature and not thing for feature, thing in zip(changed, other, strict=True)]
+                shares = {"feature": _mean(changed), "object": _mean(other), "feature_only": _mean(alone)}
+                about = {"stage": stage, "mode": mode.id, "kind": mode.kind, "direction": direction}
+                found.append(about | {"images": len(asked), "flipped": len(flipped)} | shares)
     return found
 
 
@@ -97,9 +105,10 @@ def _mean(values: Sequence[float | bool]) -> float | None:
 
 
 class _Oracle:
-    """The world's CLIP on the stored embeddings of a run's generated images; it is no model under audit."""
+    """The world's CLIP on the stored embeddings of a run's generated images."""
 
     def __init__(self, run: Run) -> None:
+        self.run = run
         self.clip: Embedder = load_clip()
         rows = run.rows("select subject_id, values from arrays where name = 'embedding' and role = 'generated'")
         self.embeddings = {row["subject_id"]: np.asarray(row["values"]) for row in rows}
@@ -115,9 +124,8 @@ class _Oracle:
         """Whether the feature of a mode is on an image: its words against the other values of the same attribute."""
         (attribute, value), name = next(iter(mode.feature.items())), self.sees(image_id)
         if attribute == "badge":
-            return bool(
-                self._nearest(image_id, [f"a photograph of a {name}", f"a photograph of a {name} with a badge"])
-            )
+            (row,) = self.run.rows("select png from images where image_id = ? limit 1", [image_id])
+            return has_badge(decode(row["png"]).image)
         if attribute == "colour":
             shown = [f"a photograph of a {colour} {name}" for colour in COLOURS]
             return name != EMPTY and list(COLOURS)[self._nearest(image_id, shown)] == value
