@@ -86,7 +86,7 @@ def footprint(
 
 
 def _after(generator: Generator, classifiers: Sequence[Classifier], settings: Settings, z_0: Tensor) -> int:
-    """Bytes that autograd keeps of decoding, cutting out, and looking."""
+    """Bytes that autograd keeps of decoding, cutting out, and looking, once for each prediction in the loss."""
     with _kept() as drawn:
         x = generator.decode(z_0).clamp(0, 1)
         draws = [generator_for("footprint", "cutouts")]
@@ -96,7 +96,7 @@ def _after(generator: Generator, classifiers: Sequence[Classifier], settings: Se
         with _kept() as look:
             logits = classifier.logits(crops)
         looks.append(sum(look.values()) + logits.nbytes)
-    return sum(drawn.values()) + sum(sorted(looks)[-2:])
+    return len(settings.prediction_weights) * (sum(drawn.values()) + sum(sorted(looks)[-2:]))
 
 
 @contextmanager

@@ -62,6 +62,11 @@ def layer_of(classifier: Classifier, name: str | None = None) -> Layer:
     return Layer(f"input of {found}" if found else "input", head, "input", head.weight.detach())
 
 
+def stored_as(layer: str | None) -> str:
+    """The name under which a screening pass stores a layer's activations as arrays."""
+    return "activations" if layer is None else f"activations of {layer}"
+
+
 def _no_module(name: str, modules: Mapping[str, nn.Module]) -> str:
     near = difflib.get_close_matches(name, list(modules), n=5, cutoff=0.4) or list(modules)[-5:]
     return f"unknown layer {name!r}. Near names: {', '.join(near)}"
@@ -147,7 +152,8 @@ def with_redirection(classifier: Classifier, layer: Layer) -> Layer:
             if module is layer.module or isinstance(module, nn.ReLU):
                 handles.callback(module.register_forward_hook(lambda m, _, __: ran.append(m)).remove)
         count_units(classifier, layer)
-    before = [module for module in ran[: ran.index(layer.module)] if isinstance(module, nn.ReLU)]
+    last = ran.index(layer.module) + (layer.reads == "output")  # a layer that is itself a ReLU turns its units off
+    before = [module for module in ran[:last] if isinstance(module, nn.ReLU)]
     return replace(layer, relu=before[-1]) if before else layer
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from audit.classifiers import Classifier, canonical
 from audit.models import Models
-from audit.neurons import activations, layer_of
+from audit.neurons import Layer, activations, count_units, layer_of, stored_as
 from audit.results.schema import Rows
 
 TOP = 5
@@ -37,38 +37,39 @@ def rows_for(
     ids: Sequence[str],
     role: str,
     labels: Sequence[str | None] | None = None,
-    read: Sequence[str] = (),
+    read: Sequence[tuple[str, str | None]] = (),
 ) -> Rows:
     """Predictions of all models, and embeddings where the job has an embedder. Images may differ in size.
 
-    Of the models that `read` names, also the inputs of the last linear layer.
+    `read`: of which models (by id) the activations of which layers too; None is the input of the last linear layer.
     """
     labels = labels or [None] * len(ids)
     predictions, arrays = [], []
     for model_id, classifier in models.classifiers():
-        names = classifier.class_names
-        forward = _with_activations(classifier) if model_id in read else classifier.logits
+        names, stored = classifier.class_names, [layer for of, layer in read if of == model_id]
+        layers = [layer_of(classifier, layer) for layer in stored]
+        sizes = [len(names), *(count_units(classifier, layer) for layer in layers)]
+        forward = _with_activations(classifier, layers) if layers else classifier.logits
         for item_id, label, found in zip(ids, labels, _by_size(forward, images, models.device), strict=True):
-            logits, units = found[: len(names)], found[len(names) :]
+            logits, *units = torch.split(found, sizes)
             row = {"item_id": item_id, "role": role, "model_id": model_id, "label": label, **_verdict(logits, names)}
             if label is not None and row["status"] == "ok":
                 row["correct"] = canonical(row["predicted"]) == canonical(label)
             predictions.append(row)
-            if model_id in read:
-                arrays.append(_array(item_id, role, "activations", model_id, units))
+            for layer, values in zip(stored, units, strict=True):
+                arrays.append(_array(item_id, role, stored_as(layer), model_id, values))
     if models.embedder is not None:
         for item_id, values in zip(ids, _by_size(models.embedder.embed_images, images, models.device), strict=True):
             arrays.append(_array(item_id, role, "embedding", "embedder", values))
     return {"predictions": predictions, "arrays": arrays}
 
 
-def _with_activations(classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    """Logits, and after them the activations: (b, classes + units)."""
-    layer = layer_of(classifier)
+def _with_activations(classifier: Classifier, layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
+    """Logits, and after them the activations of each layer: (b, classes + units + ...)."""
 
     def forward(x: Tensor) -> Tensor:
-        units, logits = activations(classifier, layer, x)
-        return torch.cat([logits, units], 1)
+        found = [activations(classifier, layer, x) for layer in layers]
+        return torch.cat([found[0][1], *(units for units, _ in found)], 1)
 
     return forward
 

@@ -15,6 +15,7 @@ from audit import suspects
 from audit.classifiers import canonical
 from audit.decode import decode
 from audit.models import Models
+from audit.neurons import stored_as
 from audit.pictures import image_row
 from audit.results.sql import Run
 
@@ -44,8 +45,11 @@ class Screened:
         return suspects.rank(self.activations.astype(np.float64), weights, labelled, says, sees)
 
 
-def screened(run: Run, model_id: str, check: str | Callable[[Floats], Names]) -> Screened | None:
-    """The images with stored activations of a model; None where there are none.
+def screened(
+    run: Run, model_id: str, check: str | Callable[[Floats], Names], layer: str | None = None
+) -> Screened | None:
+    """The images with stored activations of a model's layer, by default the input of its last linear one; None where
+    there are none.
 
     check: the id of a model whose predictions were stored, or a function from embeddings (n, d) to class names (n,).
     """
@@ -54,10 +58,10 @@ def screened(run: Run, model_id: str, check: str | Callable[[Floats], Names]) ->
         f"with c as ({source}) select a.subject_id, a.values as units, coalesce(p.label, '') as label, p.predicted, "
         "c.checked from arrays a join c on c.item_id = a.subject_id and c.role = a.role "
         "join predictions p on p.item_id = a.subject_id and p.role = a.role and p.model_id = a.model_id "
-        "where a.name = 'activations' and a.model_id = ? and a.values is not null and p.status = 'ok' "
+        "where a.name = ? and a.model_id = ? and a.values is not null and p.status = 'ok' "
         "and a.role in ('data', 'pool') "
         "qualify row_number() over (partition by a.subject_id order by a.role) = 1 order by a.subject_id",
-        [model_id] if callable(check) else [check, model_id],
+        [*([] if callable(check) else [check]), stored_as(layer), model_id],
     )
     if not len(table):
         return None

@@ -66,9 +66,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """core, spurious or harmful; what it rests on; and p that the rate of triggering did not rise."""
+    """core, spurious or harmful, or None without evidence; what it rests on; p that triggering did not become more."""
 
-    name: str
+    name: str | None
     reason: str
     p_value: float | None
 
@@ -79,7 +79,7 @@ def judge(evidence: Evidence, level: float = 0.05) -> Verdict:
     harmful: maximised from images of other classes, the unit makes the model call them the class without the object,
     surely more often than it did at the starts (one-sided Fisher test under `level`). Else core: the check sees the
     class on at least half of the unit's top real images, or of the images maximised from other classes. Else
-    spurious.
+    spurious, or None where there are neither searches nor real images.
     """
     e, searches = evidence, len(evidence.triggered)
     real = float(e.top_seen.mean()) if len(e.top_seen) else None
@@ -93,11 +93,13 @@ def judge(evidence: Evidence, level: float = 0.05) -> Verdict:
         )
     if real is not None:
         parts.append(f"it sees the class on {real:.0%} of the top real images")
+    name: str | None = "harmful"
     if p is not None and p < level:
-        name, against = "harmful", real is not None and real >= 0.5
+        against = real is not None and real >= 0.5
     else:
         votes = [share >= 0.5 for share in (real, made) if share is not None]
-        name, against = ("core" if any(votes) else "spurious"), len(set(votes)) > 1
+        name = ("core" if any(votes) else "spurious") if votes else None
+        against = len(set(votes)) > 1
     if against:
         parts.append("real images and searches contradict each other")
     if searches and p is not None and p >= level and _smallest_p(searches) >= level:

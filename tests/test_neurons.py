@@ -128,6 +128,9 @@ def test_a_unit_that_is_off_has_a_gradient_only_with_redirection() -> None:
         assert torch.equal(gradient(redirected, unit), gradient(layer, unit))
     assert some
     assert hooks(net) == 0
+    itself = layer_of(model, "relu")  # a layer that is the ReLU
+    assert torch.equal(gradient(with_redirection(model, itself), 1), gradient(redirected, 1))
+    assert not gradient(itself, 1).any()
     plain = classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
     assert with_redirection(plain, layer_of(plain)).relu is None  # nothing to redirect
 
@@ -176,15 +179,18 @@ def test_screening_stores_activations_and_changes_nothing_else() -> None:
     )
     pixels = [(x.permute(1, 2, 0).numpy() * 255).astype(np.uint8) for x in images(3, 64)]
     plain = rows_for(held, pixels, ["x", "y", "z"], "data")
-    read = rows_for(held, pixels, ["x", "y", "z"], "data", read=["a"])
+    read = rows_for(held, pixels, ["x", "y", "z"], "data", read=[("a", None), ("a", "resnet.encoder.stages.2")])
     assert read["predictions"] == plain["predictions"]
     assert plain["arrays"] == []
+    names = ("activations", "activations of resnet.encoder.stages.2")
     assert [(r["subject_id"], r["name"], r["model_id"]) for r in read["arrays"]] == [
-        (i, "activations", "a") for i in "xyz"
+        (i, name, "a") for i in "xyz" for name in names
     ]
     x = torch.stack([torch.from_numpy(p).permute(2, 0, 1) / 255 for p in pixels])
-    expected, _ = activations(model, layer_of(model), x)
-    assert torch.allclose(torch.tensor([r["values"] for r in read["arrays"]]), expected, atol=1e-5)
+    for name, layer in zip(names, (None, "resnet.encoder.stages.2"), strict=True):
+        expected, _ = activations(model, layer_of(model, layer), x)
+        stored = torch.tensor([r["values"] for r in read["arrays"] if r["name"] == name])
+        assert torch.allclose(stored, expected, atol=1e-5)
 
 
 # --- suspects and verdicts ------------------------------------------------------------------------------------
@@ -246,7 +252,7 @@ def evidence(triggered: int, before: int, seen: int, top: list[bool], searches: 
         (evidence(1, 0, 1, [False] * 4), "spurious", "0%"),
         (evidence(3, 0, 0, [], searches=3), "spurious", "too few"),
         (evidence(4, 0, 0, [], searches=4), "harmful", "4 of 4"),
-        (evidence(0, 0, 0, [], searches=0), "spurious", "no search"),
+        (evidence(0, 0, 0, [], searches=0), None, "no search"),
     ],
 )
 def test_the_verdict_follows_its_rule(given: suspects.Evidence, verdict: str, says: str) -> None:
@@ -329,7 +335,7 @@ JOB = {
     "embedder": {"loader": "clip", "ref": "zoo:clip"},
     "generator": {"loader": "diffusers", "ref": "zoo:diffusion", "steps": 3, "guidance_scale": 4.0},
     "stages": [
-        {"kind": "screen", "activations": ["shortcut-a"]},
+        {"kind": "screen", "activations": ["shortcut-a", {"model": "shortcut-a", "layer": "resnet.encoder.stages.2"}]},
         {"kind": "adequacy", "samples": 2, "threshold": 0.0, "classes": ["crab", "car"]},
         {"kind": "neuron", "model": "shortcut-a", "classes": ["crab"], "neurons": [42], "seeds": 2, "class_seeds": 2}
         | {"preset": "embedded", "steps": 2, "cutouts": 2, "top_images": 6, "attack_steps": 3},
@@ -504,7 +510,15 @@ def test_a_listed_unit_of_a_named_layer_has_searches_and_no_rank(folder: Path, r
     named = with_other_neurons(folder, "named", 4, neurons=[7], layer="resnet.encoder.stages.2", check="reference")
     (row,) = named.rows("select * from neurons")
     assert (row["layer"], row["check_id"], row["searches"]) == ("resnet.encoder.stages.2", "reference", 2)
-    assert [row[key] for key in ("weight", "rank", "importance", "suspicion", "top_items")] == [None] * 5
+    assert [row[key] for key in ("weight", "rank", "importance")] == [None] * 3
+    highest = named.rows(
+        "select subject_id, values[8] as a, predicted from arrays a join predictions p on p.item_id = a.subject_id "
+        "and p.role = a.role and p.model_id = 'reference' where name = 'activations of resnet.encoder.stages.2' "
+        "order by a desc, subject_id limit 6"
+    )
+    assert row["top_items"] == [h["subject_id"] for h in highest]
+    assert row["top_activations"] == pytest.approx([h["a"] for h in highest])
+    assert row["suspicion"] == pytest.approx(np.mean([h["predicted"] != "crab" for h in highest]))
 
 
 def test_the_measure_of_planted_features_is_the_definition(run: Run, tmp_path: Path) -> None:

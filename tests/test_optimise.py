@@ -75,6 +75,44 @@ def test_first_step_is_adam_then_the_norm_is_restored() -> None:
         assert torch.allclose(got, want, atol=1e-9)
 
 
+def test_the_loss_can_weigh_the_last_predictions() -> None:
+    """1/6, 2/6 and 3/6 of the objective on the last three predicted images, each with the same cutouts; the penalty,
+    and the choice of the iterate, are the final image's."""
+    generator, weights, rates = Gaussian(), (1 / 6, 2 / 6, 3 / 6), (0.002, 0.005, 0.005)
+
+    def penalty(z_0: Tensor, x: Tensor) -> Tensor:
+        return 0.1 * z_0.square().flatten(1).mean(1) + x.flatten(1).mean(1)
+
+    before = start(generator, ["a"])
+    tensors = [v.clone().requires_grad_(True) for v in before.tensors()]
+    z, cond, null = tensors
+    pictures = []
+    for i, level in enumerate(generator.levels()):
+        on_null, on_cond = (generator.eps(z, level.t, text[:, i]) for text in (null, cond))
+        eps = on_null + 3.0 * (on_cond - on_null)
+        predicted = (z - math.sqrt(1 - level.alpha) * eps) / math.sqrt(level.alpha)
+        z = math.sqrt(level.alpha_next) * predicted + math.sqrt(1 - level.alpha_next) * eps
+        pictures.append(generator.decode(predicted))
+    last = [*pictures[-3:-1], generator.decode(z)]
+    loss = penalty(z, last[-1]).sum()
+    for weight, picture in zip(weights, last, strict=True):
+        crops = cutouts(picture, 3, 3, 0.01, [generator_for("a", "cutouts", 0)])
+        loss = loss - weight * brightness(crops).mean()
+    g = torch.autograd.grad(loss, tensors)
+    expected = [v - lr * d / (d.abs() + 1e-8) for v, d, lr in zip(before.tensors(), g, rates, strict=True)]
+    expected[0] = expected[0] * before.latent.norm() / expected[0].norm()
+    settings = replace(
+        SETTINGS, steps=1, prediction_weights=weights, step_size_latent=rates[0], step_size_text=rates[1]
+    )
+    result = optimise(generator, before, brightness, settings, ["a"], penalty=penalty)
+    assert result.augmented[0].item() == pytest.approx(loss.item(), abs=1e-12)
+    whole = (penalty(z, last[-1]) - brightness(last[-1])).item()
+    assert result.losses[0].item() == pytest.approx(whole, abs=1e-12)
+    assert result.best_step.tolist() == [1]
+    for got, want in zip(result.variables.tensors(), expected, strict=True):
+        assert torch.allclose(got, want, atol=1e-9)
+
+
 def test_three_steps_written_out() -> None:
     """Adam with its moments; gradients scaled down to a largest entry of `clip`, for z_T and for the text of each
     DDIM step; step sizes on the cosine 1, .55, .1; other cutouts at every step; z_T back to its first norm."""

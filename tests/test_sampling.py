@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from audit.diffusion.noise import generator_for, latent
-from audit.diffusion.sampling import ddim_step, denoise, guided, sample
+from audit.diffusion.sampling import ddim_step, denoise, guided, predictions, sample
 from audit.generators import Level
 from tests.gaussian import Gaussian
 
@@ -70,6 +70,24 @@ def test_each_step_uses_its_own_condition() -> None:
     got = denoise(generator.eps, levels, 3.0, z, changed, null)
     assert torch.allclose(got, expected, atol=1e-12)
     assert not torch.allclose(got, denoise(generator.eps, levels, 3.0, z, cond, null), atol=1e-6)
+
+
+def test_predictions_are_posterior_means() -> None:
+    """For data N(m, s^2): E[z_0 | z_t] = m + sqrt(a) s^2 (z_t - sqrt(a) m) / (a s^2 + 1 - a); the last one is z_0."""
+    generator = Gaussian(steps=5)
+    levels, z = generator.levels(), latent(generator.latent_shape, "x")[None].double()
+    cond = generator.embed(["a"])[:, None].repeat(1, len(levels), 1, 1)
+    mean, s = generator.pull * math.tanh(cond[0, 0].mean().item()), generator.s
+    expected, now = [], z
+    for level in levels:
+        a = level.alpha
+        expected.append(mean + math.sqrt(a) * s**2 * (now - math.sqrt(a) * mean) / (a * s**2 + 1 - a))
+        now = ddim_step(now, generator.eps(now, level.t, cond[:, 0]), a, level.alpha_next)
+    for last in (1, 3, 5, 9):
+        got = predictions(generator.eps, levels, 1.0, z, cond, cond, last)
+        wanted = [*expected[-min(last, 5) : -1], now]
+        assert len(got) == len(wanted)
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, wanted, strict=True))
 
 
 def test_noise_belongs_to_the_key() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -20,6 +21,7 @@ from audit.config import parse_job
 from audit.errors import ConfigError
 from audit.generators import diffusers
 from audit.methods import check_order, disagreement, neuron, uvce
+from audit.predictions import to_tensor
 from audit.results.sql import Run
 from audit.worker import Worker
 from audit.zoo.export import export
@@ -30,12 +32,14 @@ from tests.in_process import done
 UVCE = {"kind": "counterfactual", "method": "uvce", "model": "reference", "preset": "embedded", "classes": ["crab"]}
 UVCE |= {"steps": 1, "cutouts": 1, "null_text_steps": 2, "injection": [0.4], "per_class": 1}
 ATTRIBUTE = UVCE | {"model": "zero-shot", "attribute": ["red", "purple"], "classes": "auto", "steps": 0}
+WRONG = {"model": "shortcut", "items": "misclassified", "target": "label", "classes": "auto"}
 JOB: dict[str, Any] = {
     "version": 1,
     "name": "uvce",
     "data": {"source": "parquet", "path": "heldout"},
     "models": [
         {"id": "reference", "loader": "hf", "ref": "zoo:reference"},
+        {"id": "shortcut", "loader": "hf", "ref": "zoo:shortcut-a"},
         {"id": "zero-shot", "loader": "clip", "ref": "zoo:clip"},
     ],
     "embedder": {"loader": "clip", "ref": "zoo:clip"},
@@ -44,9 +48,10 @@ JOB: dict[str, Any] = {
         {"kind": "screen"},
         UVCE | {"frames": True, "per_class": 2},
         UVCE | {"target": ["boat", "ice_cream"], "mask": "own", "prompt": "keep"},
-        UVCE | {"space": "pixel", "mask": "none", "target": "boat", "steps": 3},
+        UVCE | {"space": "pixel", "mask": "none", "target": "boat", "steps": 3, "perceptual": "reference"},
         ATTRIBUTE,
         UVCE | {"worst_reconstruction": 90.0},
+        UVCE | WRONG | {"prompt": "keep", "steps": 0},
     ],
 }
 
@@ -176,6 +181,50 @@ def test_a_poor_reconstruction_is_marked_and_not_searched(run: Run) -> None:
     assert row["status"] == "failed"
     assert row["reason"].startswith("poor_reconstruction: ")
     assert row["image_id"] is None
+    found = measured(run, row["explanation_id"])
+    assert list(found) == [("psnr", "reconstruction")]
+    assert f"{found['psnr', 'reconstruction']:.1f} dB" in row["reason"]
+
+
+def test_what_misled_a_model_is_sought_with_the_true_name_in_the_prompt(run: Run) -> None:
+    """The decision leads from the wrong class to the label; the caption, which names the label, stays as it is."""
+    rows = explained(run, 7)
+    assert rows
+    for row in rows:
+        (item,) = run.rows(
+            "select i.caption, i.label, p.predicted from items i join predictions p using (item_id) "
+            "where item_id = ? and p.model_id = 'shortcut' and p.role = 'data'",
+            [row["item_id"]],
+        )
+        assert item["label"] != item["predicted"]
+        assert (row["source_class"], row["target_class"]) == (item["predicted"], item["label"])
+        assert row["prompt"] == item["caption"]
+
+
+def test_perceptual_distances_are_those_of_the_chosen_network(run: Run) -> None:
+    """Cosines of what goes into the last linear layer, of the stored PNGs."""
+    (row,) = explained(run, 4)
+    network, seen = load("reference"), []
+    head = [module for module in network.network.modules() if isinstance(module, torch.nn.Linear)][-1]
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+    pair = [to_tensor((pixels(run, row[k]) * 255).round().astype(np.uint8)) for k in ("start_image_id", "image_id")]
+    with torch.no_grad():
+        network.logits(torch.stack(pair))
+    hook.remove()
+    a, b = seen[0]
+    expected = 1 - float(a @ b / (a.norm() * b.norm()))
+    found = measured(run, row["explanation_id"])["perceptual_distance", "result"]
+    assert found == pytest.approx(expected, rel=0.05)
+    assert found > 1e-4
+
+
+def test_without_a_network_there_is_a_reason_in_place_of_the_distance(folder: Path) -> None:
+    stages = [JOB["stages"][0], UVCE | {"space": "pixel", "mask": "none", "target": "boat"}]
+    job = {key: value for key, value in JOB.items() if key != "embedder"} | {"name": "bare", "stages": stages}
+    bare = done(parse_job(job, folder), folder / "bare", batch=1)
+    rows = bare.rows("select value, reason from measurements where name = 'perceptual_distance'")
+    assert rows
+    assert all(row["value"] is None and "name one with 'perceptual'" in row["reason"] for row in rows)
 
 
 def test_inversions_are_shared_by_stages_models_and_runs(run: Run, folder: Path) -> None:
@@ -224,6 +273,7 @@ def test_what_changed_since_the_inventory_is_a_failed_row(folder: Path) -> None:
         ({"attribute": ["red", "purple"]}, "name a model of loader clip"),
         ({"caption": "captioner"}, "captioner: {loader: blip"),
         ({"model": "zero-shot", "attribute": ["red", "purple"], "caption": "template"}, "captions that name it"),
+        ({"perceptual": "referense"}, "counterfactual: perceptual"),
         ({"attribute": ["red"]}, "attribute"),
         ({"target": {"rule": "group"}}, "groups"),
         ({"method": None}, "names its method"),

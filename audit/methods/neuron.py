@@ -73,7 +73,9 @@ Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False,
 class Options(SearchOptions):
     model: str = Field(description="model id to explain")
     layer: str | None = Field(
-        None, description="a module whose output is read; default: the input of the last linear layer"
+        None,
+        description="a module whose output is read; default: the input of the last linear layer. The top real images "
+        "need it among the 'activations' of the screen stage",
     )
     classes: Names | str = Field("auto", description="'auto': every auditable label of the data set")
     neurons: Literal["auto"] | Indices = Field(
@@ -117,8 +119,7 @@ def check(options: Options, job: Job) -> None:
             f"neuron: 'neurons: auto' reads the inputs of the last linear layer; "
             f"list the 'neurons' of the layer {options.layer!r}, or leave 'layer' out"
         )
-    stored = next((stage.options.activations for stage in job.stages if stage.name == "screen"), ())
-    if options.model not in stored:
+    if not any(stage.name == "screen" and stage.options.stores(options.model) for stage in job.stages):
         raise ConfigError(
             f"neuron: 'neurons: auto' reads the activations of {options.model!r}, which the screen stage does not "
             f"store; write - {{kind: screen, activations: [{options.model}]}}, or list the 'neurons'"
@@ -200,18 +201,17 @@ def _subject(options: Options, payload: Payload, context: Context) -> tuple[_Sub
     facts: dict[str, Any] = {"stage": context.stage, "model_id": options.model, "layer": layer.name}
     facts |= {"class_name": name, "check_id": check.check_id}
     neuron = payload.get("neuron")
-    if layer.weight is not None:
-        weights = layer.weight[index].double().cpu().numpy()
-        found = screened(context.run, options.model, check.of_real)
-        ranking = found.ranking(weights, name) if found else None
-        if neuron is None and ranking is not None and payload["rank"] <= len(ranking.order):
-            neuron = int(ranking.order[payload["rank"] - 1])
-        if neuron is not None and neuron < len(weights):
-            facts["weight"] = float(weights[neuron])
-            facts |= (_ranked(ranking, neuron) | _top(found, neuron, name, options)) if found and ranking else {}
+    found = screened(context.run, options.model, check.of_real, options.layer)
+    weights = None if layer.weight is None else layer.weight[index].double().cpu().numpy()
+    ranking = None if found is None or weights is None else found.ranking(weights, name)
+    if neuron is None and ranking is not None and payload["rank"] <= len(ranking.order):
+        neuron = int(ranking.order[payload["rank"] - 1])
     if neuron is None:
         return None, {}
     check_unit(layer, neuron, count_units(model, layer))
+    facts |= {"weight": float(weights[neuron])} if weights is not None else {}
+    facts |= _ranked(ranking, neuron) if ranking is not None else {}
+    facts |= _top(found, neuron, name, options) if found is not None else {}
     of = [context.stage, options.model, layer.name, name, neuron]
     facts |= {"neuron_id": digest(of)[:16], "neuron": neuron}
     return _Subject(model, with_redirection(model, layer), neuron, name, check, Pictures(), options, context), facts

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from audit.config import Frozen, Job, Names
+from audit.config import Frozen, Job
 from audit.decode import decode
 from audit.methods import Context, Payload, check_model
 from audit.predictions import rows_for
@@ -16,16 +17,33 @@ ONCE = True
 VERSION = 2
 
 
+class Activations(Frozen):
+    """Of a model, what goes into its last linear layer, or what comes out of the module `layer`."""
+
+    model: str
+    layer: str | None = None
+
+
+AsActivations = Annotated[
+    Activations, BeforeValidator(lambda value: {"model": value} if isinstance(value, str) else value)
+]
+
+
 class Options(Frozen):
     unit_items: int = Field(500, ge=1, description="images in a unit of work")
-    activations: Names = Field(
-        (), description="model ids whose inputs of the last linear layer are stored: what 'neurons: auto' reads"
+    activations: Annotated[tuple[AsActivations, ...], Field(strict=False)] = Field(
+        (),
+        description="whose activations are stored: a model id, for the inputs of its last linear layer, which "
+        "'neurons: auto' reads; or {model: id, layer: module}, for a neuron stage with that 'layer'",
     )
+
+    def stores(self, model_id: str, layer: str | None = None) -> bool:
+        return Activations(model=model_id, layer=layer) in self.activations
 
 
 def check(options: Options, job: Job) -> None:
-    for model_id in options.activations:
-        check_model(job, "screen: activations", model_id)
+    for stored in options.activations:
+        check_model(job, "screen: activations", stored.model)
 
 
 def plan(options: Options, context: Context) -> list[Payload]:
@@ -57,7 +75,8 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
         images.append(decode(data).image)
         ids.append(item_id)
         labels.append(label)
-    rows = rows_for(context.models, images, ids, role, labels, options.activations)
+    read = [(stored.model, stored.layer) for stored in options.activations]
+    rows = rows_for(context.models, images, ids, role, labels, read)
     for model_id in context.job.models:
         rows["predictions"] += [{**row, "model_id": model_id, "reason": "changed_since_inventory"} for row in lost]
     return rows

@@ -141,7 +141,10 @@ TABLES: dict[str, pa.Schema] = {
         {
             "subject_id": (_S, "item_id or image_id"),
             "role": (_S, "data, pool or generated"),
-            "name": (_S, "embedding, or activations: the inputs of the model's last linear layer"),
+            "name": (
+                _S,
+                "embedding; activations: inputs of the model's last linear layer; activations of <module>: its outputs",
+            ),
             "model_id": (_S, "model that made it"),
             "values": (pa.list_(pa.float32()), "flattened values"),
             "shape": (pa.list_(_I), "their shape"),
