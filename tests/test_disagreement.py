@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from audit.config import parse_job
+from audit.errors import ConfigError
 from audit.methods import Context, disagreement
 from audit.models import Models
 from audit.results.schema import Rows
@@ -83,6 +84,21 @@ def first_augmented(rows: Rows, explanation_id: str) -> float:
 def test_pairs(maximise: Any, minimise: Any, directions: str, pairs: list[tuple[str, str]]) -> None:
     options = {"maximise": maximise, "minimise": minimise, "directions": directions}
     assert disagreement.Options.model_validate(options).pairs() == pairs
+
+
+def test_labels_that_a_model_lacks_are_left_out_unless_named(store: Path) -> None:
+    """'reference' does not know whales: 'auto' searches the rest, 'whale' by name is refused with what it knows."""
+    models = Models(job({}), ("boat", "crab", "whale"))
+
+    def classes(asked: Any) -> list[str]:
+        made = job({"classes": asked})
+        context = Context(made, "3-disagreement", store, models, batch_size=2)
+        return [unit["class"] for unit in disagreement.plan(made.stages[0].options, context)]
+
+    assert classes("auto") == ["boat", "crab"]
+    assert classes(["crab"]) == ["crab"]
+    with pytest.raises(ConfigError, match="the model 'a': unknown class 'whale'"):
+        classes(["crab", "whale"])
 
 
 def test_one_job_of_two_pairs_is_two_jobs_of_one_pair(store: Path) -> None:

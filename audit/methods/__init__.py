@@ -16,6 +16,7 @@ and may define
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,22 @@ def chosen_classes(asked: tuple[str, ...] | str, known: tuple[str, ...]) -> list
         if canonical(name) not in by_name:
             raise ConfigError(unknown("class", name, known))
     return [by_name[canonical(name)] for name in names]
+
+
+def searchable_classes(asked: tuple[str, ...] | str, models: Models, model_ids: Sequence[str]) -> list[str]:
+    """`chosen_classes` that every one of the models has: 'auto' leaves the others out.
+
+    Raises ConfigError where a model lacks a class that is asked for by name.
+    """
+    chosen = chosen_classes(asked, models.data_classes)
+    for model_id in model_ids:
+        names = models.classifier(model_id).class_names
+        known = {canonical(name) for name in names}
+        missing = [name for name in chosen if canonical(name) not in known]
+        if missing and asked != "auto":
+            raise ConfigError(f"the model {model_id!r}: {unknown('class', missing[0], names)}")
+        chosen = [name for name in chosen if name not in missing]
+    return chosen
 
 
 def check_classes(job: Job, known: tuple[str, ...]) -> None:

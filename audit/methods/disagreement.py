@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,7 @@ from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
-from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
+from audit.methods import Context, Payload, check_generator, check_model, searchable_classes
 from audit.methods._search import SearchOptions
 from audit.methods.adequacy import not_auditable
 from audit.objectives import DISAGREEMENT
@@ -102,8 +101,10 @@ def plan(options: Options, context: Context) -> list[Payload]:
     refused = not_auditable(context)
     drawable = [name for name in context.models.data_classes if name not in refused]
     units = []
-    classes = chosen_classes(options.classes, context.models.data_classes)
-    for pair, name in product(options.pairs(), classes):
+    asked = [
+        (pair, name) for pair in options.pairs() for name in searchable_classes(options.classes, context.models, pair)
+    ]
+    for pair, name in asked:
         if name in refused:
             continue
         others = [other for other in drawable if other != name]

@@ -27,7 +27,7 @@ from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
-from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
+from audit.methods import Context, Payload, check_generator, check_model, searchable_classes
 from audit.methods._search import SearchOptions
 from audit.methods.adequacy import not_auditable
 from audit.neurons import Layer, Objective, check_unit, count_units, layer_of, with_redirection
@@ -134,7 +134,7 @@ def plan(options: Options, context: Context) -> list[Payload]:
     if options.neurons != "auto":
         which = [{"neuron": neuron} for neuron in options.neurons]
     units = []
-    for name in chosen_classes(options.classes, context.models.data_classes):
+    for name in searchable_classes(options.classes, context.models, [options.model]):
         if name in refused:
             continue
         others = [other for other in drawable if other != name]
