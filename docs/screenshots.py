@@ -22,7 +22,13 @@ def main(run: Path, port: int = 8531) -> None:
     server = subprocess.Popen(command(port), env={**os.environ, "AUDIT_RUN": str(run.resolve())})
     try:
         _wait(f"http://127.0.0.1:{port}/_stcore/health")
-        mode = Run(run).failure_modes()[0]["failure_mode_id"]
+        opened = Run(run)
+        mode = opened.failure_modes()[0]["failure_mode_id"]
+        neuron = opened.rows("select neuron_id from neurons order by verdict <> 'harmful', rank limit 1")[0][
+            "neuron_id"
+        ]
+        flipped = "select explanation_id from explanations where method = 'uvce' and flipped order by 1 limit 1"
+        counterfactual = opened.rows(flipped)[0]["explanation_id"]
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -30,6 +36,9 @@ def main(run: Path, port: int = 8531) -> None:
                 ("report-overview", "/", "What the audit found"),
                 ("report-modes", "/modes", "Failure modes"),
                 ("report-mode", f"/mode?id={mode}", "What the search made of its starts"),
+                ("report-neuron", f"/neurons?id={neuron}", "Images of other classes, maximised"),
+                ("report-counterfactual", f"/counterfactuals?id={counterfactual}", "Measurements"),
+                ("report-retrieval", f"/retrieval?id={mode}", "Real images by words"),
             ):
                 page.goto(f"http://127.0.0.1:{port}{path}")
                 page.get_by_role("heading", name=text).first.wait_for(timeout=60_000)

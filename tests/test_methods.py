@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from audit.config import digest
 from audit.diffusion.optimise import Result, Variables
-from audit.methods import disagreement
+from audit.methods import disagreement, neuron, uvce
 from audit.predictions import rows_for
 
 
@@ -30,6 +31,18 @@ class Known:
 
     def logits(self, x: Tensor) -> Tensor:
         return x.mean((-1, -2))[:, self.order] * 10
+
+
+# Presets are in no unit's id, versions are: whoever changes a preset raises VERSION, and writes both here.
+@pytest.mark.parametrize(
+    ("method", "version", "presets"),
+    [(disagreement, 3, "8e206ec258ef"), (neuron, 1, "13f3e3abbd28"), (uvce, 1, "3f47ff088128")],
+)
+def test_a_changed_preset_is_a_new_version(method: Any, version: int, presets: str) -> None:
+    assert (method.VERSION, digest(sorted((name, repr(one)) for name, one in method.PRESETS.items()))[:12]) == (
+        version,
+        presets,
+    )
 
 
 def colour(red: float, green: float, blue: float) -> Tensor:
