@@ -1,13 +1,14 @@
-"""What every stage that searches by optimisation takes from a job file."""
+"""What every stage that searches by optimisation takes from a job file, and what it writes of a search."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from audit.config import Frozen
-from audit.diffusion.optimise import CheckpointPolicy
+from audit.diffusion.optimise import CheckpointPolicy, Result
 
 
 class SearchOptions(Frozen):
@@ -38,3 +39,26 @@ class SearchOptions(Frozen):
         """What replaces the preset's numbers in `Settings`."""
         named = ("steps", "step_size_latent", "step_size_text", "cutouts", "cutout_noise", "prediction_weights")
         return self.given(*named, "checkpoint")
+
+
+def outcome(result: Result, i: int) -> dict[str, Any]:
+    """Columns of `explanations` that say what the i-th search of a batch gained."""
+    best = int(result.best_step[i])
+    before, after = result.losses[[0, best], i].tolist()
+    return {"best_step": best, "loss_before": before, "loss_after": after}
+
+
+def trace(explanation_id: str, result: Result, i: int, **columns: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows of `traces`, one for each iterate of the i-th search of a batch; `columns`: one value for each iterate.
+
+    The last iterate has no augmented loss: it is never stepped from.
+    """
+    columns = {
+        "loss": result.losses[:, i].tolist(),
+        "augmented_loss": [*result.augmented[:, i].tolist(), None],
+    } | columns
+    steps = range(len(result.losses))
+    return [
+        {"explanation_id": explanation_id, "step": step} | {name: values[step] for name, values in columns.items()}
+        for step in steps
+    ]

@@ -16,9 +16,7 @@ import time
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -28,10 +26,10 @@ from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, searchable_classes
-from audit.methods._search import SearchOptions
+from audit.methods._search import SearchOptions, outcome, trace
 from audit.methods.adequacy import not_auditable
 from audit.objectives import DISAGREEMENT
-from audit.pictures import image_row
+from audit.pictures import Pictures
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
 
@@ -183,47 +181,24 @@ class Objective:
 
 def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], options: Options, context: Context) -> Rows:
     """`scores`: (steps + 1, b, 3) of every iterate. A search that gained nothing has one image, its start."""
-    rows: Rows = {"explanations": [], "traces": [], "images": []}
-    pictures: dict[str, NDArray[np.uint8]] = {}
-
-    def picture(x: Tensor, kind: str) -> str:
-        pixels = to_uint8(x)
-        row = image_row(pixels, kind)
-        if row["image_id"] not in pictures:
-            pictures[row["image_id"]] = pixels
-            rows["images"].append(row)
-        return str(row["image_id"])
-
+    rows: Rows = {"explanations": [], "traces": []}
+    pictures = Pictures()
     for i, base in enumerate(bases):
         row = {**base, "explanation_id": _explanation_id(base, options, context)}
         if not bool(result.finite[i]):
             rows["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
             continue
-        best = int(result.best_step[i])
-        (before, other_before, was), (after, other_after, now) = scores[0, i].tolist(), scores[best, i].tolist()
-        row |= {"status": "ok", "best_step": best}
-        row |= {"start_image_id": picture(result.start[i], "start"), "image_id": picture(result.image[i], "generated")}
+        row |= {"status": "ok", **outcome(result, i)}
+        (before, other_before, was), (after, other_after, now) = scores[[0, row["best_step"]], i].tolist()
+        row["start_image_id"] = pictures.add(to_uint8(result.start[i]), "start")
+        row["image_id"] = pictures.add(to_uint8(result.image[i]), "generated")
         row |= {"score_before": before, "score_after": after, "other_before": other_before, "other_after": other_after}
-        row |= {"loss_before": float(result.losses[0, i]), "loss_after": float(result.losses[best, i])}
         row |= {"flipped_before": bool(was), "flipped": bool(now)}
         rows["explanations"].append(row)
-        rows["traces"] += _trace(row["explanation_id"], result, scores, i)
-    return {**rows, **rows_for(context.models, list(pictures.values()), list(pictures), "generated")}
-
-
-def _trace(explanation_id: str, result: Result, scores: Tensor, i: int) -> list[dict[str, Any]]:
-    augmented = [*result.augmented[:, i].tolist(), None]
-    return [
-        {
-            "explanation_id": explanation_id,
-            "step": step,
-            "loss": float(result.losses[step, i]),
-            "augmented_loss": augmented[step],
-            "score": float(scores[step, i, 0]),
-            "other_score": float(scores[step, i, 1]),
-        }
-        for step in range(len(result.losses))
-    ]
+        said = {"score": scores[:, i, 0].tolist(), "other_score": scores[:, i, 1].tolist()}
+        rows["traces"] += trace(row["explanation_id"], result, i, **said)
+    predictions = rows_for(context.models, list(pictures.pixels.values()), list(pictures.pixels), "generated")
+    return {**rows, "images": pictures.rows, **predictions}
 
 
 def _explanation_id(base: dict[str, Any], options: Options, context: Context) -> str:

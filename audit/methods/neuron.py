@@ -28,7 +28,7 @@ from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, searchable_classes
-from audit.methods._search import SearchOptions
+from audit.methods._search import SearchOptions, outcome, trace
 from audit.methods.adequacy import not_auditable
 from audit.neurons import Layer, Objective, check_unit, count_units, layer_of, with_redirection
 from audit.pictures import Pictures
@@ -297,13 +297,12 @@ def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], subject: 
         if not bool(result.finite[i]):
             rows["explanations"].append({**base, "status": "failed", "reason": "not_finite"})
             continue
-        best, losses = int(result.best_step[i]), result.losses[:, i]
-        row = {**base, "status": "ok", "best_step": best}
-        row |= {"loss_before": float(losses[0]), "loss_after": float(losses[best])}
+        row = {**base, "status": "ok", **outcome(result, i)}
+        best = row["best_step"]
         if best == 0:
-            row["reason"] = f"{_why_still(losses, float(scores[0, i, 0]))}: the search kept its start"
+            row["reason"] = f"{_why_still(result.losses[:, i], float(scores[0, i, 0]))}: the search kept its start"
         rows["explanations"].append(row | _compared(result.start[i], result.image[i], scores[[0, best], i], subject))
-        rows["traces"] += _trace(base["explanation_id"], result, scores, i)
+        rows["traces"] += trace(base["explanation_id"], result, i, score=scores[:, i, 1].tolist())
     return rows
 
 
@@ -330,15 +329,6 @@ def _compared(start: Tensor, end: Tensor, scores: Tensor, subject: _Subject) -> 
         "seen_before": seen_before,
         "seen_after": seen_after,
     }
-
-
-def _trace(explanation_id: str, result: Result, scores: Tensor, i: int) -> list[dict[str, Any]]:
-    augmented = [*result.augmented[:, i].tolist(), None]
-    return [
-        {"explanation_id": explanation_id, "step": step, "loss": float(loss), "augmented_loss": augmented[step]}
-        | {"score": float(scores[step, i, 1])}
-        for step, loss in enumerate(result.losses[:, i])
-    ]
 
 
 def _attack(starts: Tensor, bases: list[dict[str, Any]], subject: _Subject) -> list[dict[str, Any]]:

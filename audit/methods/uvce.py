@@ -29,7 +29,7 @@ from audit.diffusion.optimise import Settings
 from audit.diffusion.prompt_to_prompt import edited, edited_place
 from audit.errors import BadItem, ConfigError
 from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
-from audit.methods._search import SearchOptions
+from audit.methods._search import SearchOptions, outcome, trace
 from audit.metrics import proximity
 from audit.neurons import activations, layer_of
 from audit.objectives import masked_distance
@@ -452,20 +452,14 @@ class _Work:
 
     def _traced(self, i: int, found: Found, steps: list[tuple[Tensor, Tensor]], base: dict[str, Any]) -> dict[str, Any]:
         """Columns with what the optimisation did; its steps become rows of `traces`."""
-        result, augmented = found.result, [*found.result.augmented[:, i].tolist(), None]
-        for step, (scores, images) in enumerate(steps):
-            row = {"explanation_id": base["explanation_id"], "step": step, "loss": float(result.losses[step, i])}
-            row |= {
-                "augmented_loss": augmented[step],
-                "score": float(scores[i, 1]),
-                "source_score": float(scores[i, 0]),
-            }
-            if len(images):
-                row["image_id"] = self.pictures.add(to_uint8(images[i]), "frame")
-            self.found["traces"].append(row)
-        best = int(result.best_step[i])
-        losses = {"loss_before": float(result.losses[0, i]), "loss_after": float(result.losses[best, i])}
-        return losses | {"best_step": best}
+        said = {"source_score": 0, "score": 1}
+        columns: dict[str, list[Any]] = {
+            name: [float(scores[i, column]) for scores, _ in steps] for name, column in said.items()
+        }
+        if self.options.frames:
+            columns["image_id"] = [self.pictures.add(to_uint8(images[i]), "frame") for _, images in steps]
+        self.found["traces"] += trace(base["explanation_id"], found.result, i, **columns)
+        return outcome(found.result, i)
 
 
 def _spelled(class_name: str) -> str:
