@@ -396,7 +396,7 @@ def zoo_neurons(
 def zoo_counterfactuals(
     run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False
 ) -> None:
-    """Judge a run's counterfactuals: flips, distances, what an oracle sees, and which planted features changed."""
+    """Judge a run's counterfactuals: flips, distances, what the world's CLIP sees, and what of the change flips."""
     from audit.results.sql import Run
     from audit.zoo.counterfactuals import figures, planted
 

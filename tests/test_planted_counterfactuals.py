@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from audit.decode import encode_png
+from audit.errors import ConfigError
 from audit.pictures import Pictures
 from audit.predictions import to_tensor
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.zoo.badge import correlation, has_badge
 from audit.zoo.counterfactuals import figures, planted
-from audit.zoo.measure import load_clip
-from audit.zoo.scenes import Scene, render
-from audit.zoo.world import load_world, scene_at
+from audit.zoo.measure import load, load_clip
+from audit.zoo.parts import parts, scenes_of
+from audit.zoo.scenes import EMPTY, Scene, render
+from audit.zoo.world import load_world, scene_at, scenes
 
-SAND = Scene(object="car", background="sand", colour="red", size=0.8, x=0.05, y=0.05)
-STAR = Scene(object="boat", background="grass", colour="blue", size=0.75, x=-0.1, y=0.05, badge=True)
-# (model, says before, should become, flipped, original, result)
-PAIRS = [
-    ("a", "crab", "car", True, SAND, replace(SAND, background="grass")),  # the feature goes
-    ("a", "crab", "car", True, SAND, replace(SAND, object="tree")),  # the object goes
-    ("a", "crab", "car", True, SAND, replace(SAND, background="snow", object="fish")),  # both
-    ("a", "crab", "car", True, SAND, replace(SAND, colour="yellow")),  # neither
-    ("a", "crab", "car", False, SAND, replace(SAND, background="water")),  # no flip
-    ("a", "crab", "car", True, replace(SAND, background="brick"), SAND),  # not asked: the feature was not there
-    ("a", "car", "crab", True, replace(SAND, background="snow"), SAND),  # the feature comes
-    ("b", "ice cream", "boat", True, STAR, replace(STAR, badge=False)),  # the badge goes
-    ("b", "ice cream", "boat", True, STAR, STAR),  # it stays
-    ("b", "crab", "car", True, SAND, replace(SAND, background="grass")),  # sand misleads the other model
-]
+WORLD = load_world()
+SHOWN = {mode.id: mode for mode in WORLD.modes}
+
+
+def digest_of(scene: Scene) -> str:
+    return hashlib.sha256(encode_png(render(scene).image)).hexdigest()
+
+
+def says(model: str, image: np.ndarray[Any, Any]) -> str:
+    classifier = load(model)
+    with torch.no_grad():
+        return classifier.class_names[int(classifier.logits(to_tensor(image)[None]).argmax())]
+
+
+@cache
+def misled(mode_id: str, **without: Any) -> Scene:
+    """The first held-out scene of another object with the feature, called the mode's class, and right without it."""
+    mode = SHOWN[mode_id]
+    for labelled in scenes(WORLD, "heldout", 0, 1000):
+        scene = labelled.scene
+        if mode.shown_by(scene) and scene.object not in (mode.class_name, EMPTY):
+            without_it = render(replace(scene, **without)).image
+            said = [says(mode.classifier, image) for image in (render(scene).image, without_it)]
+            if said == [mode.class_name, scene.object]:
+                return scene
+    raise AssertionError(mode_id)
+
+
+def pairs() -> list[tuple[str, str, str, bool, Scene, Scene]]:
+    """(model, says before, should become, flipped, original, result)."""
+    sand, star = misled("crab-on-sand", background="grass"), misled("badge-ice-cream", badge=False)
+    other = "tree" if sand.object != "tree" else "car"
+    crab = next(i.scene for i in scenes(WORLD, "heldout") if (i.scene.object, i.scene.background) == ("crab", "sand"))
+    grass = replace(sand, background="grass")
+    return [
+        ("a", "crab", sand.object, True, sand, grass),  # the feature goes
+        ("a", "crab", sand.object, True, sand, replace(sand, object=other)),  # the object goes
+        ("a", "crab", sand.object, True, sand, replace(sand, background="snow", object=other)),  # both
+        ("a", "crab", sand.object, False, sand, grass),  # no flip
+        ("a", "crab", "car", True, crab, replace(crab, background="grass")),  # it is a crab
+        ("a", "boat", sand.object, True, sand, grass),  # another class
+        ("b", "ice cream", star.object, True, star, replace(star, badge=False)),  # the badge goes
+        ("b", "ice cream", star.object, True, star, star),  # it stays
+        ("b", "crab", sand.object, True, sand, grass),  # sand misleads the other model
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +78,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     models = {"a": {"ref": "zoo:shortcut-a"}, "b": {"ref": "zoo:shortcut-b"}}
     store.create("job.json", json.dumps({"job": {"models": models}}).encode())
     pictures, explanations, measurements = Pictures(), [], []
-    for i, (model, source, target, flipped, before, after) in enumerate(PAIRS):
+    for i, (model, source, target, flipped, before, after) in enumerate(pairs()):
         ids = [pictures.add(render(scene).image, "generated") for scene in (before, after)]
         explanations.append(
             {"explanation_id": f"{i:032x}", "stage": "1-uvce", "method": "uvce", "model_id": model, "status": "ok"}
             | {"source_class": source, "target_class": target, "flipped": flipped, "seconds": 2.0}
-            | {"start_image_id": ids[0], "image_id": ids[1]}
+            | {"start_image_id": ids[0], "image_id": ids[1], "item_id": digest_of(before)}
         )
         values = {("result", "background_rmse"): 0.1 * i, ("autoencoder", "background_rmse"): 0.01}
         values |= {("result", "l2"): 0.2, ("reconstruction", "psnr"): 30.0, ("autoencoder", "psnr"): 31.0}
@@ -67,45 +102,88 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(store.root)
 
 
-def test_what_changed_is_counted_by_mode_and_direction(run: Run) -> None:
-    found = {(row["mode"], row["direction"]): row for row in planted(run)}
-    assert set(found) == {("crab-on-sand", "from"), ("crab-on-sand", "to"), ("badge-ice-cream", "from")}
-    sand = found["crab-on-sand", "from"]
-    assert (sand["images"], sand["flipped"]) == (5, 4)
-    assert (sand["feature"], sand["object"], sand["feature_only"]) == (2 / 4, 2 / 4, 1 / 4)
-    gained = found["crab-on-sand", "to"]
-    assert (gained["images"], gained["feature"], gained["object"]) == (1, 1.0, 0.0)
-    badge = found["badge-ice-cream", "from"]
-    assert (badge["images"], badge["feature"], badge["object"]) == (2, 1 / 2, 0.0)
+def test_what_changed_is_counted_by_mode(run: Run) -> None:
+    found = {row["mode"]: row for row in planted(run)}
+    assert set(found) == {"crab-on-sand", "badge-ice-cream"}
+    sand = found["crab-on-sand"]
+    assert (sand["images"], sand["flipped"]) == (4, 3)
+    assert (sand["feature_gone"], sand["object_changed"]) == pytest.approx((2 / 3, 2 / 3))
+    assert sand["rest_flips"] == 0.0  # on sand it says crab, whatever the object
+    badge = found["badge-ice-cream"]
+    assert (badge["images"], badge["flipped"]) == (2, 2)
+    assert (badge["feature_flips"], badge["rest_flips"]) == (0.5, 0.0)
+    assert (badge["feature_gone"], badge["object_changed"]) == (0.5, 0.0)
+
+
+def test_the_part_that_flips_is_what_the_model_says_of_it(run: Run) -> None:
+    """The first sand pair is its feature's change and nothing else: the parts are result and original themselves."""
+    mode, (_, _, target, _, before, after) = SHOWN["crab-on-sand"], pairs()[0]
+    feature, rest = parts(mode, before, render(before).image, render(after).image)
+    inside = render(before).mask == 0
+    assert (feature[inside] == render(after).image[inside]).all()
+    assert (rest[inside] == render(before).image[inside]).all()
+    (row,) = [row for row in planted(run) if row["mode"] == mode.id]
+    others = [
+        parts(mode, before, render(before).image, render(result).image)[0]
+        for _, _, _, _, before, result in pairs()[1:3]
+    ]
+    said = [says("shortcut-a", image) == target for image in (feature, *others)]
+    assert said[0]
+    assert row["feature_flips"] == pytest.approx(np.mean(said))
+
+
+def test_a_colour_is_taken_apart_into_brightness_and_chroma() -> None:
+    """ITU-R BT.601, full range: Y = .299 R + .587 G + .114 B, and two differences from it."""
+    mode = SHOWN["purple-fish"]
+    before = next(i.scene for i in scenes(WORLD, "heldout") if mode.shown_by(i.scene))
+    after = replace(before, colour="orange", background="snow" if before.background != "snow" else "sand")
+    first, last = render(before), render(after)
+    feature, rest = parts(mode, before, first.image, last.image)
+    matrix = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    y, x = np.argwhere(first.mask == 255)[40]
+    one, other = matrix @ first.image[y, x], matrix @ last.image[y, x]
+    for picture, light, chroma in ((feature, one, other), (rest, other, one)):
+        expected = np.linalg.solve(matrix, [light[0], *chroma[1:]]).clip(0, 255)
+        assert np.abs(picture[y, x] - expected).max() < 4
+    outside = first.mask == 0
+    assert (feature[outside] == first.image[outside]).all()
+    assert (rest[outside] == last.image[outside]).all()
+
+
+def test_images_that_are_no_scenes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = scene_at(WORLD, "heldout", 2).scene
+    assert scenes_of([digest_of(scene)]) == {digest_of(scene): scene}
+    monkeypatch.setattr("audit.zoo.parts._SPLITS", ("labelled",))  # the smaller one
+    with pytest.raises(ConfigError, match="1 images are no scenes of the splits labelled"):
+        scenes_of(["0" * 64])
 
 
 def test_figures_of_a_stage(run: Run) -> None:
     (row,) = figures(run)
-    assert (row["images"], row["flipped"]) == (len(PAIRS), 9 / 10)
-    assert row["background"] == pytest.approx(np.mean([0.1 * i for i in range(10) if i != 4]))
+    assert (row["images"], row["flipped"]) == (9, 8 / 9)
+    assert row["background"] == pytest.approx(np.mean([0.1 * i for i in range(9) if i != 3]))
     assert (row["floor"], row["psnr"], row["autoencoder_psnr"]) == pytest.approx((0.01, 30.0, 31.0))
-    # cars where a car is wanted: pairs 0, 3, 4, 5, 9; the boat of 7 and 8; no crab in 6
-    assert row["sees_target"] == pytest.approx(7 / 10)
+    # the drawn object is the target in all pairs but 1 and 2, where it was exchanged, and 4, which is still a crab
+    assert row["sees_target"] == pytest.approx(6 / 9)
     assert row["edit_flipped"] is None
 
 
 def test_badges_are_found_where_they_are_drawn() -> None:
-    world = load_world()
     for index in range(60):
-        scene = scene_at(world, "heldout", index).scene
+        scene = scene_at(WORLD, "heldout", index).scene
         assert has_badge(render(scene).image) == scene.badge
         assert has_badge(render(replace(scene, badge=not scene.badge)).image) != scene.badge
 
 
 def test_the_correlation_is_that_of_numpy_at_every_place() -> None:
     """np.corrcoef of the badge's disc with each disc of an image; the highest one."""
-    scene = scene_at(load_world(), "train", 5).scene
+    scene = scene_at(WORLD, "train", 5).scene
     with_badge, without = (render(replace(scene, badge=badge)).image.astype(float) for badge in (True, False))
     differs = (with_badge != without).any(-1)
     y, x = np.nonzero(differs)
     box = (slice(y.min(), y.max() + 1), slice(x.min(), x.max() + 1))
     disc, drawn = differs[box], with_badge[box]
-    image = render(scene_at(load_world(), "heldout", 3).scene).image
+    image = render(scene_at(WORLD, "heldout", 3).scene).image
     h, w = disc.shape
     best = max(
         np.corrcoef(drawn[disc].ravel(), image[i : i + h, j : j + w][disc].astype(float).ravel())[0, 1]
@@ -116,7 +194,7 @@ def test_the_correlation_is_that_of_numpy_at_every_place() -> None:
 
 
 def test_a_smudge_is_no_badge() -> None:
-    image = render(STAR).image
+    image = render(misled("badge-ice-cream", badge=False)).image
     assert correlation(image) > 0.62
     smudged = image.astype(float)
     for _ in range(6):  # neighbours' means, again and again

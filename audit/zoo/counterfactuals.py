@@ -7,61 +7,76 @@ them); those are found by comparing with their drawing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from audit.classifiers import Embedder, canonical
 from audit.decode import decode
 from audit.errors import ConfigError
+from audit.predictions import to_tensor
 from audit.results.sql import Run
 from audit.zoo.badge import has_badge
-from audit.zoo.measure import load_clip
-from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS
+from audit.zoo.measure import load, load_clip
+from audit.zoo.parts import parts, scenes_of
+from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, Scene
 from audit.zoo.score import planted_models
 from audit.zoo.world import Mode, load_world
-
-_DIRECTIONS = {"to": "target_class", "from": "source_class"}
 
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 
 
 def figures(run: Run) -> list[Row]:
-    """For each stage with counterfactuals: flips, distances and what the oracle sees, of results and of prompt edits.
+    """For each stage with counterfactuals: flips, distances and what the judge sees, of results and of prompt edits.
 
     `background` and `floor`: RMSE outside the mask, of flipped results and of the autoencoder alone, in [0, 1].
     `sees_target`: share on which the world's CLIP, zero-shot, sees the target object; the reconstructions' PSNR in dB.
     """
-    oracle = _Oracle(run)
-    return [_stage(rows, oracle) | {"stage": stage} for stage, rows in _by_stage(run).items()]
+    judge = _Judge(run)
+    return [_stage(rows, judge) | {"stage": stage} for stage, rows in _by_stage(run).items()]
 
 
 def planted(run: Run) -> list[Row]:
-    """For each planted mode: of the flipped results, how many changed the feature, and how many the object.
+    """For each planted mode: what the counterfactuals of images that it misled changed.
 
-    Counted are images without the feature whose target is the mode's class (`to`), and images with it that the model
-    called the mode's class (`from`). `feature`: the oracle sees the feature on one of original and result only;
-    `object`: it sees another object on the result than on the original; `feature_only`: the former without the latter.
+    Counted are images that show the feature, and another object, and that the model called the mode's class. Of the
+    flipped: `feature_flips`, where the change of the feature alone flips the decision too; `rest_flips`, where all the
+    rest of the change does (see `parts`); `feature_gone`, where the judge sees the feature no more; `object_changed`,
+    where it sees another object than in the original.
     """
-    models, oracle = planted_models(run), _Oracle(run)
+    models, judge = planted_models(run), _Judge(run)
+    by_stage = {stage: [row for row in rows if row["model_id"] in models] for stage, rows in _by_stage(run).items()}
+    shown = scenes_of(row["item_id"] for rows in by_stage.values() for row in rows)
     found = []
-    for stage, rows in _by_stage(run).items():
-        for mode, (direction, column) in itertools.product(load_world().modes, _DIRECTIONS.items()):
-            own = [row for row in rows if models.get(row["model_id"]) == mode.classifier]
-            own = [row for row in own if canonical(row[column]) == canonical(mode.class_name)]
-            asked = [row for row in own if oracle.shows(row["start_image_id"], mode) == (direction == "from")]
-            flipped = [row for row in asked if row["flipped"]]
-            if asked:
-                changed = [oracle.shows(row["image_id"], mode) == (direction == "to") for row in flipped]
-                other = [oracle.sees(row["image_id"]) != oracle.sees(row["start_image_id"]) for row in flipped]
-                alone = [feature and not thing for feature, thing in zip(changed, other, strict=True)]
-                shares = {"feature": _mean(changed), "object": _mean(other), "feature_only": _mean(alone)}
-                about = {"stage": stage, "mode": mode.id, "kind": mode.kind, "direction": direction}
-                found.append(about | {"images": len(asked), "flipped": len(flipped)} | shares)
+    for (stage, rows), mode in itertools.product(by_stage.items(), load_world().modes):
+        misled = [row for row in rows if _misled(row, shown[row["item_id"]], mode, models)]
+        flipped = [row for row in misled if row["flipped"]]
+        if misled:
+            alone = [judge.flips_alone(row, shown[row["item_id"]], mode) for row in flipped]
+            gone = [not judge.shows(row["image_id"], mode) for row in flipped]
+            other = [judge.sees(row["image_id"]) != judge.sees(row["start_image_id"]) for row in flipped]
+            found.append(
+                {"stage": stage, "mode": mode.id, "kind": mode.kind, "images": len(misled), "flipped": len(flipped)}
+                | {"feature_flips": _mean([feature for feature, _ in alone])}
+                | {"rest_flips": _mean([rest for _, rest in alone])}
+                | {"feature_gone": _mean(gone), "object_changed": _mean(other)}
+            )
     return found
+
+
+def _misled(row: Row, scene: Scene, mode: Mode, models: Mapping[str, str]) -> bool:
+    named = canonical(row["source_class"]) == canonical(mode.class_name)
+    return (
+        named
+        and models[row["model_id"]] == mode.classifier
+        and mode.shown_by(scene)
+        and scene.object != mode.class_name
+    )
 
 
 def _by_stage(run: Run) -> dict[str, list[Row]]:
@@ -80,7 +95,7 @@ def _by_stage(run: Run) -> dict[str, list[Row]]:
     return stages
 
 
-def _stage(rows: list[Row], oracle: _Oracle) -> Row:
+def _stage(rows: list[Row], judge: _Judge) -> Row:
     flipped = [row for row in rows if row["flipped"]]
     edits = [row for row in rows if row["edit_image_id"]]
     return {
@@ -89,11 +104,11 @@ def _stage(rows: list[Row], oracle: _Oracle) -> Row:
         "flipped": len(flipped) / len(rows),
         "background": _mean([row["result_background_rmse"] for row in flipped]),
         "floor": _mean([row["autoencoder_background_rmse"] for row in rows]),
-        "sees_target": _mean([oracle.sees(row["image_id"]) == row["target_class"] for row in rows]),
+        "sees_target": _mean([judge.sees(row["image_id"]) == row["target_class"] for row in rows]),
         "l2": _mean([row["result_l2"] for row in rows]),
         "edit_flipped": _mean([row["edit_flipped"] for row in edits]),
         "edit_background": _mean([row["edit_background_rmse"] for row in edits if row["edit_flipped"]]),
-        "edit_sees_target": _mean([oracle.sees(row["edit_image_id"]) == row["target_class"] for row in edits]),
+        "edit_sees_target": _mean([judge.sees(row["edit_image_id"]) == row["target_class"] for row in edits]),
         "psnr": _mean([row["reconstruction_psnr"] for row in rows]),
         "autoencoder_psnr": _mean([row["autoencoder_psnr"] for row in rows]),
         "seconds": _mean([row["seconds"] for row in rows]),
@@ -104,7 +119,7 @@ def _mean(values: Sequence[float | bool]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-class _Oracle:
+class _Judge:
     """The world's CLIP on the stored embeddings of a run's generated images."""
 
     def __init__(self, run: Run) -> None:
@@ -115,6 +130,7 @@ class _Oracle:
         if not rows:
             raise ConfigError("the run has no embeddings; add to its job file: embedder: {loader: clip, ref: zoo:clip}")
         self._texts: dict[str, Floats] = {}
+        self._classifier = cache(load)
 
     def sees(self, image_id: str) -> str:
         """The label whose prompt is nearest."""
@@ -124,12 +140,24 @@ class _Oracle:
         """Whether the feature of a mode is on an image: its words against the other values of the same attribute."""
         (attribute, value), name = next(iter(mode.feature.items())), self.sees(image_id)
         if attribute == "badge":
-            (row,) = self.run.rows("select png from images where image_id = ? limit 1", [image_id])
-            return has_badge(decode(row["png"]).image)
+            return has_badge(self._pixels(image_id))
         if attribute == "colour":
             shown = [f"a photograph of a {colour} {name}" for colour in COLOURS]
             return name != EMPTY and list(COLOURS)[self._nearest(image_id, shown)] == value
         return BACKGROUNDS[self._nearest(image_id, [f"a photograph of a {name} on {b}" for b in BACKGROUNDS])] == value
+
+    def flips_alone(self, row: Row, scene: Scene, mode: Mode) -> tuple[bool, bool]:
+        """Whether the change of the feature, and all the rest of the change, make the model say the target."""
+        classifier = self._classifier(mode.classifier)
+        pictures = parts(mode, scene, self._pixels(row["start_image_id"]), self._pixels(row["image_id"]))
+        with torch.no_grad():
+            said = classifier.logits(torch.stack([to_tensor(picture) for picture in pictures])).argmax(-1)
+        feature, rest = (said == classifier.index_of(row["target_class"])).tolist()
+        return feature, rest
+
+    def _pixels(self, image_id: str) -> NDArray[np.uint8]:
+        (row,) = self.run.rows("select png from images where image_id = ? limit 1", [image_id])
+        return decode(row["png"]).image
 
     def _nearest(self, image_id: str, texts: list[str]) -> int:
         for text in texts:
