@@ -7,6 +7,7 @@ target: the prompt edit, the choice of the start, the optimisation.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -36,7 +37,7 @@ from audit.objectives import masked_distance
 class Numbers:
     """Numbers of the method; the defaults are the paper's Table C.1.5, and the authors' code's where it has none.
 
-    `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
+    `injection` has the shares that the authors' code tries and the paper's 80 %. `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
     over; the pair with the lowest un-augmented loss is taken, item by item. `map_side`: height of the cross-attention
     maps that make the mask, a quarter of the latents' where None, which is the paper's 16 at 512 pixels; `map_share`
     and `sharpen`: see `foreground`; `threshold`: from where on the mask is 1, and 0 below, where a number is given; in
@@ -89,7 +90,9 @@ class Original:
     mask: Tensor
 
     def rows(self, index: Sequence[int]) -> Original:
-        """Some of the items; an item may come more than once."""
+        """Some of the items; an item may come more than once. All of them in their order are no copy."""
+        if list(index) == list(range(len(self.names))):
+            return self
         at = torch.tensor(list(index), device=self.latent.device)
         chosen = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in chosen.items():
@@ -142,7 +145,7 @@ def _side(generator: Generator, numbers: Numbers) -> int:
 def _wanted(generator: Generator, numbers: Numbers, injection: float) -> Callable[[int, Site], bool]:
     """Which maps are of use: all in the steps that may be injected, and those that make the mask."""
     steps, side = len(generator.levels()), _side(generator, numbers)
-    injected, seen = round(injection * steps), max(1, int(numbers.map_share * steps))
+    injected, seen = math.ceil(injection * steps), max(1, int(numbers.map_share * steps))
 
     def wanted(step: int, site: Site) -> bool:
         return step < injected or (site.height == side and step < seen)

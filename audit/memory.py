@@ -75,7 +75,7 @@ def footprint(
         z_0 = denoise(
             generator.eps, generator.levels()[:1], generator.guidance_scale, *first.tensors(), steering=steering
         )
-    recorded = steering.nbytes if steering else 0
+    recorded = 2 * steering.nbytes if steering else 0  # those of the images, and a copy for the images' targets
     kept = {"none": sum(step.values()), "selective": expensive.nbytes + z.nbytes, "step": z.nbytes}
     return Footprint(
         len(generator.levels()),

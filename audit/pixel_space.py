@@ -14,14 +14,17 @@ def ascend(
     steps: int,
     step_size: float,
     radius: float | None = None,
+    judge: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Maximise `objective`, images (b, 3, h, w) to (b,), from images (b, 3, h, w) in [0, 1].
 
     Each item goes `step_size`, an L2 length in pixels' units, along its own normalised gradient, is projected to the
     L2 ball of `radius` around its start where one is given, and clamped to [0, 1]. An item whose gradient is 0 or
-    not finite stays where it is. Returns the last iterate.
+    not finite stays where it is. Returns the last iterate or, where `judge` gives images values (b,), of all iterates
+    and the start the one with the highest, item by item.
     """
     x = start.detach().clone()
+    best, value = x, judge(x).detach() if judge else None
     for _ in range(steps):
         x.requires_grad_(True)
         (gradient,) = torch.autograd.grad(objective(x).sum(), x)
@@ -32,7 +35,11 @@ def ascend(
         if radius is not None:
             x = start + _shortened(x - start, radius)
         x = x.clamp(0, 1)
-    return x
+        if judge is not None and value is not None:
+            found = judge(x).detach()
+            best = torch.where((found > value)[:, None, None, None], x, best)
+            value = torch.maximum(found, value)
+    return x if judge is None else best
 
 
 def _length(x: Tensor) -> Tensor:

@@ -231,19 +231,49 @@ def test_a_prompt_without_the_class_is_refused() -> None:
         edited("a scarab on sand", "crab", "boat")
 
 
-def test_remapping_moves_attention_to_the_words_that_are_like_it() -> None:
-    """One word to two of two and one tokens: its row is split by the softmax of the cosines, evenly over the tokens of
-    a word; tokens before stay, tokens after move on by two."""
-    similarity = torch.tensor([[0.9, 0.6]])
-    got = remapping(((2,),), ((2, 3), (4,)), similarity, ("crab", "ice cream"), 8)
-    more, less = (math.exp(s / TEMPERATURE) for s in (0.9, 0.6))
+def test_one_word_becomes_two() -> None:
+    """Of two and one tokens: each new word averages the one old map, so its row is halved, evenly over the tokens of a
+    word; tokens before stay, tokens after move on by two."""
+    got = remapping(((2,),), ((2, 3), (4,)), torch.tensor([[0.9, 0.6]]), ("crab", "ice cream"), 8)
     expected = torch.zeros(8, 8)
     expected[0, 0] = expected[1, 1] = 1
-    expected[2, 2] = expected[2, 3] = more / (more + less) / 2
-    expected[2, 4] = less / (more + less)
+    expected[2, 2] = expected[2, 3] = 0.25
+    expected[2, 4] = 0.5
     for token, to in ((3, 5), (4, 6), (5, 7), (6, 7), (7, 7)):
         expected[token, to] = 1
     assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_remapping_moves_attention_to_the_words_that_are_like_it() -> None:
+    """Two words to two: averages over the old words, weighted by exp(cosine / T), then rows that sum to 1."""
+    similarity = [[0.9, 0.6], [0.5, 0.8]]
+    got = remapping(((1,), (2,)), ((1,), (2,)), torch.tensor(similarity), ("water bottle", "ice cream"), 4)
+    weight = [[math.exp(s / TEMPERATURE) for s in row] for row in similarity]
+    average = [[weight[i][j] / (weight[0][j] + weight[1][j]) for j in (0, 1)] for i in (0, 1)]
+    for i in (0, 1):
+        for j in (0, 1):
+            assert got[1 + i, 1 + j].item() == pytest.approx(average[i][j] / sum(average[i]), rel=1e-5)
+    assert got[1, 1] > 0.7 < got[2, 2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("ice cream", "water cream"), ("water bottle", "ice bottle"), ("bottle", "water bottle"), ("crab", "ice cream")],
+)
+def test_no_new_word_is_left_without_attention(generator, old: str, new: str) -> None:
+    """With the embeddings of the real text tower; a map that is all on the old name."""
+    prompts = [f"a photograph of a {name} on sand" for name in (old, new)]
+    cond, places = (
+        generator.embed(prompts),
+        [generator.positions(p, n) for p, n in zip(prompts, (old, new), strict=True)],
+    )
+    similarity = word_similarity(cond[0], cond[1], *places)
+    got = remapping(*places, similarity, (old, new), cond.shape[1])
+    arriving = [got[:, list(word)].sum().item() for word in places[1]]
+    kept = len([word for word in new.split() if word in old.split()])
+    assert min(arriving) > 0.25
+    assert sum(arriving) == pytest.approx(len(old.split()), rel=1e-5)
+    assert kept == 0 or max(arriving) < len(old.split())
 
 
 def test_remapping_to_fewer_words() -> None:
@@ -261,19 +291,17 @@ def test_equal_names_give_the_identity(words) -> None:
     assert torch.equal(remapping(words, words, similarity, (name, name.upper()), 6), torch.eye(6))
 
 
-def test_a_kept_word_keeps_its_attention() -> None:
-    """'tiger cat' to 'house cat': cat goes to cat, wherever it looks more alike."""
-    got = remapping(((1,), (2,)), ((1,), (2,)), torch.tensor([[0.5, 0.6], [0.9, 0.6]]), ("tiger cat", "house cat"), 4)
-    assert got[2].tolist() == [0, 0, 1, 0]
-    assert got[1, 2] > got[1, 1] > 0
+def test_a_kept_word_shares_with_the_new_one_what_that_asks_for() -> None:
+    """'tiger cat' to 'house cat': cat takes from cat alone, house from both, so all of tiger's goes to house."""
+    similarity = torch.tensor([[0.5, 0.6], [0.5, 0.6]])
+    got = remapping(((1,), (2,)), ((1,), (2,)), similarity, ("tiger cat", "house cat"), 4)
+    assert torch.allclose(got[1], torch.tensor([0.0, 1, 0, 0]))
+    assert torch.allclose(got[2], torch.tensor([0.0, 1 / 3, 2 / 3, 0]))  # house asks for half of it, cat for all
 
 
-def test_a_name_that_only_gains_a_word_shares_its_attention() -> None:
-    """'bear' to 'polar bear': without attention on 'polar' nothing would change while maps are injected."""
-    got = remapping(((1,),), ((1,), (2,)), torch.tensor([[0.5, 0.9]]), ("bear", "polar bear"), 4)
-    assert got[1, 1] > 0.01
-    assert got[1, 2] > got[1, 1]
-    assert torch.allclose(got.sum(1), torch.ones(4))
+def test_a_word_that_is_dropped_gives_its_attention_to_the_rest() -> None:
+    got = remapping(((1,), (2,)), ((1,),), torch.tensor([[0.1], [0.9]]), ("polar bear", "bear"), 4)
+    assert got[1:3, 1].tolist() == [1, 1]
 
 
 def test_names_with_hyphens_are_split_as_prompts_are() -> None:

@@ -130,7 +130,7 @@ def replace_levels(generator: diffusers.DiffusersGenerator, count: int) -> Any:
 
 
 def test_recorded_maps_count_for_every_policy(generator) -> None:
-    """8 sites of 16, 8 and 4 positions a side have 2, 3 and 5 heads; a map is held as recorded, in float32."""
+    """8 sites of 16, 8 and 4 positions a side have 2, 3 and 5 heads; a map is held in float32, of the image and of its target."""
     plain, injected = (footprint(generator, [], Settings(cutout_size=64), injects) for injects in (False, True))
     recorded = injected.kept["step"] - plain.kept["step"]
     sites: list[tuple[int, int]] = []
@@ -139,7 +139,7 @@ def test_recorded_maps_count_for_every_policy(generator) -> None:
         attention=lambda site, own: sites.append((own(1).shape[1], site.height * site.width)),
     )
     tokens = generator.embed([""]).shape[1]
-    assert recorded == sum(heads * positions for heads, positions in sites) * tokens * 4
+    assert recorded == 2 * sum(heads * positions for heads, positions in sites) * tokens * 4
     assert injected.kept["selective"] - recorded < plain.kept["selective"]  # where maps are given, none is computed
 
 

@@ -286,6 +286,18 @@ def test_ascent_of_a_linear_objective_is_a_straight_line() -> None:
     assert (near - start).flatten(1).norm(dim=1).max() <= 2 + 1e-9
 
 
+def test_ascent_can_keep_the_best_iterate_by_another_judge() -> None:
+    """Up a slope in steps of .1; the judge likes item 0 best at .2, item 1 as far as it goes, item 2 at its start."""
+    start, wish = torch.full((3, 3, 1, 1), 0.1, dtype=torch.float64), torch.tensor([0.3, 9.0, 0.0])
+    length = 0.1 * 3**0.5
+
+    def judge(x: Tensor) -> Tensor:
+        return -(x.mean((1, 2, 3)) - wish).abs()
+
+    got = ascend(start, lambda x: x.sum((1, 2, 3)), 4, length, judge=judge)
+    assert got.mean((1, 2, 3)).tolist() == pytest.approx([0.3, 0.5, 0.1])
+
+
 def test_ascent_stays_where_it_has_no_gradient_and_keeps_items_apart() -> None:
     start = torch.rand((3, 3, 4, 4), generator=torch.Generator().manual_seed(0))
     flat = torch.tensor([0.0, 1.0, 1.0])[:, None, None, None]

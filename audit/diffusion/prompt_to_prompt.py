@@ -140,13 +140,14 @@ def remapping(source: Words, target: Words, similarity: Tensor, names: tuple[str
     """How maps of one prompt become maps of another that differs in one name: (tokens, tokens), rows sum to 1.
 
     `source`, `target`: token positions of each word of the name in its prompt; `similarity` (source words, target
-    words): cosines. A token before the name stays, one after it moves along with the name's length. The attention on a
-    word of the old name goes to the new name's words, more to more similar ones (a softmax of the cosines at
-    `TEMPERATURE`), all of it to an equal word, and to each token of a word alike. So maps that sum to 1 still do. Where
-    the new name only adds words to the old one, equal words share their attention with the added ones.
+    words): cosines. A token before the name stays, one after it moves along with the name's length. Each word of the
+    new name gets a weighted average of the old words' maps, more of those of more similar words (a softmax of the
+    cosines at `TEMPERATURE`, over the old words), the map of an equal word alone; every token of a word gets its share.
+    So no new word is left without attention. Each old word's weights are then scaled to sum to 1, so that maps that sum
+    to 1 still do. The attention of a word of which no new one wants any goes to all of them by similarity.
 
-    Source: DiG-IN C.1.3. Differs from the authors' code: weights grow with similarity, not with distance, and all
-    tokens of a word get them.
+    Source: DiG-IN C.1.3. Differs from the paper, which does not say how its average keeps the sum; from the authors'
+    code: weights grow with similarity, not with distance, and all tokens of a word get them.
     """
     old, new = [t for word in source for t in word], [t for word in target for t in word]
     first, shift = old[0], len(new) - len(old)
@@ -156,16 +157,22 @@ def remapping(source: Words, target: Words, similarity: Tensor, names: tuple[str
             matrix[token, token] = 1
         elif token > old[-1]:
             matrix[token, min(token + shift, tokens - 1)] = 1
-    weights = (similarity / TEMPERATURE).softmax(1)
-    old_words, new_words = (name.lower().split() for name in names)
-    adds = set(old_words) < set(new_words)
+    weights = _word_weights(similarity, *(name.lower().split() for name in names))
     for i, word in enumerate(source):
-        if old_words[i] in new_words and not adds:
-            weights[i] = F.one_hot(torch.tensor(new_words.index(old_words[i])), len(target)).to(weights)
         for j, other in enumerate(target):
             spread = _spread(len(word), len(other)).to(weights)
             matrix[word[0] : word[-1] + 1, other[0] : other[-1] + 1] = weights[i, j] * spread
     return matrix
+
+
+def _word_weights(similarity: Tensor, old: Sequence[str], new: Sequence[str]) -> Tensor:
+    """Which share of each old word's attention each new word gets: (source words, target words), rows sum to 1."""
+    weights = (similarity / TEMPERATURE).softmax(0)
+    for j, word in enumerate(new):
+        if word in old:
+            weights[:, j] = F.one_hot(torch.tensor(old.index(word)), len(old)).to(weights)
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 0, weights / total.clamp_min(1e-12), (similarity / TEMPERATURE).softmax(1))
 
 
 def _spread(old: int, new: int) -> Tensor:

@@ -7,6 +7,7 @@ the autoencoder and the inversion alone make of it, and the prompt edit without 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -19,12 +20,14 @@ from torch import Tensor
 
 from audit import measurements
 from audit.artefacts import Artefacts
+from audit.augment import cutouts
 from audit.captions import captioned, names
 from audit.classifiers import Embedder, canonical
 from audit.config import Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
 from audit.decisions import AttributeDecision, Decision
 from audit.diffusion.inversion import Inversion, NullText
+from audit.diffusion.noise import generator_for
 from audit.diffusion.optimise import Settings
 from audit.diffusion.prompt_to_prompt import edited, edited_place
 from audit.errors import BadItem, ConfigError
@@ -337,14 +340,14 @@ class _Work:
         """Counterfactuals of a batch, one for each item of `original`, and their rows."""
         objective = self._decision(asked)
         keys = [f"{self.context.job.seed}/uvce/{subject.item_id}/{target}" for subject, target in asked]
-        steps: list[tuple[Tensor, Tensor]] = []
+        steps: list[tuple[Tensor, Tensor | None]] = []
 
         def record(step: int, images: Tensor, losses: Tensor) -> None:
-            steps.append((objective.scores(images), images if self.options.frames else images[:0]))
+            steps.append((objective.scores(images), images if self.options.frames else None))
 
         began = time.monotonic()
         if self.options.space == "pixel":
-            found, results, mask = None, self._in_pixels(original, objective), original.mask
+            found, results, mask = None, self._in_pixels(original, objective, keys), original.mask
         else:
             becomes = [subject.word if self._keeps_prompt else _spelled(target) for subject, target in asked]
             found = search(self.generator, original, becomes, objective, self.numbers, keys, record)
@@ -391,14 +394,21 @@ class _Work:
         assert isinstance(self.model, Embedder)  # check_order refuses other models
         return AttributeDecision(self.model, prompts, after)
 
-    def _in_pixels(self, original: Original, objective: Decision) -> Tensor:
-        """Eq. 6 on the pixels themselves: what remains of the method without its generator."""
+    def _in_pixels(self, original: Original, objective: Decision, keys: list[str]) -> Tensor:
+        """Eq. 6 on the pixels themselves, with the same cutouts: what remains of the method without its generator."""
+        settings, step = self.numbers.optimisation, itertools.count()
 
-        def value(x: Tensor) -> Tensor:
-            return objective(x) - masked_distance(x, original.image, original.mask, self.numbers.weight_pixel)
+        def distance(x: Tensor) -> Tensor:
+            return masked_distance(x, original.image, original.mask, self.numbers.weight_pixel)
 
-        step = self.options.pixel_step * original.image[0].numel() ** 0.5
-        return ascend(original.image, value, self.numbers.optimisation.steps, step)
+        def augmented(x: Tensor) -> Tensor:
+            k = next(step)
+            draws = [generator_for(key, "cutouts", k) for key in keys]
+            crops = cutouts(x, settings.cutout_size, settings.cutouts, settings.cutout_noise, draws)
+            return objective(crops).mean(1) - distance(x)
+
+        length = self.options.pixel_step * original.image[0].numel() ** 0.5
+        return ascend(original.image, augmented, settings.steps, length, judge=lambda x: objective(x) - distance(x))
 
     def _base(self, subject: Subject, target: str) -> dict[str, Any]:
         """What a row of `explanations` says of a task before it ran."""
@@ -450,14 +460,16 @@ class _Work:
             "flipped": bool(after["flipped"][i]),
         }
 
-    def _traced(self, i: int, found: Found, steps: list[tuple[Tensor, Tensor]], base: dict[str, Any]) -> dict[str, Any]:
+    def _traced(
+        self, i: int, found: Found, steps: list[tuple[Tensor, Tensor | None]], base: dict[str, Any]
+    ) -> dict[str, Any]:
         """Columns with what the optimisation did; its steps become rows of `traces`."""
         said = {"source_score": 0, "score": 1}
         columns: dict[str, list[Any]] = {
             name: [float(scores[i, column]) for scores, _ in steps] for name, column in said.items()
         }
         if self.options.frames:
-            columns["image_id"] = [self.pictures.add(to_uint8(images[i]), "frame") for _, images in steps]
+            columns["image_id"] = [self.pictures.add(to_uint8(x[i]), "frame") for _, x in steps if x is not None]
         self.found["traces"] += trace(base["explanation_id"], found.result, i, **columns)
         return outcome(found.result, i)
 
