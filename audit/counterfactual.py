@@ -37,8 +37,9 @@ from audit.objectives import masked_distance
 class Numbers:
     """Numbers of the method; the defaults are the paper's Table C.1.5, and the authors' code's where it has none.
 
-    `injection` has the shares that the authors' code tries and the paper's 80 %. `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
-    over; the pair with the lowest un-augmented loss is taken, item by item. `map_side`: height of the cross-attention
+    `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
+    over; the pair with the lowest un-augmented loss is taken, item by item. The paper's share of injection is .8, the
+    others are the authors' code's. `map_side`: height of the cross-attention
     maps that make the mask, a quarter of the latents' where None, which is the paper's 16 at 512 pixels; `map_share`
     and `sharpen`: see `foreground`; `threshold`: from where on the mask is 1, and 0 below, where a number is given; in
     the paper the mask is soft. `both_masks`: changes are free where the source is or where the edited prompt puts the

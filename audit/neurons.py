@@ -25,7 +25,8 @@ class Layer:
     """Where units are read: what goes into a module, or what comes out of it.
 
     `weight` (classes, units): from unit to class, where the layer is the input of the last linear layer. `relu`: the
-    last one that runs before the layer, where gradients are to pass it also for units that are off.
+    last one that runs before the layer, where gradients are to pass it also for units that are off; `relu_call`: which
+    of its runs in a forward pass, from 0, as blocks may share one.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Layer:
     reads: str = "output"
     weight: Tensor | None = None
     relu: nn.Module | None = None
+    relu_call: int = 0
 
 
 def layer_of(classifier: Classifier, name: str | None = None) -> Layer:
@@ -98,7 +100,7 @@ def _watched(layer: Layer) -> Iterator[list[Tensor]]:
 
     with ExitStack() as handles:
         if layer.relu is not None:
-            handles.enter_context(_redirecting(layer.relu))
+            handles.enter_context(_redirecting(layer.relu, layer.relu_call))
         if layer.reads == "input":
             handles.callback(layer.module.register_forward_pre_hook(entering).remove)
         else:
@@ -107,16 +109,18 @@ def _watched(layer: Layer) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _redirecting(relu: nn.Module) -> Iterator[None]:
-    """Let gradients pass a ReLU for units that are off, while the context lasts. What it computes is the same."""
+def _redirecting(relu: nn.Module, call: int) -> Iterator[None]:
+    """Let gradients pass one run of a ReLU for units that are off, while the context lasts. It computes the same."""
     before: list[Tensor] = []
 
     def entering(_: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
         before.append(arguments[0])
         return arguments[0].clone()  # a ReLU that works in place would overwrite what is kept
 
-    def leaving(_: nn.Module, __: tuple[Any, ...], ___: Any) -> Any:
-        return _Redirected.apply(before.pop())  # type: ignore[no-untyped-call]
+    def leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if len(before) != call + 1:
+            return output
+        return _Redirected.apply(before[call])  # type: ignore[no-untyped-call]
 
     with ExitStack() as handles:
         handles.callback(relu.register_forward_pre_hook(entering).remove)
@@ -154,7 +158,7 @@ def with_redirection(classifier: Classifier, layer: Layer) -> Layer:
         count_units(classifier, layer)
     last = ran.index(layer.module) + (layer.reads == "output")  # a layer that is itself a ReLU turns its units off
     before = [module for module in ran[:last] if isinstance(module, nn.ReLU)]
-    return replace(layer, relu=before[-1]) if before else layer
+    return replace(layer, relu=before[-1], relu_call=before.count(before[-1]) - 1) if before else layer
 
 
 def _pooled(value: Any, name: str) -> Tensor:

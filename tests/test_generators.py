@@ -15,6 +15,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from audit.config import Plugin
+from audit.diffusion.noise import latent
 from audit.errors import ModelError
 from audit.generators import diffusers
 from audit.generators._pipeline import UNWANTED, WANTED
@@ -230,3 +231,25 @@ def test_what_a_lora_holds_decides_and_where_it_is_does_not(tmp_path: Path) -> N
     for ids in (whole, units):
         assert ids[0] == ids[1]
         assert len(set(ids)) == 4
+
+
+def test_small_gradients_pass_a_unet_in_float16(tiny_pipeline) -> None:
+    """A loss of 1e-7 a latent: in float16 its gradients would be 0. Items do not see each other's scale."""
+    folder = str(tiny_pipeline("v_prediction"))
+    z = torch.stack([latent(diffusers.load(diffusers.Options(ref=folder)).latent_shape, name) for name in "ab"])
+    found = {}
+    for dtype in ("fp32", "fp16"):
+        generator = diffusers.load(diffusers.Options(ref=folder, dtype=dtype))
+        cond = generator.embed(["a crab", "a boat"])
+        inputs = [z.clone().requires_grad_(True), cond.clone().requires_grad_(True)]
+        loss = (generator.eps(inputs[0], 500, inputs[1]) * torch.tensor([1e-7, 1e3])[:, None, None, None]).sum()
+        found[dtype] = torch.autograd.grad(loss, inputs)
+    for exact, half in zip(found["fp32"], found["fp16"], strict=True):
+        for item in (0, 1):
+            a, b = exact[item].flatten().double(), half[item].flatten().double()
+            assert float(a @ b / a.norm() / b.norm()) > 0.995
+            assert float(b.norm() / a.norm()) == pytest.approx(1, abs=0.03)
+    generator = diffusers.load(diffusers.Options(ref=folder, dtype="fp16"))
+    alone = z[:1].clone().requires_grad_(True)
+    loss = 1e-7 * generator.eps(alone, 500, generator.embed(["a crab"])).sum()
+    assert torch.allclose(torch.autograd.grad(loss, alone)[0][0], found["fp16"][0][0], rtol=0.02, atol=1e-10)

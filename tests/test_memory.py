@@ -130,7 +130,7 @@ def replace_levels(generator: diffusers.DiffusersGenerator, count: int) -> Any:
 
 
 def test_recorded_maps_count_for_every_policy(generator) -> None:
-    """8 sites of 16, 8 and 4 positions a side have 2, 3 and 5 heads; a map is held in float32, of the image and of its target."""
+    """8 sites of 16, 8 and 4 positions a side have 2, 3 and 5 heads; maps are held in float32, of image and target."""
     plain, injected = (footprint(generator, [], Settings(cutout_size=64), injects) for injects in (False, True))
     recorded = injected.kept["step"] - plain.kept["step"]
     sites: list[tuple[int, int]] = []

@@ -135,6 +135,40 @@ def test_a_unit_that_is_off_has_a_gradient_only_with_redirection() -> None:
     assert with_redirection(plain, layer_of(plain)).relu is None  # nothing to redirect
 
 
+def test_only_the_last_run_of_a_shared_relu_is_redirected() -> None:
+    """Blocks may share one module. Behind it the second layer's units keep their own gradients, though the first layer
+    has channels that are off everywhere."""
+
+    class Shared(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.second = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.second(self.relu(self.mix(x))))
+            self.tokens(x.flatten(2).transpose(1, 2))
+            return self.head(x.mean((2, 3)))
+
+    net = Shared()
+    net.mix.bias.data[:2] = -100.0  # off everywhere in the first run
+    net.second.bias.data = torch.tensor([5.0, 5.0, -100.0, 5.0])  # the second run: on, but for one
+    model, x = classifier(net), images(2)
+    redirected = with_redirection(model, layer_of(model))
+
+    def gradient(layer: Layer, unit: int) -> Tensor:
+        own = x.clone().requires_grad_(True)
+        return torch.autograd.grad(activations(model, layer, own)[0][:, unit].sum(), own)[0]
+
+    for unit in (0, 1, 3):
+        assert torch.equal(gradient(redirected, unit), gradient(layer_of(model), unit))
+    assert gradient(redirected, 0).any()
+    assert not gradient(layer_of(model), 2).any()
+    on = (net.mix(x) > 0).float()  # of the first run, whose gradient stays its own
+    through = (net.second.weight[2, :, 0, 0][None, :, None, None] * on / 64).double()
+    expected = torch.einsum("bohw,oc->bchw", through, net.mix.weight[:, :, 0, 0].double())
+    assert torch.allclose(gradient(redirected, 2).double(), expected, atol=1e-6)
+
+
 def test_no_hook_stays_after_success_or_exception() -> None:
     class Breaks(Net):
         def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from audit.config import digest as digest_of_values
 from audit.errors import BadItem, ModelError
 from audit.generators import Attention, Level
 from audit.generators._attention import attended
+from audit.generators._half import in_range
 from audit.generators._lora import fuse, lora_file
 from audit.generators._pipeline import UNWANTED, WANTED, check_folder, check_parts
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_file, digest_of_folder, local_folder
@@ -94,8 +95,13 @@ class DiffusersGenerator:
 
     def eps(self, z: Tensor, t: int, cond: Tensor, attention: Attention | None = None) -> Tensor:
         dtype = self.unet.dtype
+
+        def network(z: Tensor, cond: Tensor) -> Tensor:
+            predicted: Tensor = self.unet(z.to(dtype), t, encoder_hidden_states=cond.to(dtype)).sample.to(z.dtype)
+            return predicted
+
         with attended(self.unet, attention, (z.shape[-2], z.shape[-1])):
-            out = self.unet(z.to(dtype), t, encoder_hidden_states=cond.to(dtype)).sample.to(z.dtype)
+            out = in_range(network, z, cond) if dtype == torch.float16 else network(z, cond)
         if self._prediction == "epsilon":
             return out
         alpha = float(self._alphas[t])
