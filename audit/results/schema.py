@@ -122,7 +122,7 @@ TABLES: dict[str, pa.Schema] = {
             "edit_image_id": (_S, "images.image_id of the prompt edit before any optimisation"),
             "mask_image_id": (_S, "images.image_id of the mask, white where changes are free"),
             "difference_image_id": (_S, "images.image_id of result minus original around mid grey"),
-            "seconds": (_F, "its share of the batch's seconds"),
+            "seconds": (_F, "its share of the batch's seconds, of the search alone"),
         },
     ),
     "images": _table(
