@@ -97,7 +97,7 @@ def _detail(run: Run, neuron: Row, page: Any) -> None:
 
 
 def _headline(neuron: Row, level: int) -> str:
-    verdict = neuron["verdict"]
+    verdict = neuron["verdict"] or "no evidence"
     colour = _COLOURS.get(verdict, "#555555")
     words = f"{escape(neuron['model_id'])}: neuron {neuron['neuron']} for “{escape(neuron['class_name'])}”"
     badge = f"<span style='background:{colour};color:white;border-radius:4px;padding:2px 8px;font-size:0.8rem'>"

@@ -42,6 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     rows = [
         {**known, "neuron_id": "n2", "class_name": "crab", "neuron": 3, "searches": 0, "verdict": "core"}
         | {"reason": "it sees the class on 100% of the top real images"},
+        {**known, "neuron_id": "n3", "class_name": "boat", "neuron": 5, "searches": 0}
+        | {"reason": "no search ended and no real images are ranked"},
         {**known, "neuron_id": "n1", "class_name": HOSTILE, "neuron": 7, "weight": 0.5, "mean_activation": 2.0}
         | {"importance": 1.0, "trigger_auc": 0.97, "rank": 1, "suspicion": 0.5, "top_items": [ids[5], ids[0]]}
         | {"top_activations": [9.0, 8.0], "top_seen": [True, False], "searches": 8, "trigger_before": 0.0}
@@ -90,7 +92,7 @@ def test_the_list_has_harmful_neurons_first_and_links_to_each(run: Run) -> None:
     assert not app.exception
     html = html_of(app)
     assert html.index("neuron 7") < html.index("neuron 3")
-    assert [link.proto.query_string for link in app.get("page_link")] == ["id=n1", "id=n2"]
+    assert [link.proto.query_string for link in app.get("page_link")] == ["id=n1", "id=n2", "id=n3"]
     assert "<script" not in html
 
 
@@ -122,6 +124,9 @@ def test_a_neuron_without_searches_and_one_that_is_not_there_have_a_page(run: Ru
     assert not app.exception
     assert not app.metric
     assert images_in(html_of(app)) == []
+    app = page(run, id="n3")
+    assert not app.exception
+    assert "no evidence" in html_of(app)
     app = page(run, id="nothing")
     assert not app.exception
     assert app.title[0].value == "No such neuron"
