@@ -250,7 +250,7 @@ TABLES: dict[str, pa.Schema] = {
             "trigger_after": (_F, "the same share of their results"),
             "p_value": (
                 _F,
-                "one-sided, that the latter is not above the former; of this neuron alone, not corrected for how many are tested",
+                "one-sided, that the latter is not above the former; not corrected for the number of neurons",
             ),
             "seen_after": (_F, "share of their results on which the check sees the class"),
             "verdict": (_S, "core, spurious or harmful; NULL where neither a search ended nor a real image is ranked"),
