@@ -44,9 +44,9 @@ work/world/heldout: work/world/pool
 counterfactuals: $(VENV)/installed work/world/heldout
 	$(AUDIT) run examples/counterfactuals.yaml
 	$(AUDIT) zoo counterfactuals runs/counterfactuals
-	$(VENV)/bin/python docs/counterfactual_grid.py runs/counterfactuals 2-uvce
 	$(AUDIT) run examples/error-analysis.yaml
 	$(AUDIT) zoo counterfactuals runs/error-analysis
+	$(VENV)/bin/python docs/counterfactual_grid.py runs/counterfactuals runs/error-analysis
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -7,7 +7,7 @@ them); those are found by comparing with their drawing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -42,41 +42,43 @@ def figures(run: Run) -> list[Row]:
 
 
 def planted(run: Run) -> list[Row]:
-    """For each planted mode: what the counterfactuals of images that it misled changed.
+    """For each planted mode: what the counterfactuals of images that it `misled` changed; none without such images.
 
-    Counted are images that show the feature, and another object, and that the model called the mode's class. Of the
-    flipped: `feature_flips`, where the change of the feature alone flips the decision too; `rest_flips`, where all the
-    rest of the change does (see `parts`); `feature_gone`, where the judge sees the feature no more; `object_changed`,
-    where it sees another object than in the original.
+    Of the flipped: `feature_flips`, where the change of the feature alone flips the decision too; `rest_flips`, where
+    all the rest of the change does (see `parts`); `feature_gone`, where the judge sees the feature no more;
+    `object_changed`, where it sees another object than in the original.
     """
-    models, judge = planted_models(run), _Judge(run)
+    judge, found = _Judge(run), []
+    for stage, mode, images in misled(run):
+        flipped = [(row, scene) for row, scene in images if row["flipped"]]
+        alone = [judge.flips_alone(row, scene, mode) for row, scene in flipped]
+        gone = [not judge.shows(row["image_id"], mode) for row, _ in flipped]
+        other = [judge.sees(row["image_id"]) != judge.sees(row["start_image_id"]) for row, _ in flipped]
+        found.append(
+            {"stage": stage, "mode": mode.id, "kind": mode.kind, "images": len(images), "flipped": len(flipped)}
+            | {"feature_flips": _mean([feature for feature, _ in alone])}
+            | {"rest_flips": _mean([rest for _, rest in alone])}
+            | {"feature_gone": _mean(gone), "object_changed": _mean(other)}
+        )
+    return found
+
+
+def misled(run: Run) -> list[tuple[str, Mode, list[tuple[Row, Scene]]]]:
+    """For each stage and planted mode, where there are any: counterfactuals of images that the mode misled.
+
+    Those show the feature and another object, and the model called them the mode's class.
+    """
+    models = planted_models(run)
     by_stage = {stage: [row for row in rows if row["model_id"] in models] for stage, rows in _by_stage(run).items()}
     shown = scenes_of(row["item_id"] for rows in by_stage.values() for row in rows)
     found = []
     for (stage, rows), mode in itertools.product(by_stage.items(), load_world().modes):
-        misled = [row for row in rows if _misled(row, shown[row["item_id"]], mode, models)]
-        flipped = [row for row in misled if row["flipped"]]
-        if misled:
-            alone = [judge.flips_alone(row, shown[row["item_id"]], mode) for row in flipped]
-            gone = [not judge.shows(row["image_id"], mode) for row in flipped]
-            other = [judge.sees(row["image_id"]) != judge.sees(row["start_image_id"]) for row in flipped]
-            found.append(
-                {"stage": stage, "mode": mode.id, "kind": mode.kind, "images": len(misled), "flipped": len(flipped)}
-                | {"feature_flips": _mean([feature for feature, _ in alone])}
-                | {"rest_flips": _mean([rest for _, rest in alone])}
-                | {"feature_gone": _mean(gone), "object_changed": _mean(other)}
-            )
+        images = [(row, shown[row["item_id"]]) for row in rows if models[row["model_id"]] == mode.classifier]
+        images = [(row, scene) for row, scene in images if mode.shown_by(scene) and scene.object != mode.class_name]
+        images = [(row, scene) for row, scene in images if canonical(row["source_class"]) == canonical(mode.class_name)]
+        if images:
+            found.append((stage, mode, images))
     return found
-
-
-def _misled(row: Row, scene: Scene, mode: Mode, models: Mapping[str, str]) -> bool:
-    named = canonical(row["source_class"]) == canonical(mode.class_name)
-    return (
-        named
-        and models[row["model_id"]] == mode.classifier
-        and mode.shown_by(scene)
-        and scene.object != mode.class_name
-    )
 
 
 def _by_stage(run: Run) -> dict[str, list[Row]]:
