@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention as Layer
 from torch import Tensor
 
 from audit.diffusion.noise import latent
@@ -25,6 +26,7 @@ from audit.diffusion.prompt_to_prompt import (
 from audit.diffusion.sampling import denoise
 from audit.errors import BadItem, ModelError
 from audit.generators import Site, diffusers
+from audit.generators._attention import attended
 
 PROMPTS = ["a photograph of a red crab on sand", "a photograph of an ice cream on grass"]
 
@@ -113,6 +115,52 @@ def test_a_condition_that_is_more_than_a_prompt_is_refused(generator) -> None:
         reader(processor, torch.zeros(1, 16, 96), (torch.zeros(1, 16, 64), torch.zeros(1, 4, 64)))
 
 
+@torch.no_grad()
+def test_own_maps_give_the_own_output_of_any_layer_that_reads_a_prompt() -> None:
+    """With what the shipped U-Net lacks: normed conditions, a rescaled output, a map wider than high, no bias."""
+    torch.manual_seed(0)
+    layer = Layer(8, cross_attention_dim=6, heads=2, dim_head=4, cross_attention_norm="layer_norm")
+    layer.rescale_output_factor, layer.norm_cross.weight[:] = 2.0, torch.rand(6)
+    net, hidden, text = torch.nn.ModuleDict({"x": layer}), torch.randn(3, 32, 8), torch.randn(3, 5, 6)
+    plain, seen = layer(hidden, text), {}
+
+    def again(site: Site, maps) -> Tensor:
+        seen[site.name] = (site, maps(2))
+        return seen[site.name][1]
+
+    with attended(net, again, (8, 16)):
+        got = layer(hidden, text)
+    assert torch.allclose(got, plain, atol=1e-5)
+    site, maps = seen["x"]
+    assert (site.height, site.width, maps.shape) == (4, 8, (2, 2, 32, 5))
+    for item in range(2):
+        x = text[1 + item]
+        normed = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        keys = layer.to_k(normed * layer.norm_cross.weight + layer.norm_cross.bias)
+        for head in range(2):
+            products = layer.to_q(hidden[1 + item])[:, 4 * head : 4 * head + 4] @ keys[:, 4 * head : 4 * head + 4].T
+            assert torch.allclose(maps[item, head], (products / 2).softmax(-1), atol=1e-5)
+
+
+def test_what_has_no_maps_to_read_is_refused() -> None:
+    """No cross-attention at all, positions that are no copy of the latents, and a mask over the prompt."""
+    layer, text = Layer(8, cross_attention_dim=6, heads=2, dim_head=4), torch.randn(1, 5, 6)
+    net, own = torch.nn.ModuleDict({"x": layer}), layer.processor
+
+    def look(site: Site, maps) -> None:
+        maps(1)
+
+    with pytest.raises(ModelError, match="no cross-attention layers"), attended(torch.nn.Linear(2, 2), look, (4, 4)):
+        pass
+    with pytest.raises(ModelError, match="7 positions"), attended(net, look, (8, 8)):
+        layer(torch.randn(1, 7, 8), text)
+    with pytest.raises(ModelError, match="without adapters"), attended(net, look, (4, 4)):
+        layer(torch.randn(1, 16, 8), text, attention_mask=torch.zeros(1, 1, 5))
+    with pytest.raises(ModelError, match="without adapters"), attended(net, look, (4, 4)):
+        layer(torch.randn(1, 8, 4, 4), text)
+    assert layer.processor is own
+
+
 def test_a_recording_holds_the_process_as_it_went(generator) -> None:
     """The last latent is what the process gives; maps are those of the conditional branch, not of the null text."""
     variables = start(generator)
@@ -139,6 +187,48 @@ def test_a_recording_injected_into_its_own_process_changes_nothing(generator) ->
     with torch.no_grad():
         z_0 = denoise(generator.eps, generator.levels(), 3.0, *variables.tensors(), steering=steering)
     assert torch.allclose(z_0, kept.latents[-1], atol=1e-4)
+
+
+def test_only_wanted_maps_are_kept(generator) -> None:
+    kept = record(generator, start(generator), lambda step, site: step == 1 and site.height == 8)
+    assert [{kept.sites[name].height for name in step} for step in kept.maps] == [set(), {8}, set(), set()]
+    assert {site.height for site in kept.sites.values()} == {4, 8, 16}
+
+
+def test_a_recording_of_a_steered_process_holds_what_was_steered(generator) -> None:
+    """Where maps are injected they are the ones that are used, so they are kept; latents are kept after blending."""
+    variables = start(generator)
+    first, identity = record(generator, variables), torch.eye(16).expand(2, -1, -1)
+    other = Variables(variables.latent.flip(0), variables.cond.flip(0), variables.null)
+    steering = Injection(first, identity, torch.zeros(2, 16, 16), torch.full((2,), 2.0), torch.full((2,), 3.0))
+    second = record(generator, other, steering=steering)
+    for step, same in enumerate((True, True, False, False)):
+        for name, maps in second.maps[step].items():
+            assert torch.equal(maps, first.maps[step][name]) == same
+    for step, same in enumerate((True, True, True, False)):  # with an empty mask all is background
+        assert torch.equal(second.latents[step + 1], first.latents[step + 1]) == same
+
+
+def test_injected_maps_are_the_recorded_ones_in_the_words_of_the_new_prompt() -> None:
+    """The attention on a new token is the sum over old tokens of theirs times R[old, new], for each item with its R."""
+    g = torch.Generator().manual_seed(0)
+    maps, remap = (torch.rand(shape, generator=g) for shape in ((2, 3, 4, 5), (2, 5, 5)))
+    none = torch.zeros(2)
+    steering = Injection(Recording([], [{}, {"a": maps}]), remap, torch.ones(2, 2, 2), none + 2, none)
+    inject = steering.attention(1)
+    assert inject is not None
+    got = inject(Site("a", 2, 2), lambda count: pytest.fail("own maps are of no use here"))
+    for item in range(2):
+        for new in range(5):
+            expected = sum(maps[item, :, :, old] * remap[item, old, new] for old in range(5))
+            assert torch.allclose(got[item, :, :, new], expected, atol=1e-6)
+
+
+def test_rows_of_a_recording_are_those_of_its_items() -> None:
+    whole = Recording([torch.tensor([[1.0], [2.0]])], [{"a": torch.tensor([[3.0], [4.0]])}], {"a": Site("a", 1, 1)})
+    some = whole.rows(torch.tensor([1, 0, 1]))
+    assert (some.latents[0].flatten().tolist(), some.maps[0]["a"].flatten().tolist()) == ([2, 1, 2], [4, 3, 4])
+    assert some.sites == whole.sites
 
 
 def test_blending_keeps_the_recorded_background_for_its_steps() -> None:
@@ -186,6 +276,13 @@ def test_the_foreground_is_the_mean_map_of_the_words_written_out() -> None:
     assert torch.allclose(sharp, ((got - 0.3).clamp_min(0) / 0.7).sqrt())
     with pytest.raises(ModelError, match=r"no cross-attention maps of height 3.*\[2, 4\]"):
         foreground(Recording([], maps, sites), [((1,),)] * 2, 3)
+
+
+def test_the_foreground_of_maps_that_are_wider_than_high() -> None:
+    """One token, one head: the map itself, row by row, divided by its largest value."""
+    maps = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 8.0]).view(1, 1, 6, 1)
+    got = foreground(Recording([], [{"a": maps}], {"a": Site("a", 2, 3)}), [((0,),)], 2)
+    assert got.tolist() == [[[0.125, 0.25, 0.375], [0.5, 0.625, 1.0]]]
 
 
 def test_the_crab_is_found_where_it_was_drawn() -> None:

@@ -13,18 +13,21 @@ from torch import Tensor
 from audit.artefacts import Artefacts
 from audit.captions import captioned
 from audit.classifiers import Classifier, Preprocess, clip
-from audit.counterfactual import Numbers, Original, invert, prepare, search
+from audit.counterfactual import Numbers, Original, _schedule, invert, prepare, search
 from audit.decisions import AttributeDecision, Decision
 from audit.diffusion.inversion import NullText
-from audit.diffusion.optimise import Settings
+from audit.diffusion.optimise import Settings, Variables, start_from_prompt
+from audit.diffusion.prompt_to_prompt import Recording, foreground, record
+from audit.diffusion.sampling import denoise
 from audit.errors import StoreError
-from audit.generators import diffusers
+from audit.generators import Attention, diffusers
 from audit.methods.uvce import PRESETS, Options
 from audit.objectives import log_probability, masked_distance
 from audit.predictions import to_tensor
 from audit.subjects import fitted
 from audit.zoo.measure import load
 from audit.zoo.scenes import Scene, caption, render
+from tests.gaussian import Gaussian
 
 
 def test_the_masked_distance_written_out() -> None:
@@ -228,6 +231,106 @@ def test_the_loss_is_the_papers_and_the_best_start_and_iterate_are_taken(generat
     best = found.result.losses.argmin(0)
     for i in range(2):
         assert torch.equal(found.result.image[i], frames[int(best[i])][i])
+
+
+class Carried:
+    """Steering written out, for names of one token each: recorded maps for `maps` steps, background for `blend`."""
+
+    def __init__(self, recording: Recording, maps: int, blend: int, mask: Tensor) -> None:
+        self.recording, self.maps, self.blend, self.mask = recording, maps, blend, mask
+
+    def attention(self, step: int) -> Attention | None:
+        return (lambda site, own: self.recording.maps[step][site.name]) if step < self.maps else None
+
+    def latent(self, step: int, z: Tensor) -> Tensor:
+        kept = self.recording.latents[step + 1]
+        return self.mask * z + (1 - self.mask) * kept if step < self.blend else z
+
+
+@pytest.mark.parametrize("both_masks", [False, True])
+@torch.no_grad()
+def test_the_start_and_its_loss_are_written_out(generator, both_masks: bool) -> None:
+    """Red crab to red boat, 5 steps: maps for round(.35 * 5) = 2 of them, background for round(.55 * 5) = 3, the null
+    texts of the inversion. Eqs. 5 and 6: 25 of the latents' distance to E(x), 250 of the pixels', minus log p."""
+    chosen = replace(NUMBERS.optimisation, steps=0)
+    numbers = replace(NUMBERS, injection=(0.35,), blending=(0.55,), both_masks=both_masks, optimisation=chosen)
+    image = to_tensor(render(SCENES[0]).image)[None]
+    with torch.enable_grad():
+        inversion = invert(generator, image, [caption(SCENES[0])], numbers)
+    original = prepare(generator, image, [caption(SCENES[0])], ["crab"], inversion, numbers)
+    assert torch.equal(original.variables.null, inversion.null)
+    assert torch.equal(original.autoencoded, generator.decode(generator.encode(image)).clamp(0, 1))
+    assert torch.equal(original.reconstruction, generator.decode(original.recording.latents[-1]).clamp(0, 1))
+    decision = Decision(load("reference"), ["crab"], ["boat"])
+    found = search(generator, original, ["boat"], decision, numbers, ["x"])
+
+    asked = caption(Scene("boat", "sand"))
+    cond = generator.embed([asked])[:, None].repeat(1, 5, 1, 1)
+    start, mask = Variables(inversion.latent, cond, inversion.null), original.mask
+    if both_masks:
+        kept = record(generator, start, steering=Carried(original.recording, 2, 0, mask))
+        there = foreground(kept, [generator.positions(asked, "boat")], 8, 1.0, 0.3)
+        there = torch.nn.functional.interpolate(there[:, None], (64, 64), mode="bilinear")[:, 0]
+        assert (there > mask + 0.05).any()
+        assert (mask > there + 0.05).any()
+        mask = torch.where(there > mask, there, mask)
+    assert torch.allclose(found.mask, mask, atol=1e-4)
+    small = torch.nn.functional.interpolate(mask[:, None], (16, 16), mode="bilinear")
+    steering = Carried(original.recording, 2, 3, small)
+    z = denoise(generator.eps, generator.levels(), 3.0, *start.tensors(), steering=steering)
+    x = generator.decode(z).clamp(0, 1)
+    assert (found.result.start - x).abs().max() < 1e-3
+    in_latents = ((1 - small) * (z - generator.encode(image))).square().mean().item()
+    in_pixels = ((1 - mask[:, None]) * (x - image)).square().mean().item()
+    log_p = load("reference").logits(x).log_softmax(-1)[0, load("reference").index_of("boat")].item()
+    expected = 25 * in_latents + 250 * in_pixels - log_p
+    assert found.result.losses[0, 0].item() == pytest.approx(expected, rel=1e-3)
+    for part in (25 * in_latents, 250 * in_pixels, log_p):
+        assert abs(part) > 0.01 * expected  # each can be seen in the sum
+
+
+class Planted:
+    """Steering that leads item i to latents of `values[i]`, whatever the process does."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def attention(self, step: int) -> None:
+        return None
+
+    def latent(self, step: int, z: Tensor) -> Tensor:
+        return torch.ones_like(z) * self.values[:, None, None, None]
+
+
+def test_each_item_starts_where_its_loss_is_lowest() -> None:
+    """Known starts: latents of injection + 10 blending. One item wants the objective, one is held by the penalty, one
+    has no number at what would be its best, and one has none at all."""
+    generator = Gaussian()
+    start = start_from_prompt(generator, list("abcd"), torch.zeros(4, 2, 4, 4, dtype=torch.float64))
+    numbers = Numbers(injection=(0.3, 0.1, 0.2), blending=(0.0, 0.5))
+    at = {(a, b): a + 10 * b for a in numbers.injection for b in numbers.blending}  # .3 5.3 .1 5.1 .2 5.2
+    sign = torch.tensor([1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    weight = torch.tensor([0.0, 1e3, 0.0, 0.0], dtype=torch.float64)
+
+    def value_of(z: float) -> float:
+        return generator.decode(torch.full((1, 2, 4, 4), z, dtype=torch.float64)).mean().item()
+
+    def objective(x: Tensor) -> Tensor:
+        """The third item's is undefined at .1, the lowest; the fourth's everywhere."""
+        value = sign * x.flatten(1).mean(1)
+        value[2] = math.nan if abs(x[2].mean().item() - value_of(0.1)) < 1e-9 else value[2]
+        value[3] = math.nan
+        return value
+
+    def penalty(z: Tensor, x: Tensor) -> Tensor:
+        return weight * (z - 5.1).square().flatten(1).mean(1)
+
+    rises = 1 if value_of(5.3) > value_of(0.1) else -1
+    sign = rises * sign  # the first item's objective is highest at 5.3, the third's at .1
+    injection, blending = _schedule(generator, start, lambda a, b: Planted(a + 10 * b), objective, penalty, numbers)
+    assert sorted(at.values()) == pytest.approx([0.1, 0.2, 0.3, 5.1, 5.2, 5.3])
+    assert list(zip(injection.tolist(), blending.tolist(), strict=True))[:3] == [(0.3, 0.5), (0.1, 0.5), (0.2, 0.0)]
+    assert (injection[3].item(), blending[3].item()) in at
 
 
 def test_own_masks_free_what_they_name(generator) -> None:

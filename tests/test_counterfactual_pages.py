@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -54,6 +56,35 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(store.root)
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Eleven of one stage, the surest of which did not flip, one of another stage, and one of another method."""
+    store = Store(tmp_path_factory.mktemp("large"))
+    store.create("job.json", b"{}")
+    picture = image_row(np.zeros((4, 4, 3), np.uint8), "generated")
+    columns = ("start_image_id", "image_id", "edit_image_id", "difference_image_id", "mask_image_id")
+    same = {"status": "ok", "model_id": "new", "prompt": "a crab"} | dict.fromkeys(columns, picture["image_id"])
+    same |= {"score_before": 0.01, "source_before": 0.98, "source_after": 0.04, "best_step": 0}
+    named = [(f"{i:032x}", "2-uvce", "uvce", f"target {i}", i > 0, 0.95 - 0.05 * i) for i in range(11)]
+    named += [("a" * 32, "3-uvce", "uvce", "target 0", True, 0.5), ("b" * 32, "4-other", "other", "none", True, 0.5)]
+    keys = ("explanation_id", "stage", "method", "target_class", "flipped", "score_after")
+    explanations = [same | {"source_class": HOSTILE} | dict(zip(keys, row, strict=True)) for row in named]
+    explanations[3]["source_class"] = "boat"
+    traces = [
+        {"explanation_id": "a" * 32, "step": k, "loss": -k, "score": 0.2 * k, "source_score": 0.9 - 0.1 * k}
+        for k in (2, 0, 1)
+    ]
+    measurements = [{"subject_id": row[0], "name": "background_rmse", "key": "result", "value": 0.1} for row in named]
+    rows = {"explanations": explanations, "traces": traces, "measurements": measurements, "images": [picture]}
+    store.commit("u", "2-uvce", rows)
+    return Run(store.root)
+
+
+def titles(app: AppTest) -> list[str]:
+    """What each counterfactual of a gallery leads to."""
+    return re.findall(r"<h4.*? to (.*?) <span", html(app))
+
+
 def page(run: Run, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
     """The page as a session sees it."""
 
@@ -101,6 +132,16 @@ def test_counterfactuals_are_chosen_by_source_target_and_outcome(run: Run) -> No
     assert counterfactuals.explained(run, "2-uvce", "boat", None, None) == []
 
 
+def test_stages_and_methods_are_kept_apart_and_flips_come_first(large: Run) -> None:
+    assert [(row["stage"], row["items"]) for row in counterfactuals.stages(large)] == [("2-uvce", 11), ("3-uvce", 1)]
+    ids = [int(row["explanation_id"], 16) for row in counterfactuals.explained(large, "2-uvce", None, None, None)]
+    assert ids == [*range(1, 11), 0]
+    (only,) = counterfactuals.explained(large, "3-uvce", None, None, None)
+    assert only["explanation_id"] == "a" * 32
+    assert counterfactuals.explained(large, "4-other", None, None, None) == []
+    assert [row["step"] for row in counterfactuals.steps(large, "a" * 32)] == [0, 1, 2]
+
+
 def test_measurements_are_a_row_a_quantity(run: Run) -> None:
     rows = {row["name"]: row for row in counterfactuals.measured(run, f"{1:032x}")}
     assert rows["background_rmse"]["result"] == pytest.approx(0.2)
@@ -135,3 +176,49 @@ def test_a_run_without_counterfactuals_says_so(tmp_path: Path, monkeypatch: pyte
     store.create("job.json", b"{}")
     app = page(Run(tmp_path), monkeypatch)
     assert "no counterfactual stage" in app.info[0].value
+
+
+def test_a_page_of_the_gallery_holds_ten_and_what_is_chosen(large: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = page(large, monkeypatch)
+    assert titles(app) == [f"target {i}" for i in range(1, 11)]
+    assert "<script>" not in html(app)  # all but one leave a class with a hostile name
+    stage, source = list(app.selectbox)[:2]
+    assert stage.options == ["2-uvce", "3-uvce"]
+    assert sorted(source.options) == sorted([HOSTILE, "any", "boat"])
+    source.set_value("boat").run()
+    assert titles(app) == ["target 3"]
+    app.selectbox[1].set_value(None)
+    app.selectbox[2].set_value("target 7").run()
+    assert titles(app) == ["target 7"]
+    app.selectbox[2].set_value(None)
+    app.selectbox[3].set_value(False).run()
+    assert titles(app) == ["target 0"]
+
+
+def test_the_confidences_stand_below_their_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before: crab 99 %, boat 1 %. After: crab 5 %, boat 90 %."""
+    shown = html(page(run, monkeypatch, id=f"{0:032x}"))
+    below = [
+        re.sub(r"<.*?>", " ", text).split() for text in re.findall(r"<img[^>]*>(.*?)(?=<div style='display)", shown)
+    ]
+    assert below[0] == ["crab", "99%", "boat", "1%"]
+    assert below[2] == ["crab", "5%", "boat", "90%"]
+
+
+def test_a_hostile_target_is_text_in_its_trajectory_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = html(page(run, monkeypatch, id=f"{1:032x}"))
+    assert "step 2" in shown
+    assert "<script>" not in shown
+
+
+def test_the_chart_draws_each_class_with_its_own_probabilities() -> None:
+    frame = pd.DataFrame({"step": [0, 1], "score": [0.1, 0.8], "source_score": [0.9, 0.2]})
+    row = {"target_class": "boat", "source_class": "crab", "model_id": "new"}
+    (drawn,) = counterfactuals._chart(frame, row).to_dict()["datasets"].values()
+    points = {(point["step"], point["class"]): point["probability"] for point in drawn}
+    assert points == {(0, "boat"): 0.1, (1, "boat"): 0.8, (0, "crab"): 0.9, (1, "crab"): 0.2}
+
+
+def test_a_search_of_another_method_has_no_page_here(large: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert titles(page(large, monkeypatch, id="b" * 32))
+    assert not titles(page(large, monkeypatch, id="a" * 32))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.diffusion.inversion import NullText, ddim_inversion, null_text_inversion
+from audit.diffusion.inversion import NullText, _best_null, ddim_inversion, null_text_inversion
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import ddim_step, denoise
 from audit.generators import Attention, Level
@@ -33,6 +33,18 @@ def test_a_step_of_plain_inversion_written_out() -> None:
     assert len(got) == len(generator.levels()) + 1
     for mine, theirs in zip(got, reversed(expected), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-12)
+
+
+def test_one_refinement_takes_eps_once_more_at_what_it_gave() -> None:
+    """z_t as above with e at the cleaner latent, then the same formula once more with e at that z_t."""
+    generator, z = Gaussian(), clean(["a"])
+    cond = generator.embed(["a"])
+    for level in reversed(generator.levels()):
+        cleaner, a, b = z, level.alpha_next, level.alpha
+        for _ in range(2):
+            e = generator.eps(z, level.t, cond)
+            z = math.sqrt(b) * (cleaner - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - b) * e
+    assert torch.allclose(ddim_inversion(generator, clean(["a"]), cond, 1)[0], z, atol=1e-12)
 
 
 @pytest.mark.parametrize("s", [0.5, 1.0, 1.6])
@@ -122,6 +134,53 @@ def test_the_first_null_text_written_out() -> None:
     assert torch.allclose(found.null[:, 0], min(tried, key=lambda pair: pair[0])[1], atol=1e-9)
     assert found.null_losses[0, 0, 0].item() == pytest.approx(tried[0][0], abs=1e-12)
     assert found.null_losses[0, 1, 0].item() == pytest.approx(min(tried)[0], abs=1e-12)
+
+
+def test_all_null_texts_written_out() -> None:
+    """Every step begins with the null text and at the latent that the step before ended with, has a step size and a
+    threshold of its own, and keeps its best iterate, which with steps as large as these is often not the last."""
+    settings = NullText(iterations=8, step_size=0.3)
+    generator, cond, null, found = inverted(["a"], settings)
+    pivot = ddim_inversion(generator, clean(["a"]), cond, 60)
+    z, kept_last, stopped_early = pivot[0], [], []
+    for i, level in enumerate(generator.levels()):
+        a, b = level.alpha, level.alpha_next
+
+        def landed(text: Tensor, z: Tensor = z, a: float = a, b: float = b, t: int = level.t) -> Tensor:
+            on_cond, on_null = generator.eps(z, t, cond), generator.eps(z, t, text)
+            e = on_null + 3.0 * (on_cond - on_null)
+            return math.sqrt(b) * (z - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - b) * e
+
+        text, m, v, tried = null, torch.zeros_like(null), torch.zeros_like(null), []
+        for k in range(9):
+            text = text.detach().requires_grad_(True)
+            loss = (landed(text) - pivot[i + 1]).square().mean()
+            tried.append((loss.item(), text.detach()))
+            if loss < 1e-5 + 2e-5 * i:
+                break
+            (g,) = torch.autograd.grad(loss, text)
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            adam = m / (1 - 0.9 ** (k + 1)) / ((v / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
+            text = text - 0.3 * (1 - i / 100) * adam
+        lowest, null = min(tried, key=lambda pair: pair[0])
+        kept_last.append(null is tried[-1][1])
+        stopped_early.append(len(tried) < 9)
+        assert torch.allclose(found.null[0, i], null[0], atol=1e-8)
+        assert found.null_losses[i, :, 0].tolist() == pytest.approx([tried[0][0], lowest], rel=1e-6)
+        z = landed(null).detach()
+    assert not all(kept_last)
+    assert any(stopped_early)
+
+
+@pytest.mark.parametrize(("error", "moved"), [(1.05e-4, False), (1.15e-4, True)])
+def test_each_step_has_a_threshold_of_its_own(error: float, moved: bool) -> None:
+    """At step 5 a null text is left as it is under a mean squared error of 1e-5 + 5 * 2e-5 = 1.1e-4; the error of the
+    null text itself, as a latent, from 0."""
+    null = torch.full((1, 1, 4), math.sqrt(error), dtype=torch.float64)
+    best, first, lowest = _best_null(lambda text: text[..., None], torch.zeros(1, 1, 4, 1), null, NullText(), 5)
+    assert first.item() == pytest.approx(error)
+    assert torch.equal(best, null) != moved
+    assert (lowest < first).item() == moved
 
 
 def test_the_numbers_are_those_of_the_source() -> None:

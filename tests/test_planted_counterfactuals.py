@@ -168,6 +168,62 @@ def test_figures_of_a_stage(run: Run) -> None:
     assert row["edit_flipped"] is None
 
 
+@pytest.fixture(scope="module")
+def edits(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Cars that should become boats: what the prompt edit alone made of them, what the search did, and one that failed.
+
+    The third has no prompt edit, as in pixel space; class names are spelled as some models spell them.
+    """
+    store = Store(tmp_path_factory.mktemp("edits"))
+    store.create("job.json", json.dumps({"job": {"models": {"b": {"ref": "zoo:shortcut-b"}}}}).encode())
+    boat = replace(SAND, object="boat")
+    made = [  # (prompt edit, result, edit flipped, flipped, autoencoder's background, edit's background)
+        (SAND, boat, 0.0, True, 0.01, 0.30),
+        (boat, SAND, 1.0, False, 0.03, 0.10),
+        (None, SAND, None, False, 0.05, None),
+    ]
+    pictures, explanations, measurements = Pictures(), [], []
+    for i, (edit, result, edit_flipped, flipped, floor, edit_background) in enumerate(made):
+        start, end = (pictures.add(render(scene).image, "generated") for scene in (STAR, result))
+        about = {"explanation_id": f"{i:032x}", "stage": "1-uvce", "method": "uvce", "model_id": "b", "status": "ok"}
+        about |= {"source_class": "Ice_Cream", "target_class": "boat", "flipped": flipped, "seconds": 2.0 * i}
+        about |= {"start_image_id": start, "image_id": end}
+        explanations.append(about | {"edit_image_id": pictures.add(render(edit).image, "edit") if edit else None})
+        values = {("result", "background_rmse"): 0.2, ("autoencoder", "background_rmse"): floor}
+        values |= {("result", "l2"): 0.1 * i, ("reconstruction", "psnr"): 30.0, ("autoencoder", "psnr"): 31.0}
+        if edit:
+            values |= {("edit", "flipped"): edit_flipped, ("edit", "background_rmse"): edit_background}
+        measurements += [
+            {"subject_id": f"{i:032x}", "name": name, "key": key, "value": value}
+            for (key, name), value in values.items()
+        ]
+    failed = explanations[0] | {"explanation_id": "f" * 32, "status": "failed", "image_id": None}
+    with torch.no_grad():
+        values = load_clip().embed_images(torch.stack([to_tensor(p) for p in pictures.pixels.values()]))
+    arrays: list[dict[str, Any]] = [
+        {"subject_id": key, "role": "generated", "name": "embedding", "model_id": "embedder", "values": v.tolist()}
+        for key, v in zip(pictures.pixels, values, strict=True)
+    ]
+    explanations = [*explanations, failed]
+    rows = {"explanations": explanations, "measurements": measurements, "images": pictures.rows, "arrays": arrays}
+    store.commit("u", "1-uvce", rows)
+    return Run(store.root)
+
+
+def test_prompt_edits_are_judged_beside_the_results(edits: Run) -> None:
+    """Of two edits one flipped and shows a boat; of three results one, and it is another item's."""
+    (row,) = figures(edits)
+    assert (row["images"], row["flipped"], row["sees_target"]) == (3, pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert (row["edit_flipped"], row["edit_sees_target"]) == (1 / 2, 1 / 2)
+    assert row["edit_background"] == pytest.approx(0.10)  # of the edit that flipped
+    assert (row["floor"], row["l2"], row["seconds"]) == pytest.approx((0.03, 0.1, 2.0))  # of all
+
+
+def test_classes_of_modes_are_matched_however_they_are_spelled(edits: Run) -> None:
+    (row,) = planted(edits)
+    assert (row["mode"], row["direction"], row["images"], row["flipped"]) == ("badge-ice-cream", "from", 3, 1)
+
+
 def test_badges_are_found_where_they_are_drawn() -> None:
     for index in range(60):
         scene = scene_at(WORLD, "heldout", index).scene

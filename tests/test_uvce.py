@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,18 @@ import yaml
 from PIL import Image
 
 from audit.artefacts import FOLDER
+from audit.classifiers import Preprocess
 from audit.config import parse_job
+from audit.counterfactual import search
+from audit.diffusion.inversion import NullText
 from audit.errors import ConfigError
 from audit.generators import diffusers
-from audit.methods import check_order, disagreement, neuron, uvce
+from audit.methods import Context, check_order, disagreement, neuron, uvce
+from audit.methods.uvce import Options
+from audit.models import Models
 from audit.predictions import to_tensor
 from audit.results.sql import Run
+from audit.subjects import Subject
 from audit.worker import Worker
 from audit.zoo.export import export
 from audit.zoo.measure import load
@@ -138,6 +146,7 @@ def test_every_step_is_kept_as_a_frame(run: Run) -> None:
         assert steps[0]["image_id"] == row["edit_image_id"]
         assert steps[row["best_step"]]["image_id"] == row["image_id"]
         assert steps[row["best_step"]]["score"] == pytest.approx(row["score_after"], abs=1e-6)
+        assert row["loss_before"] == steps[0]["loss"]
         assert row["loss_after"] == min(step["loss"] for step in steps)
 
 
@@ -174,6 +183,7 @@ def test_attributes_are_changed_in_the_captions_that_name_them(run: Run) -> None
         assert (row["source_class"], row["target_class"], row["model_id"]) == ("red", "purple", "zero-shot")
         assert " red " in row["prompt"]
         assert row["source_before"] + row["score_before"] == pytest.approx(1.0, abs=1e-5)
+        assert row["source_before"] > 0.5  # what is red looks red
 
 
 def test_a_poor_reconstruction_is_marked_and_not_searched(run: Run) -> None:
@@ -264,6 +274,184 @@ def test_what_changed_since_the_inventory_is_a_failed_row(folder: Path) -> None:
     rows = Run(root).rows("select item_id, status, reason from explanations order by status")
     assert [row["status"] for row in rows] == ["failed", "ok"]
     assert (rows[0]["item_id"], rows[0]["reason"]) == ("0" * 64, "changed_since_inventory")
+
+
+@pytest.fixture(scope="module")
+def bench(folder: Path) -> tuple[Worker, list[list[Any]]]:
+    """A worker, and two items of a plan, on which units are run in this process without being committed."""
+    job = parse_job({**JOB, "name": "bench", "stages": [JOB["stages"][0], UVCE | {"per_class": 2}]}, folder)
+    root = folder / "bench"
+    found = open_or_create(job, root)
+    for stage in ("0-inventory", "1-screen"):
+        worker = Worker(job, root, data_classes(root) if stage == "1-screen" else (), 4)
+        for unit in units_of(job, stage, root, found, worker.models.data_classes):
+            worker.run(unit)
+    (unit,) = units_of(job, "2-uvce", root, found, worker.models.data_classes)
+    assert len(unit.payload["items"]) == 2
+    return worker, [[*item[:5], ["boat"]] for item in unit.payload["items"]]
+
+
+def work(bench: tuple[Worker, list[list[Any]]], **changed: Any) -> uvce._Work:
+    """A unit of work with some options, and perhaps another `seed` or `generator`, without items as yet."""
+    generator, seed = changed.pop("generator", {}), changed.pop("seed", 0)
+    values = {**JOB, "name": "bench", "seed": seed, "generator": JOB["generator"] | generator}
+    values["stages"] = [JOB["stages"][0], UVCE | {"steps": 0} | changed]
+    parsed = parse_job(values, bench[0].root.parent)
+    models = Models(parsed, bench[0].models.data_classes)
+    if not generator:  # loaded once
+        models.__dict__["generator"] = bench[0].models.generator
+    return uvce._Work(parsed.stages[1].options, Context(parsed, "2-uvce", bench[0].root, models, 4))
+
+
+def test_inversions_are_shared_by_all_that_they_do_not_depend_on_and_by_nothing_else(bench) -> None:
+    """One key for other targets, decisions and searches; another for whatever changes the numbers of an inversion."""
+    subject = Subject("ab12", "crab", "crab", "a photograph of a red crab", ["boat"])
+    key = work(bench)._artefact_key(subject)
+    same = [{"steps": 3, "weight_pixel": 1.0}, {"injection": [0.9], "mask": "none"}, {"model": "shortcut"}]
+    assert {work(bench, **options)._artefact_key(subject) for options in same} == {key}
+    assert work(bench)._artefact_key(replace(subject, source="car", targets=["car"])) == key
+    others = [{"refinements": 7}, {"null_text_steps": 3}, {"null_text_step_size": 0.5}, {"inversion": "ddim"}]
+    others += [{"generator": {"guidance_scale": 2.0}}, {"generator": {"steps": 3}}, {"generator": {"dtype": "bf16"}}]
+    keys = [work(bench, **options)._artefact_key(subject) for options in others]
+    keys += [work(bench)._artefact_key(replace(subject, prompt="a red crab"))]
+    keys += [work(bench)._artefact_key(replace(subject, item_id="cd34"))]
+    assert len({key, *keys}) == 1 + len(keys)
+
+
+def test_inversions_do_not_depend_on_the_schedule_alone(bench) -> None:
+    """Where the job leaves steps and guidance to the preset, the preset's are in the key."""
+    subject = Subject("ab12", "crab", "crab", "a photograph of a red crab", ["boat"])
+    bare = {"steps": None, "guidance_scale": None}
+    a, b = (work(bench, generator=bare) for _ in range(2))
+    b.generator = b.models.generator.scheduled(7, 3.0)
+    assert a._artefact_key(subject) != b._artefact_key(subject)
+
+
+def test_explanations_of_other_tasks_have_other_ids(bench) -> None:
+    """What changes no number of a counterfactual changes no id either."""
+    subject = Subject("ab12", "crab", "crab", "a photograph of a red crab", ["boat"])
+
+    def id_of(target: str = "boat", **options: Any) -> str:
+        return str(work(bench, **options)._base(subject, target)["explanation_id"])
+
+    assert id_of(frames=True, per_class=2, unit_items=1) == id_of()
+    other = [id_of("car"), id_of(seed=1), id_of(steps=2), id_of(weight_pixel=1.0), id_of(mask="none")]
+    other.append(str(work(bench)._base(replace(subject, source="car"), "boat")["explanation_id"]))
+    assert len({id_of(), *other}) == 7
+
+
+def test_searches_have_seeds_of_their_own(bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items, targets and the job's seed decide the noise of the cutouts; the search itself runs as always."""
+    seen: list[object] = []
+
+    def watched(*args: Any) -> Any:
+        seen.extend(args[5])
+        return search(*args)
+
+    monkeypatch.setattr(uvce, "search", watched)
+    items = [[*item[:5], ["boat", "car"]] for item in bench[1]]
+    for seed in (0, 1):
+        work(bench, seed=seed, mask="none", prompt="keep").explain(items)
+    assert len(seen) == len(set(seen)) == 8
+
+
+def test_an_item_without_numbers_is_marked_and_harms_no_other(bench) -> None:
+    """A broken inversion among two, a model that says NaN of one image, a label that it lacks, targets that captions
+    have no room for: rows with the reason, and the other item as it is alone."""
+    first, second = bench[1]
+    (alone,) = done_with(bench, [second])
+    broken = work(bench, null_text_steps=5)
+    subject = Subject(first[1], "crab", "crab", first[3], ["boat"])
+    key = broken._artefact_key(subject)
+    shape, tokens = broken.generator.latent_shape, broken.generator.embed([""]).shape[1:]
+    steps = len(broken.generator.levels())
+    nan = {"latent": torch.full(shape, math.nan), "null": torch.zeros(steps, *tokens)}
+    broken.artefacts.put("inversion", key, nan | {"null_losses": torch.zeros(steps, 2)})
+    broken.explain([first, second])
+    rows = {row["item_id"]: row for row in broken.rows()["explanations"]}
+    assert rows[first[1]]["reason"].startswith("poor_reconstruction")
+    assert rows[second[1]]["status"] == "ok"
+    (value,) = [row for row in broken.rows()["measurements"] if row["subject_id"] == rows[first[1]]["explanation_id"]]
+    assert (value["name"], value["value"], value["reason"]) == ("psnr", None, "not_finite")
+
+    for space in ("latent", "pixel"):
+        sick = work(bench, space=space, steps=1)
+        bright = [work_image(sick, item).mean().item() for item in (first, second)]
+        border, above = sum(bright) / 2, bright[0] > bright[1]
+        logits = sick.model.forward
+
+        def broken_logits(x: torch.Tensor, logits: Any = logits, border: float = border, above: bool = above) -> Any:
+            mean = x.mean((1, 2, 3), keepdim=True)[:, 0, 0]
+            return torch.where((mean > border) == above, math.nan, logits(x))
+
+        sick.model = replace(sick.model, forward=broken_logits, preprocess=Preprocess(sick.model.preprocess.size))
+        sick.explain([first, second])
+        rows = {row["item_id"]: row for row in sick.rows()["explanations"]}
+        assert (rows[first[1]]["status"], rows[first[1]]["reason"]) == ("failed", "not_finite")
+        assert rows[second[1]]["status"] == "ok"
+
+    assert done_with(bench, [[*first[:2], "unicorn", *first[3:]]])[0]["reason"] == "source_unknown_to_model"
+    long = [" ".join([word] * 20) for word in ("boat", "car")]
+    rows = done_with(bench, [[*second[:5], [*long, "boat"]]])
+    assert [row["reason"] for row in rows[:2]] == ["phrase_not_in_prompt"] * 2
+    assert rows[2]["score_after"] == pytest.approx(alone["score_after"], abs=1e-3)
+
+
+def done_with(bench: tuple[Worker, list[list[Any]]], items: list[list[Any]]) -> list[dict[str, Any]]:
+    one = work(bench)
+    one.explain(items)
+    return one.rows()["explanations"]
+
+
+def work_image(one: uvce._Work, item: list[Any]) -> torch.Tensor:
+    """An item's image at the generator's size."""
+    subject = Subject(item[1], "crab", "crab", item[3], [])
+    subject.read(next(iter(one.models.source("data").read([item[0]]))), None, False, one.generator.image_size)
+    return subject.image
+
+
+def test_captions_of_the_template_name_the_class_alone(bench) -> None:
+    (row,) = done_with_options(bench, caption="template", template="a drawing of a {}")
+    assert row["prompt"] == "a drawing of a crab"
+
+
+def done_with_options(bench: tuple[Worker, list[list[Any]]], **options: Any) -> list[dict[str, Any]]:
+    one = work(bench, **options)
+    one.explain(bench[1][:1])
+    return one.rows()["explanations"]
+
+
+def test_a_heavy_weight_holds_pixels_where_they_are(bench) -> None:
+    """In pixel space w_PX 0 goes furthest; 10,000 of it leaves no change that is longer than a step."""
+    moved = []
+    for weight in (0.0, 1e4):
+        one = work(bench, space="pixel", mask="none", steps=9, weight_pixel=weight, weight_latent=0.0)
+        one.explain(bench[1][:1])
+        rows = one.rows()
+        (change,) = [r["value"] for r in rows["measurements"] if (r["name"], r["key"]) == ("l2", "result")]
+        moved.append(change)
+    assert moved[1] < 0.0041 < moved[0]
+
+
+def test_every_number_of_the_method_can_be_given() -> None:
+    """Each option goes into the number of its name, and into no other."""
+    base = Options(model="m", preset="embedded").numbers(56)
+    given = {"weight_latent": 3.0, "weight_pixel": 4.0, "injection": (0.9,), "blending": (0.8,), "refinements": 5}
+    given |= {"map_side": 16, "map_share": 0.25, "sharpen": 0.2, "threshold": 0.9, "both_masks": False}
+    for name, value in given.items():
+        assert Options(model="m", preset="embedded", **{name: value}).numbers(56) == replace(base, **{name: value})
+    text = Options(model="m", preset="embedded", null_text_steps=3, null_text_step_size=0.5).numbers(56).null_text
+    assert text == NullText(3, 0.5)
+    assert Options(model="m", preset="embedded", null_text_steps=3).numbers(56).null_text == NullText(3, 0.03)
+    assert Options(model="m", preset="embedded", inversion="ddim").numbers(56) == replace(base, null_text=None)
+
+
+def test_without_a_mask_nothing_is_blended_or_freed(bench) -> None:
+    """An empty mask with blending would leave nothing but the original; so there is none."""
+    assert (work(bench, mask="none").numbers.blending, work(bench, mask="none").numbers.both_masks) == ((0.0,), False)
+    assert (work(bench, mask="own").numbers.blending, work(bench, mask="own").numbers.both_masks) == ((0.3, 0.5), False)
+    kept = work(bench, prompt="keep").numbers
+    assert (kept.injection, kept.blending, kept.both_masks) == ((0.0,), (0.0,), True)
 
 
 @pytest.mark.parametrize(
