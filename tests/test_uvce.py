@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -166,6 +167,16 @@ def test_named_targets_own_masks_and_a_kept_prompt(run: Run, folder: Path) -> No
         # nothing is edited, so the start is the reconstruction
         start, recorded = pixels(run, row["edit_image_id"]), pixels(run, row["reconstruction_image_id"])
         assert np.abs(start - recorded).max() < 0.01
+
+
+def test_other_masks_make_other_units(bench) -> None:
+    """The plan holds the hashes of the masks that it will use, and none where the maps make them."""
+    one = work(bench, mask="own", per_class=3)
+    (unit,) = uvce.plan(one.options, one.context)
+    masks = list(bench[0].models.source("data").read_masks([item[0] for item in unit["items"]]))
+    assert len(set(masks)) == len(masks) > 1
+    assert unit["masks"] == [hashlib.sha256(mask).hexdigest() for mask in masks]
+    assert "masks" not in uvce.plan(work(bench).options, one.context)[0]
 
 
 def test_pixel_space_changes_pixels_and_makes_no_edit(run: Run) -> None:

@@ -7,6 +7,7 @@ the autoencoder and the inversion alone make of it, and the prompt edit without 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import time
@@ -192,7 +193,16 @@ def plan(options: Options, context: Context) -> list[Payload]:
         if named and taken.get(row["label"], 0) < (options.per_class or len(rows)):
             taken[row["label"]] = taken.get(row["label"], 0) + 1
             chosen.append([row[key] for key in ("uri", "item_id", "label", "caption", "predicted")] + [named])
-    return [{"items": chosen[i : i + options.unit_items]} for i in range(0, len(chosen), options.unit_items)]
+    chunks = [chosen[i : i + options.unit_items] for i in range(0, len(chosen), options.unit_items)]
+    return [{"items": chunk} | _masks_of(chunk, options, context) for chunk in chunks]
+
+
+def _masks_of(items: list[list[Any]], options: Options, context: Context) -> Payload:
+    """What the data set's masks are, where they are used: a changed mask makes another unit."""
+    if options.mask != "own":
+        return {}
+    masks = context.models.source("data").read_masks([item[0] for item in items])
+    return {"masks": [None if mask is None else hashlib.sha256(mask).hexdigest() for mask in masks]}
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
