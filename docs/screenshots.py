@@ -42,6 +42,9 @@ def main(run: Path, port: int = 8531) -> None:
             ):
                 page.goto(f"http://127.0.0.1:{port}{path}")
                 page.get_by_role("heading", name=text).first.wait_for(timeout=60_000)
+                if name == "report-retrieval":
+                    page.get_by_role("button", name="Find images").click()
+                    page.get_by_role("heading", name="What the models say of them").wait_for(timeout=60_000)
                 page.wait_for_load_state("networkidle")
                 page.wait_for_timeout(1500)
                 page.screenshot(path=DOCS / f"{name}.png")
