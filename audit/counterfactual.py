@@ -39,11 +39,11 @@ class Numbers:
 
     `injection`, `blending`: shares of the steps in which recorded maps, and recorded background latents, are carried
     over; the pair with the lowest un-augmented loss is taken, item by item. The paper's share of injection is .8, the
-    others are the authors' code's. `map_side`: height of the cross-attention
-    maps that make the mask, a quarter of the latents' where None, which is the paper's 16 at 512 pixels; `map_share`
-    and `sharpen`: see `foreground`; `threshold`: from where on the mask is 1, and 0 below, where a number is given; in
-    the paper the mask is soft. `both_masks`: changes are free where the source is or where the edited prompt puts the
-    target; in the paper, where the source is. `null_text`: None leaves the null text as it is, which is DDIM inversion.
+    others are the authors' code's. `map_side`: height of the cross-attention maps that make the mask, a quarter of the
+    latents' where None, which is the paper's 16 at 512 pixels; `map_share` and `sharpen`: see `foreground`;
+    `threshold`: from where on the mask is 1, and 0 below, where a number is given; in the paper the mask is soft.
+    `both_masks`: changes are free where the source is or where the edited prompt puts the target; in the paper, where
+    the source is. `null_text`: None leaves the null text as it is, which is DDIM inversion.
     `refinements`: see `ddim_inversion`.
     """
 

@@ -24,7 +24,7 @@ def ascend(
     and the start the one with the highest, item by item.
     """
     x = start.detach().clone()
-    best, value = x, judge(x).detach() if judge else None
+    best, value = x.detach(), judge(x).detach() if judge else None
     for _ in range(steps):
         x.requires_grad_(True)
         (gradient,) = torch.autograd.grad(objective(x).sum(), x)

@@ -330,6 +330,7 @@ def test_ascent_can_keep_the_best_iterate_by_another_judge() -> None:
 
     got = ascend(start, lambda x: x.sum((1, 2, 3)), 4, length, judge=judge)
     assert got.mean((1, 2, 3)).tolist() == pytest.approx([0.3, 0.5, 0.1])
+    assert not got.requires_grad
 
 
 def test_ascent_stays_where_it_has_no_gradient_and_keeps_items_apart() -> None:

@@ -104,13 +104,14 @@ def optimise(
     """Maximise `objective` minus `penalty` over z_T, C_t and null_t through the whole DDIM process.
 
     `objective` maps images (b, ..., 3, h, w) to (b, ...); it is averaged over cutouts, the same ones for every
-    predicted z_0 that `prediction_weights` names. `penalty` maps z_0 (b, c, h, w)
-    and its image (b, 3, H, W) to (b,); it never sees cutouts, nor predictions. `keys` seed the cutouts of each item.
-    `on_step(k, images, losses)` sees every iterate, 0 to `steps`, without gradients.
+    predicted z_0 that `prediction_weights` names. `penalty` maps z_0 (b, c, h, w) and its image (b, 3, H, W) to (b,);
+    it never sees cutouts, nor predictions. `keys` seed the cutouts of each item. `on_step(k, images, losses)` sees
+    every iterate, 0 to `steps`, without gradients.
 
     Differs from the paper: the iterate with the lowest un-augmented loss is returned, not the last one; z_T is
     rescaled to its first norm after every step; gradients are clipped to `clip` by their largest entry, per
-    variable and item (all three as in the authors' code). The loss is that of the final image, as in the paper.
+    variable and item (all three as in the authors' code). The loss is that of the final image, as in the paper, unless
+    `prediction_weights` says otherwise.
     """
     levels, scale = generator.levels(), generator.guidance_scale
     variables = Variables(*(v.detach().clone().requires_grad_(True) for v in start.tensors()))

@@ -31,12 +31,16 @@ class _Scales:
         return self.found.view(-1, *[1] * (like.ndim - 1))
 
 
-class _Left(torch.autograd.Function):
+class _Unchanged(torch.autograd.Function):
+    """The identity forwards."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: _Scales) -> Tensor:
         ctx.scales = scales
         return x.view_as(x)
 
+
+class _Left(_Unchanged):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         largest = gradient.flatten(1).abs().amax(1)
@@ -45,12 +49,7 @@ class _Left(torch.autograd.Function):
         return gradient * ctx.scales.of(gradient), None
 
 
-class _Entered(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: _Scales) -> Tensor:
-        ctx.scales = scales
-        return x.view_as(x)
-
+class _Entered(_Unchanged):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient / ctx.scales.of(gradient), None

@@ -37,8 +37,9 @@ class Options(Frozen):
         "'neurons: auto' reads; or {model: id, layer: module}, for a neuron stage with that 'layer'",
     )
 
-    def stores(self, model_id: str, layer: str | None = None) -> bool:
-        return Activations(model=model_id, layer=layer) in self.activations
+    def stores(self, model_id: str) -> bool:
+        """Whether the inputs of a model's last linear layer are stored."""
+        return Activations(model=model_id) in self.activations
 
 
 def check(options: Options, job: Job) -> None:
