@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from audit import registry
 from audit.errors import ConfigError, unknown
+from audit.locations import SCHEMES, Location, is_uri, located
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -33,7 +34,18 @@ def _resolved(value: Any, info: ValidationInfo) -> Any:
     return (folder / Path(value).expanduser()).resolve()
 
 
+def _somewhere(value: Any, info: ValidationInfo) -> Any:
+    """Text to a path as `_resolved`, or to the URI of an object store."""
+    if isinstance(value, str) and is_uri(value):
+        scheme, _, rest = value.partition("://")
+        if scheme not in SCHEMES or not rest.strip("/"):
+            raise ValueError(f"{value!r} is no place; write a local path, or {SCHEMES[0]}://bucket/prefix")
+        return located(value)
+    return _resolved(value, info)
+
+
 LocalPath = Annotated[Path, BeforeValidator(_resolved)]
+AnyPlace = Annotated[Location, BeforeValidator(_somewhere)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
