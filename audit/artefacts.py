@@ -6,14 +6,13 @@ of two workers that make the same one, the first wins and both use its numbers.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from audit.errors import StoreError
+from audit.locations import Location, child, parent
 from audit.results.store import Store
 
 FOLDER = "_artefacts"  # no job can have this name
@@ -22,8 +21,8 @@ FOLDER = "_artefacts"  # no job can have this name
 class Artefacts:
     """The artefacts beside a run."""
 
-    def __init__(self, run: Path) -> None:
-        self.store = Store(run.parent / FOLDER)
+    def __init__(self, run: Location) -> None:
+        self.store = Store(child(parent(run), FOLDER))
 
     def uri(self, kind: str, key: str) -> str:
         """Path of an artefact, relative to the folder of the runs."""
@@ -37,7 +36,7 @@ class Artefacts:
         try:
             return load(data)
         except SafetensorError as error:
-            raise StoreError(f"{self.store.root / self._file(kind, key)} is broken ({error}); delete it") from error
+            raise StoreError(f"{self.store.where(self._file(kind, key))} is broken ({error}); delete it") from error
 
     def put(self, kind: str, key: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keep an artefact, unless it is there already; returns the one that is kept."""

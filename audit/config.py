@@ -90,17 +90,30 @@ class Compute(Frozen):
         description="items optimised side by side in one call; auto: as many as memory takes, at most 8",
     )
     retries: int = Field(3, ge=0, description="attempts for a unit after its first")
+    deadline_minutes: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="after which a unit's worker counts as hung; auto: ten times what such units take, at least 10 "
+        "minutes, and an hour while that is not known",
+    )
+    max_quarantined: float = Field(
+        0.5, ge=0, le=1, description="share of a stage's items that cannot be used, above which the run stops"
+    )
+    max_gpu_hours: float | None = Field(
+        None, gt=0, description="of work of the whole run, at which it stops; a higher number resumes it"
+    )
+    start_minutes: float = Field(15, ge=0, description="how long to wait for a first worker, on a cluster that grows")
 
 
-def _a_folder(value: str) -> str:
-    if "://" in value:
-        raise ValueError(f"{value!r} is no folder; mount the bucket, or use a shared file system")
-    return value
+def _a_place(value: str) -> str:
+    scheme, found, rest = value.partition("://")
+    if found and (scheme not in SCHEMES or not rest.strip("/")):
+        raise ValueError(f"{value!r} is no place for runs; write a folder, or {SCHEMES[0]}://bucket/prefix")
+    return value.rstrip("/") if found else value
 
 
 class Output(Frozen):
-    uri: Annotated[str, AfterValidator(_a_folder)] = Field(
-        "runs", description="folder for the runs' own folders, relative to the working folder"
+    uri: Annotated[str, AfterValidator(_a_place)] = Field(
+        "runs", description="place of the runs' own folders: a folder, relative to the working folder, or s3://..."
     )
 
 
@@ -214,6 +227,20 @@ def restored(family: Any, dumped: Mapping[str, Any]) -> Plugin:
     options = {key: value for key, value in dumped.items() if key != "plugin"}
     module = registry.plugin(family, dumped["plugin"])
     return Plugin(name=dumped["plugin"], options=_checked(module.Options, options, dumped["plugin"], {}))
+
+
+def restored_job(numbers: Mapping[str, Any], compute: Mapping[str, Any], output: Location) -> Job:
+    """The job that `Job.numbers` wrote, checked anew. Raises ConfigError."""
+    raw: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
+    raw["data"] = restored("datasets", raw["data"])
+    for key, family in _OPTIONAL.items():
+        if key in raw:
+            raw[key] = restored(family, raw[key])
+    raw["models"] = {name: restored("classifiers", model) for name, model in raw["models"].items()}
+    raw["stages"] = tuple(restored("methods", stage) for stage in raw["stages"])
+    raw["compute"] = _checked(Compute, compute, "compute", {})
+    raw["output"] = Output(uri=str(output))
+    return _checked(Job, raw, "job.json", {})
 
 
 def _checked(model: type[_T], raw: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> _T:

@@ -52,6 +52,11 @@ def name_of(location: Location) -> str:
     return location.name if isinstance(location, Path) else PurePosixPath(location).name
 
 
+def absolute(location: Location) -> str:
+    """As text that means the same in another folder."""
+    return str(location.resolve()) if isinstance(location, Path) else location
+
+
 def object_store(uri: str) -> ObjectStore:
     """The object store at a URI; keys are relative to it. A store that fails for a moment is asked again, with pauses
     that grow. Raises ValueError for a scheme that is none of `SCHEMES`, obstore's BaseError for a URI without bucket.
@@ -73,3 +78,27 @@ def client_settings(endpoint: str) -> Any:
     """A request may take half a minute; unencrypted only where the endpoint itself says so."""
     options = {"timeout": "30s", "allow_http": endpoint.startswith("http://")}
     return {"client_options": options, "retry_config": RETRIES}
+
+
+def folders(location: Location) -> list[str]:
+    """Names of what lies right below, as folders do; none where nothing is there."""
+    if isinstance(location, Path):
+        return [path.name for path in location.iterdir() if path.is_dir()] if location.is_dir() else []
+    import obstore
+
+    found = obstore.list_with_delimiter(object_store(location))
+    return [PurePosixPath(prefix).name for prefix in found["common_prefixes"]]
+
+
+def key_of(uri: str) -> str:
+    """Bucket and key of a URI, as file systems of Arrow and fsspec want them."""
+    return uri.partition("://")[2]
+
+
+def filesystem() -> Any:
+    """An Arrow file system over the object stores, with the same settings."""
+    from obstore.fsspec import FsspecStore
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    store = FsspecStore("s3", **client_settings(os.environ.get("AWS_ENDPOINT_URL", "")))
+    return PyFileSystem(FSSpecHandler(store))

@@ -172,6 +172,11 @@ def _left_of(cgroup: Path) -> int | None:
     return int(limit.read_text("ascii")) - int(used.read_text("ascii")) + int(stat.get("inactive_file", 0))
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device had too little memory; of the CPU, torch says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def choose(
     need: Footprint, free: int, batches: Sequence[int], policies: Sequence[CheckpointPolicy]
 ) -> tuple[int, CheckpointPolicy]:

@@ -17,13 +17,14 @@ from audit.generators import Generator
 class Models:
     """`data_classes` are the data set's labels in sorted order; models that name no classes of their own use them.
 
-    Models live on the GPU that the process was given, where the job asks for GPUs, else on the CPU.
+    Models live on `device`: by default on the GPU that the process was given, where the job asks for GPUs, else on the
+    CPU.
     """
 
-    def __init__(self, job: Job, data_classes: tuple[str, ...]) -> None:
+    def __init__(self, job: Job, data_classes: tuple[str, ...], device: str | None = None) -> None:
         self.job = job
         self.data_classes = data_classes
-        self.device = "cuda" if job.compute.gpus else "cpu"
+        self.device = device or ("cuda" if job.compute.gpus else "cpu")
         self._classifiers: dict[str, Classifier] = {}
         self._sources: dict[str, DataSource] = {}
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.classifiers import Classifier, canonical
+from audit.memory import is_out_of_memory
 from audit.models import Models
 from audit.neurons import Layer, activations, count_units, layer_of, stored_as
 from audit.results.schema import Rows
@@ -105,7 +106,16 @@ def _by_size(function: Callable[[Tensor], Tensor], images: Sequence[NDArray[np.u
     for members in groups.values():
         for start in range(0, len(members), BATCH):
             chunk = members[start : start + BATCH]
-            results.update(
-                zip(chunk, function(torch.stack([to_tensor(images[i]) for i in chunk]).to(device)).cpu(), strict=True)
-            )
+            found = _fitting(function, torch.stack([to_tensor(images[i]) for i in chunk]), device)
+            results.update(zip(chunk, found, strict=True))
     return [results[i] for i in range(len(images))]
+
+
+def _fitting(function: Callable[[Tensor], Tensor], batch: Tensor, device: str) -> Tensor:
+    """The function of a batch, in halves where the device's memory is too small for the whole."""
+    try:
+        return function(batch.to(device)).cpu()
+    except RuntimeError as error:
+        if len(batch) == 1 or not is_out_of_memory(error):
+            raise
+    return torch.cat([_fitting(function, half, device) for half in batch.chunk(2)])

@@ -111,7 +111,7 @@ def embedder_of(run: Run) -> Embedder:
     record = _record(run)
     if not record["job"].get("embedder"):
         raise ConfigError(
-            f"{run.root} has no embeddings: its job names no embedder. Add to the job file: "
+            f"{run.location} has no embeddings: its job names no embedder. Add to the job file: "
             "embedder: {loader: clip, ref: ...}, and run it anew"
         )
     plugin = _allowed(record["job"]["embedder"])
@@ -178,7 +178,7 @@ def _embedded(embedder: Embedder, text: str) -> list[float]:
 def _no_images(run: Run, role: Role) -> str:
     rows = run.rows("select distinct role from arrays where name = 'embedding' and role <> 'generated' order by role")
     there = " and ".join(row["role"] for row in rows) or "none: its job needs an embedder and the stage 'screen'"
-    return f"{run.root} has no embeddings of images of the role {role!r}; it has: {there}"
+    return f"{run.location} has no embeddings of images of the role {role!r}; it has: {there}"
 
 
 def _mode(run: Run, mode_id: str) -> Row:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from audit.captions import captioned
 from audit.classifiers import canonical
 from audit.decode import decode, decode_mask
 from audit.errors import BadItem
@@ -42,12 +43,36 @@ class Subject:
             self.mask = fitted(grey.expand(3, -1, -1), size)[0]
 
 
+def spelled(class_name: str) -> str:
+    """A class as prompts say it."""
+    return class_name.replace("_", " ")
+
+
+def subjects_of(
+    item_id: str,
+    label: str | None,
+    predicted: str,
+    targets: list[str],
+    caption: str | None,
+    template: str,
+    attribute: tuple[str, ...] | None,
+    keeps_prompt: bool,
+) -> list[Subject]:
+    """An image with its targets, once for each source class; of an attribute, the word that is replaced."""
+    sources = {attribute[0]: targets} if attribute else by_source(label, predicted, targets)
+    found = []
+    for source, named in sources.items():
+        word = spelled(label) if keeps_prompt and label and not attribute else source
+        found.append(Subject(item_id, source, word, captioned(word, template, caption, label), named))
+    return found
+
+
 def by_source(label: str | None, predicted: str, targets: list[str]) -> dict[str, list[str]]:
     """Targets by the class that they start from: the label or, where that is the target, what the model says."""
     found: dict[str, list[str]] = {}
     for target in targets:
         source = predicted if label is None or canonical(target) == canonical(label) else label
-        found.setdefault(source.replace("_", " "), []).append(target)
+        found.setdefault(spelled(source), []).append(target)
     return found
 
 

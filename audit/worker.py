@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import resource
 import time
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from audit import registry
 from audit.config import Job
 from audit.errors import ConfigError, ModelError, StoreError
-from audit.memory import settled
+from audit.locations import Location
+from audit.memory import is_out_of_memory, settled
 from audit.methods import Context, Unit, stage_names, stages
 from audit.models import Models
 from audit.results.schema import Rows
@@ -23,28 +26,45 @@ from audit.results.store import Store
 
 @dataclass(frozen=True)
 class Summary:
-    """What a worker tells the driver about a unit. `error` is set where it was not committed."""
+    """What a worker tells the driver about a unit. `error` is set where it was not committed.
+
+    `failed` of its `items` are rows that say why they cannot be used. `fatal`: it would befall every unit.
+    `device_lost`: this process cannot use its device any more.
+    """
 
     unit_id: str
     stage: str
     items: int
     seconds: float
     findings: tuple[str, ...] = ()
+    failed: int = 0
     error: str | None = None
     fatal: Literal["config", "store"] | None = None
+    device_lost: bool = False
 
 
 class Worker:
     """Runs units of one job. Models are loaded when a unit first needs them, and kept."""
 
     def __init__(
-        self, job: Job, root: Path, data_classes: tuple[str, ...], batch_size: int | Literal["auto"], sharing: int = 1
+        self,
+        job: Job,
+        root: Location,
+        data_classes: tuple[str, ...],
+        batch_size: int | Literal["auto"],
+        sharing: int = 1,
     ) -> None:
         """`sharing`: how many workers share a GPU or, without GPUs, the machine's memory."""
         self.job, self.root, self.batch_size, self.sharing = job, root, batch_size, sharing
+        self.store = Store(root)
         self.models = Models(job, data_classes)
         self.stages = dict(zip(stage_names(job), stages(job), strict=True))
         self._settled: dict[str, tuple[Any, int]] = {}
+
+    def use_classes(self, data_classes: tuple[str, ...]) -> None:
+        """The labels of the data set, which are known once the inventory is committed."""
+        if data_classes != self.models.data_classes:
+            self.models = Models(self.job, data_classes)
 
     def run(self, unit: Unit, attempt: int = 1) -> Summary:
         """Run and commit a unit. An exception becomes a summary: the driver decides whether to try again.
@@ -52,14 +72,11 @@ class Worker:
         `attempt`: how often the driver has now tried this unit, from 1.
         """
         began = time.monotonic()
-        plugin = self.stages[unit.stage]
+        error: dict[str, Any]
         try:
-            if unit.stage not in self._settled:
-                self._settled[unit.stage] = settled(plugin.options, self.models, self.batch_size, self.sharing)
-            options, batch_size = self._settled[unit.stage]
-            context = Context(self.job, unit.stage, self.root, self.models, batch_size)
-            rows = registry.plugin("methods", plugin.name).run(options, unit.payload, context)
+            rows = self._rows(unit)
             seconds = time.monotonic() - began
+            failed = failed_in(rows)
             rows["units"] = [
                 {
                     "unit_id": unit.unit_id,
@@ -67,24 +84,59 @@ class Worker:
                     "attempt": attempt,
                     "worker": f"{platform.node()}/{os.getpid()}",
                     "status": "ok",
-                    "items": items_in(unit),
+                    "items": unit.items,
                     "seconds": seconds,
                     "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 }
             ]
-            Store(self.root).commit(unit.unit_id, unit.stage, rows)
-        except (ConfigError, ModelError) as error:
-            return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=str(error), fatal="config")
-        except StoreError as error:
-            return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=str(error), fatal="store")
-        except Exception:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
-            return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, error=traceback.format_exc(limit=-4))
-        return Summary(unit.unit_id, unit.stage, items_in(unit), seconds, findings_in(rows))
+            self.store.commit(unit.unit_id, unit.stage, rows, items=unit.items, failed=failed)
+            return Summary(unit.unit_id, unit.stage, unit.items, seconds, findings_in(rows), failed)
+        except (ConfigError, ModelError) as refused:
+            error = {"error": str(refused), "fatal": "config"}
+        except StoreError as refused:
+            error = {"error": str(refused), "fatal": "store"}
+        except Exception as raised:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
+            error = {"error": traceback.format_exc(limit=-4), "device_lost": is_device_lost(raised)}
+        return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, **error)
+
+    def _rows(self, unit: Unit) -> Rows:
+        """What the stage makes of a unit. Where the device's memory is too small, half as many items at a time are
+        tried, which changes no result; the smaller batch stays."""
+        plugin = self.stages[unit.stage]
+        if unit.stage not in self._settled:
+            self._settled[unit.stage] = settled(plugin.options, self.models, self.batch_size, self.sharing)
+        while True:
+            options, batch_size = self._settled[unit.stage]
+            context = Context(self.job, unit.stage, self.root, self.models, batch_size)
+            try:
+                return registry.plugin("methods", plugin.name).run(options, unit.payload, context)
+            except RuntimeError as error:
+                if batch_size == 1 or not is_out_of_memory(error):
+                    raise
+            self._settled[unit.stage] = options, batch_size // 2
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
-def items_in(unit: Unit) -> int:
-    """How many items a unit holds: images, seeds, or the unit itself."""
-    return next((len(unit.payload[key]) for key in ("items", "entries", "seeds") if key in unit.payload), 1)
+def is_device_lost(error: Exception) -> bool:
+    """Whether the process has to go with its device: after most errors of CUDA, every later call fails too."""
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, torch.OutOfMemoryError)
+        and str(error).startswith(("CUDA error", "CUDA driver error"))
+    )
+
+
+def failed_in(rows: Rows) -> int:
+    """How many images of the data sets have rows that say why they cannot be used."""
+    images = {("item", row["role"], row["position"]) for row in rows.get("items", []) if row["status"] != "ok"}
+    images |= {
+        ("prediction", row["role"], row["item_id"])
+        for row in rows.get("predictions", [])
+        if row["status"] != "ok" and row["role"] != "generated"
+    }
+    return len(images)
 
 
 def findings_in(rows: Rows) -> tuple[str, ...]:

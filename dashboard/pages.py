@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import UTC
-from pathlib import Path
 
 import altair as alt
 import pandas as pd
 import streamlit as st
 
+from audit.locations import located, name_of
 from audit.results.sql import Run
 from dashboard import components, counterfactuals, neurons, queries, retrieval
 
@@ -18,7 +18,7 @@ PAGE_SIZE = 12
 
 @st.cache_resource
 def _opened(folder: str) -> Run:
-    return Run(Path(folder))
+    return Run(located(folder))
 
 
 def opened() -> Run:
@@ -31,7 +31,7 @@ def opened() -> Run:
 def overview() -> None:
     run = opened()
     head = queries.header(run)
-    st.title(f"Audit: {head['name'] or run.root.name}")
+    st.title(f"Audit: {head['name'] or name_of(run.location)}")
     if head["name"] is None:
         st.info("Nothing is committed yet. This page shows more as the run goes on: reload it.")
         return

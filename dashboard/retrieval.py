@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from audit.locations import Location, absolute, located
 from audit.results.sql import Run
 from dashboard import components, queries
 
@@ -32,14 +33,14 @@ class Refused(Exception):
     """The command gave no answer; the message says why, as the command said it."""
 
 
-def command(root: Path, query: str, role: str, top: int, mode_id: str | None) -> list[str]:
+def command(root: Location, query: str, role: str, top: int, mode_id: str | None) -> list[str]:
     """The command that answers a query, as a list of arguments."""
     chosen = ["--mode", mode_id] if mode_id else []
     options = ["--json", "--thumbnails", "--role", role, "--top", str(top), *chosen]
-    return [sys.executable, "-m", "pipelines.cli", "retrieve", *options, "--", str(root.resolve()), query]
+    return [sys.executable, "-m", "pipelines.cli", "retrieve", *options, "--", absolute(root), query]
 
 
-def ask(root: Path, query: str, role: str, top: int, mode_id: str | None) -> Row:
+def ask(root: Location, query: str, role: str, top: int, mode_id: str | None) -> Row:
     """What `audit retrieve` answers. Raises Refused where it fails, and where it takes longer than SECONDS."""
     try:
         done = subprocess.run(
@@ -63,7 +64,7 @@ def ask(root: Path, query: str, role: str, top: int, mode_id: str | None) -> Row
 @st.cache_data(scope="session", max_entries=20, show_spinner="Looking for images: the text model loads first ...")
 def _asked(root: str, commits: int, query: str, role: str, top: int, mode_id: str | None) -> Row:  # noqa: ARG001
     """`ask`, remembered for the session; `commits`, part of the key, tells a run that has grown from what it was."""
-    return ask(Path(root), query, role, top, mode_id)
+    return ask(located(root), query, role, top, mode_id)
 
 
 def words_for(run: Run, mode: Row) -> str:
@@ -107,7 +108,7 @@ def show(run: Run) -> None:
     if not submitted:
         return
     try:
-        found = _asked(str(run.root), len(run.commits or {}), query or "", role, int(top), mode_id)
+        found = _asked(str(run.location), len(run.commits or {}), query or "", role, int(top), mode_id)
     except Refused as refused:
         st.error("No images were retrieved.")
         st.text(str(refused))

@@ -17,11 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from audit.locations import located
 from audit.results.sql import Run
 from dashboard.queries import picture
 
 _ID = re.compile(r"[0-9a-f]{64}")
-_RUN = Run(Path(os.environ["AUDIT_RUN"]))
+_RUN = Run(located(os.environ["AUDIT_RUN"]))
 
 
 async def image(request: Request) -> Response:

@@ -1,4 +1,5 @@
-"""The `audit` command. Exit codes: 0 ok, 2 bad configuration, 3 finished with failed items, 4 infrastructure."""
+"""The `audit` command. Exit codes: 0 ok, 2 bad configuration, 3 finished with failed items, 4 infrastructure,
+5 stopped at a limit that the job sets, 130 and 143 stopped by Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,14 +11,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, TextIO
+from typing import Annotated, Literal, Optional, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from audit.errors import ConfigError, DataError, ModelError, StoreError
+from audit.errors import ConfigError
+from audit.locations import located
+from pipelines.terminal import AsJson, JobFile, RunFolder, cell, err, exit_codes, out, plain, shown
+from pipelines.upkeep_cli import register as register_upkeep
+from pipelines.zoo_cli import app as zoo_app
 
 app = typer.Typer(
     help="Find out where and why image classifiers fail.",
@@ -25,39 +30,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-zoo_app = typer.Typer(
-    help="The embedded world: scenes, models with planted failure modes, and the audit's own score.",
-    no_args_is_help=True,
-)
+
+register_upkeep(app)
 app.add_typer(zoo_app, name="zoo")
-
-out = Console(width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True)
-
-RunFolder = Annotated[Path, typer.Argument(help="A run's folder, such as runs/demo", metavar="RUN")]
-JobFile = Annotated[Path, typer.Argument(help="A job file in YAML", metavar="JOB")]
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Errors as one message and the exit code of their kind."""
-    from pipelines.runner import InfrastructureError
-
-    try:
-        yield
-    except (ConfigError, DataError, ModelError) as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
-        raise typer.Exit(2) from error
-    except (InfrastructureError, StoreError) as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
-        raise typer.Exit(4) from error
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        err.print(f"[bold red]error:[/bold red] {escape(f'{where}{error.strerror or error}')}", highlight=False)
-        raise typer.Exit(4) from error
-    except KeyboardInterrupt as error:
-        err.print("stopped; the same command, without --new-run, resumes")
-        raise typer.Exit(130) from error
 
 
 @app.command()
@@ -70,7 +45,7 @@ def init(
     """Write a commented job file for your own model and data."""
     from pipelines.init import job_text
 
-    with _exit_codes():
+    with exit_codes():
         if job.exists():
             raise ConfigError(f"{job} exists; name another file with --job")
         text = job_text(model, data, against)
@@ -86,7 +61,7 @@ def validate(job: JobFile) -> None:
     """Check a job file: keys, options, models, and that the data can be listed."""
     from pipelines.execute import validate as check
 
-    with _exit_codes():
+    with exit_codes():
         checked = check(job)
         out.print(f"{job} is fine: {len(checked.models)} models, {len(checked.stages)} stages")
 
@@ -106,10 +81,10 @@ def run(
     from audit.results.sql import Run
     from pipelines.execute import execute
 
-    with _exit_codes():
+    with exit_codes():
         outcome = execute(job, address=address, new_run=new_run, as_json=json_lines)
         _print_findings(Run(outcome.root))
-        root = os.path.relpath(outcome.root)
+        root = shown(outcome.root)
         out.print(f"\nfinished in {outcome.seconds:.0f} s: {root}", highlight=False)
         audit = "audit" if shutil.which("audit") else os.path.relpath(sys.argv[0])
         out.print(f"open the report:  {audit} dashboard {root}", highlight=False)
@@ -159,28 +134,6 @@ def _print_findings(opened: object) -> None:
 
 
 @app.command()
-def status(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False) -> None:
-    """How far a run is, from its files alone."""
-    from audit.results.sql import Run
-    from pipelines.status import stages_of
-
-    with _exit_codes():
-        stages = stages_of(Run(run))
-        if as_json:
-            out.print_json(json.dumps(stages))
-            return
-        table = Table()
-        for column in ("stage", "units done", "units", "quarantined", "seconds of work"):
-            table.add_column(column, justify="left" if column == "stage" else "right")
-        for stage in stages:
-            planned = "not planned yet" if stage["units"] is None else str(stage["units"])
-            table.add_row(
-                stage["stage"], str(stage["done"]), planned, str(stage["quarantined"]), f"{stage['seconds']:.0f}"
-            )
-        out.print(table)
-
-
-@app.command()
 def sql(
     run: RunFolder,
     query: Annotated[str, typer.Argument(help="A query over the run's tables", metavar="QUERY")],
@@ -190,10 +143,10 @@ def sql(
     """Ask a run's tables in SQL (DuckDB)."""
     from audit.results.sql import Run
 
-    with _exit_codes():
+    with exit_codes():
         if output is not None and not output.absolute().parent.is_dir():
             raise ConfigError(f"no folder {output.parent} to write {output.name} to")
-        result = Run(run).sql(query)
+        result = Run(located(run)).sql(query)
         if format == "parquet":
             import pyarrow.parquet as pq
 
@@ -205,36 +158,24 @@ def sql(
         with open(output, "w", encoding="utf-8", newline="") if output else _stdout() as file:
             if format == "json":
                 named = [dict(zip(result.column_names, row, strict=True)) for row in rows]
-                json.dump(named, file, default=_plain, indent=1)
+                json.dump(named, file, default=plain, indent=1)
                 file.write("\n")
             elif format == "csv":
                 writer = csv.writer(file)
                 writer.writerow(result.column_names)
-                writer.writerows([v if isinstance(v, float) else _cell(v) for v in row] for row in rows)
+                writer.writerows([v if isinstance(v, float) else cell(v) for v in row] for row in rows)
             else:
                 table = Table()
                 for name in result.column_names:
                     table.add_column(name, overflow="fold")
                 for row in rows:
-                    table.add_row(*(escape(_cell(value)) for value in row))
+                    table.add_row(*(escape(cell(value)) for value in row))
                 Console(file=file, width=None if file.isatty() else 240).print(table)
 
 
 @contextmanager
 def _stdout() -> Iterator[TextIO]:
     yield sys.stdout
-
-
-def _plain(value: object) -> object:
-    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(_plain(value)) if isinstance(value, bytes) else str(value)
 
 
 @app.command()
@@ -246,7 +187,7 @@ def retrieve(
     mode: Annotated[
         Optional[str], typer.Option(help="A failure_mode_id: test whether its models disagree more on these images")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_json: AsJson = False,
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails", help="With --json: small pictures, base64 of WebP")
     ] = False,
@@ -257,8 +198,8 @@ def retrieve(
     from audit.retrieval import checked_query, embedder_of, retrieve
     from pipelines.retrieve import tables, with_thumbnails, write_images
 
-    with _exit_codes():
-        opened = Run(run)
+    with exit_codes():
+        opened = Run(located(run))
         text = checked_query(query)  # before the seconds that the text model takes to load
         found = retrieve(opened, embedder_of(opened), text, role, top, mode)
         if images is not None:
@@ -280,12 +221,12 @@ def dashboard(
 ) -> None:
     """Open the report of a run in a browser, on this machine only."""
     from audit.results.sql import Run
+    from pipelines.errors import InfrastructureError
     from pipelines.report import serve
-    from pipelines.runner import InfrastructureError
 
-    with _exit_codes():
-        Run(run)
-        if serve(run.resolve(), port):
+    with exit_codes():
+        Run(located(run))
+        if serve(located(run), port):
             raise InfrastructureError(f"the report's server ended; is port {port} free? Name another with --port")
 
 
@@ -303,123 +244,6 @@ def doctor() -> None:
             out.print(f"       {'':<14} {escape(check.advice)}", highlight=False)
     if broken:
         raise typer.Exit(4)
-
-
-@zoo_app.command("export")
-def zoo_export(
-    folder: Annotated[Path, typer.Argument(help="Folder to write to")],
-    split: Annotated[str, typer.Option(help="labelled, pool, heldout or train")] = "labelled",
-    layout: Annotated[
-        Literal["folder", "parquet"], typer.Option(help="ImageFolder with metadata, or Parquet")
-    ] = "folder",
-    limit: Annotated[Optional[int], typer.Option(help="Only the first so many scenes")] = None,
-) -> None:
-    """Write a split of the embedded world as users' data looks."""
-    from audit.zoo.export import export
-
-    with _exit_codes():
-        out.print(f"wrote {export(split, folder, layout, limit)} scenes to {folder}")
-
-
-@zoo_app.command("train")
-def zoo_train(
-    model: Annotated[
-        str,
-        typer.Argument(help="Model to train: autoencoder, diffusion, clip, reference, shortcut-a, shortcut-b, or all"),
-    ],
-    work: Annotated[Path, typer.Option(help="Folder of checkpoints and rendered scenes; the same one resumes")] = Path(
-        "zoo-work"
-    ),
-    weights: Annotated[
-        Optional[Path], typer.Option(help="Where to write the weights; default: into the package")
-    ] = None,
-    minutes: Annotated[
-        Optional[float], typer.Option(help="Stop after so many minutes; the same command resumes")
-    ] = None,
-    short: Annotated[bool, typer.Option(help="A few steps of everything, to see that the recipe runs")] = False,
-) -> None:
-    """Train a model of the world again, from its seed; resumes from its checkpoint."""
-    from audit.zoo.recipes.loop import Unfinished
-    from audit.zoo.recipes.train import train
-
-    with _exit_codes():
-        try:
-            train(model, work, weights, minutes=minutes, short=short)
-        except Unfinished as stopped:
-            out.print(str(stopped))
-
-
-@zoo_app.command("measure")
-def zoo_measure(
-    work: Annotated[Path, typer.Option(help="Folder for rendered scenes")] = Path("zoo-work"),
-) -> None:
-    """Measure every shipped model on held-out scenes; rewrites the truth table and the model cards."""
-    from audit.zoo.measure import measure_all
-
-    with _exit_codes():
-        measure_all(work)
-
-
-@zoo_app.command("score")
-def zoo_score(run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False) -> None:
-    """Precision and recall of a run's failure modes against the planted ones, beside a screen-only baseline."""
-    from audit.results.sql import Run
-    from audit.zoo.score import score
-
-    with _exit_codes():
-        result = score(Run(run))
-        if as_json:
-            out.print_json(json.dumps(result.as_dict()))
-        else:
-            result.print(out)
-
-
-@zoo_app.command("neurons")
-def zoo_neurons(
-    run: RunFolder,
-    work: Annotated[Path, typer.Option(help="Folder for rendered scenes")] = Path("zoo-work"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
-) -> None:
-    """Whether a run's suspect neurons are those that carry the planted features, and whether they trigger the class."""
-    from audit.results.sql import Run
-    from audit.zoo.neurons import measure
-
-    with _exit_codes():
-        report = measure(Run(run), work)
-        if as_json:
-            out.print_json(json.dumps(report.as_dict()))
-        else:
-            report.print(out)
-
-
-@zoo_app.command("counterfactuals")
-def zoo_counterfactuals(
-    run: RunFolder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False
-) -> None:
-    """Judge a run's counterfactuals: flips, distances, what the world's CLIP sees, and what of the change flips."""
-    from audit.results.sql import Run
-    from audit.zoo.counterfactuals import figures, planted
-
-    with _exit_codes():
-        opened = Run(run)
-        tables = {"stages": figures(opened), "planted": planted(opened)}
-        if as_json:
-            out.print_json(json.dumps(tables))
-            return
-        for title, rows in tables.items():
-            _print_rows(title, rows)
-
-
-def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of plain rows, a column a key."""
-    if not rows:
-        return
-    table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else _cell(value) for value in row.values()))
-    out.print(table)
 
 
 def main() -> None:

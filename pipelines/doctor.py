@@ -111,7 +111,7 @@ def _writes() -> Check:
 
 
 def _ray() -> Check:
-    from pipelines.runner import Cluster
+    from pipelines.workers import Cluster
 
     try:
         with Cluster(None):

@@ -1,26 +1,39 @@
-"""A job from start to end: stages one after the other, each planned when what it reads is committed."""
+"""A job from start to end: what is not committed of its stages is run on a Ray cluster."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from audit.config import Job, load_job
-from audit.methods import check_classes, check_order, stage_names
+from audit.errors import ConfigError
+from audit.locations import Location
+from audit.methods import INVENTORY, check_classes, check_order, stage_names
+from audit.models import digests
+from audit.results.compaction import compact
+from audit.results.integrity import Repair, repair
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.worker import items_in
-from pipelines.plan import data_classes, newest_of, open_or_create, run_folder, units_of
+from pipelines.errors import Terminated
+from pipelines.lock import only_driver
+from pipelines.plan import changes_since, free_place, job_of, newest_of, open_or_create, run_place
 from pipelines.progress import Progress
-from pipelines.runner import Cluster, Runner
+from pipelines.runner import Runner
+from pipelines.units import plan_of
+from pipelines.workers import Cluster, Workers
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A run that reached its end. `failed`: items, explanations or units that could not be done."""
 
-    root: Path
+    root: Location
     failed: int
     seconds: float
 
@@ -30,37 +43,79 @@ def execute(
 ) -> Outcome:
     """Run or resume a job. Units that are committed are not done again.
 
-    Raises ConfigError for a job that cannot run as it is, InfrastructureError where the cluster cannot be used.
+    Raises ConfigError for a job that cannot run as it is, InfrastructureError where the cluster cannot be used,
+    LimitReached where one of the job's limits is.
     """
-    began = time.monotonic()
     job = load_job(job_file)
     check_order(job)
-    root = run_folder(job, Path.cwd())
-    root = _beside(root) if new_run else newest_of(job, root)
-    found = open_or_create(job, root)
+    root, found = run_place(job, Path.cwd()), digests(job)
+    root = free_place(root) if new_run else newest_of(job, root, found)
+    return _run(job, root, found, address, as_json)
+
+
+def mend(location: Location, *, address: str | None = None, as_json: bool | None = None) -> tuple[Repair, Outcome]:
+    """Publish a run's files without damage, and do again what nothing whole is left of."""
+    store = Store(location)
+    if store.read("job.json") is None:
+        raise ConfigError(f"{location} is not a run: it has no job.json")
+    job = job_of(store)
+    with only_driver(store):
+        repaired = repair(store)
+    return repaired, _run(job, location, digests(job), address, as_json)
+
+
+def _run(job: Job, root: Location, found: dict[str, str], address: str | None, as_json: bool | None) -> Outcome:
+    began = time.monotonic()
     store = Store(root)
-    with Progress(job.name, stage_names(job), as_json) as progress, Cluster(address):
-        runner = Runner(job, root)
-        classes: tuple[str, ...] = ()
-        for stage in stage_names(job):
-            units = units_of(job, stage, root, found, classes)
-            committed = store.commits()
-            pending = [unit for unit in units if unit.unit_id not in committed]
-            done = [unit for unit in units if unit.unit_id in committed]
-            progress.begin(stage, len(units), sum(map(items_in, units)), len(done), sum(map(items_in, done)))
-            for summary in runner.run(pending, classes):
-                progress.advance(summary)
-            store.snapshot()
-            if stage == "0-inventory":
-                classes = data_classes(root)
-                check_classes(job, classes)
-        runner.close()
+    with only_driver(store):
+        open_or_create(job, root, found)
+        with Progress(job.name, store, as_json) as progress, Cluster(address), _terminable():
+            if plan_of(store, INVENTORY) is not None and not _is_complete(job, store):
+                for change in changes_since(job, store):
+                    progress.event("data_changed_since_inventory", error=change)
+            runner = Runner(job, root, found, Workers(job, root, grows=address is not None), progress)
+            runner.gpu_seconds = _gpu_seconds(job, root, runner.workers.share)
+            runner.run()
+        if len(store.covered()[0]) < len(store.commits()):
+            compact(store)
     return Outcome(root, failed_in(Run(root)), time.monotonic() - began)
+
+
+def _is_complete(job: Job, store: Store) -> bool:
+    """Whether nothing that reads the data is left to do: the last stages' plans are made, and every unit is there."""
+    plans = [plan_of(store, name) for name in stage_names(job)]
+    commits = store.commits().values()
+    done = sum(1 for commit in commits if commit.status != "split" for unit in commit.units if unit != "run")
+    return all(plans) and done >= sum(plan.units for plan in plans if plan)
+
+
+def _gpu_seconds(job: Job, root: Location, share: float) -> float:
+    """What the run's committed units took, where there is a budget of GPU-hours."""
+    if job.compute.max_gpu_hours is None:
+        return 0.0
+    return share * float(Run(root).rows("select coalesce(sum(seconds), 0) as s from units")[0]["s"])
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: cleanly, to be resumed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def validate(job_file: Path) -> Job:
     """Check a job file as far as possible without running it: options, models, and that the data can be listed."""
-    from audit.models import digests, open_source
+    from audit.models import open_source
 
     job = load_job(job_file)
     check_order(job)
@@ -81,11 +136,3 @@ def failed_in(run: Run) -> int:
         "+ (select count(*) from predictions where status <> 'ok') as failed"
     )
     return int(counts[0]["failed"])
-
-
-def _beside(root: Path) -> Path:
-    """The first free name: <name>-2, <name>-3, ..."""
-    number = 2
-    while (beside := root.with_name(f"{root.name}-{number}")).exists():
-        number += 1
-    return beside if root.exists() else root

@@ -1,4 +1,4 @@
-"""What a run is, and what its stages' units are: written once, read ever after."""
+"""What a run is: its place, its fingerprint, and what has changed since it was made."""
 
 from __future__ import annotations
 
@@ -7,65 +7,88 @@ import importlib.metadata
 import json
 import os
 import platform
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from audit import registry
-from audit.config import Job, digest
-from audit.errors import ConfigError
-from audit.methods import Context, Unit, stage_names, stages, unit_of
-from audit.models import Models, digests
+from audit.config import Job, digest, restored_job
+from audit.errors import ConfigError, StoreError
+from audit.locations import Location, child, folders, is_uri, located, name_of, parent
+from audit.methods import INVENTORY, stages
+from audit.models import digests, open_source
 from audit.results.schema import SCHEMA_VERSION
 from audit.results.sql import Run
 from audit.results.store import Store
+from pipelines.units import entries_of
 
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "duckdb", "pyarrow", "pillow", "numpy")
 
 
-def run_folder(job: Job, folder: Path) -> Path:
-    """Where a job's run lives: <output.uri>/<name>, relative to the working folder."""
-    return folder / job.output.uri / job.name
+def run_place(job: Job, folder: Path) -> Location:
+    """Where a job's run lives: <output.uri>/<name>, a folder relative to the working folder or a URI."""
+    uri = job.output.uri
+    return child(located(uri), job.name) if is_uri(uri) else folder / uri / job.name
 
 
-def newest_of(job: Job, root: Path) -> Path:
+def newest_of(job: Job, root: Location, found: dict[str, str]) -> Location:
     """The newest of <name>, <name>-2, ... that was made from this very job; <name> where none was."""
-    beside = [path for path in root.parent.glob(f"{root.name}-*") if path.name[len(root.name) + 1 :].isdigit()]
-    if not beside:
-        return root
-    asked = _asked(job, digests(job))
-    for path in sorted(beside, key=lambda path: int(path.name[len(root.name) + 1 :]), reverse=True):
-        existing = Store(path).read("job.json")
+    asked = _asked(job, found)
+    for number in sorted(_numbers(root), reverse=True):
+        existing = Store(_numbered(root, number)).read("job.json")
         if existing is not None and not differences(_before(existing, asked), asked):
-            return path
+            return _numbered(root, number)
     return root
+
+
+def free_place(root: Location) -> Location:
+    """The first of <name>, <name>-2, <name>-3, ... where nothing is."""
+    taken = _numbers(root)
+    return next(_numbered(root, number) for number in range(1, len(taken) + 2) if number not in taken)
+
+
+def _numbers(root: Location) -> set[int]:
+    """Of <name> (1), <name>-2, ..., those that are there."""
+    name = name_of(root)
+    there = folders(parent(root))
+    ends = (other.removeprefix(f"{name}-") for other in there if other.startswith(f"{name}-"))
+    return {int(end) for end in ends if end.isdigit()} | ({1} if name in there else set())
+
+
+def _numbered(root: Location, number: int) -> Location:
+    return root if number == 1 else child(parent(root), f"{name_of(root)}-{number}")
 
 
 def _asked(job: Job, found: dict[str, str]) -> dict[str, Any]:
     """Everything that decides a run's numbers. `found`: the digests of the job's models."""
     methods = {stage.name: registry.plugin("methods", stage.name).VERSION for stage in stages(job)}
-    return {"job": job.numbers(), "digests": found, "methods": methods, "schema": SCHEMA_VERSION}
+    code = {"audit": importlib.metadata.version("audit"), "methods": methods, "schema": SCHEMA_VERSION}
+    return {"job": job.numbers(), "digests": found, "code": code}
 
 
 def _before(existing: bytes, asked: dict[str, Any]) -> dict[str, Any]:
     """The same, as an existing `job.json` has it."""
-    return {key: value for key, value in json.loads(existing).items() if key in asked}
+    try:
+        return {key: value for key, value in json.loads(existing).items() if key in asked}
+    except ValueError as error:
+        raise StoreError(f"the run's job.json is not whole: {error}; start over with --new-run") from error
 
 
-def open_or_create(job: Job, root: Path) -> dict[str, str]:
+def open_or_create(job: Job, root: Location, found: dict[str, str] | None = None) -> dict[str, str]:
     """Create the run's `job.json`, or check that an existing one asks for the same numbers.
 
-    Returns the digests of the job's models. Raises ConfigError with a field-by-field difference where the run was
-    made from another configuration, other weights, other versions of the methods or another schema.
+    Returns the digests of the job's models, those `found` or computed here. Raises ConfigError with a field-by-field
+    difference where the run was made from another configuration, other weights, or by another version of the code.
     """
     store = Store(root)
-    found = digests(job)
+    found = digests(job) if found is None else found
     asked = _asked(job, found)
+    store.probe()
     existing = store.read("job.json")
     if existing is None:
-        root.mkdir(parents=True, exist_ok=True)
-        store.probe()
         created = datetime.datetime.now(datetime.UTC)
         record = {**asked, "fingerprint": digest(asked), "created_at": created.isoformat()}
+        record["compute"] = job.compute.model_dump(mode="json")
         store.create("job.json", json.dumps(record, sort_keys=True, indent=1).encode())
         existing = store.read("job.json")
     assert existing is not None
@@ -82,6 +105,16 @@ def open_or_create(job: Job, root: Path) -> dict[str, str]:
         row |= {"versions": json.dumps(versions()), "hardware": json.dumps(hardware())}
         store.commit("run", "run", {"runs": [{**row, "created_at": started}]})
     return found
+
+
+def job_of(store: Store) -> Job:
+    """The job that a run was made from, with the compute it was first given. Raises ConfigError where it cannot be."""
+    raw = store.read("job.json")
+    try:
+        made = json.loads(raw or b"")
+        return restored_job(made["job"], made["compute"], parent(store.location))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{store.where('job.json')} is not whole: {error}") from error
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
@@ -113,24 +146,35 @@ def hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
 
 
-def data_classes(root: Path) -> tuple[str, ...]:
+def changes_since(job: Job, store: Store, most: int = 5) -> list[str]:
+    """How the listings of a run's data sets differ from its inventory, in words; the first `most` images are named.
+
+    Both are walked side by side, and come in the same order: what is held in memory is no more than what differs.
+    """
+    now = (
+        (role, entry.uri, entry.label)
+        for role in ("data", "pool")[: 2 if job.pool else 1]
+        for entry in open_source(job, role).entries()
+    )
+    before = ((role, entry[1], entry[3]) for role, entry in entries_of(store))
+    gone: dict[Any, None] = {}
+    added: dict[Any, None] = {}
+    for old, new in zip_longest(before, now):
+        for key, own, other in ((old, gone, added), (new, added, gone)):
+            if key is not None and key in other:
+                del other[key]
+            elif key is not None:
+                own[key] = None
+    told = []
+    for what, keys in (("gone", gone), ("added", added)):
+        told += [f"{role}: {uri} {what}" for role, uri, _ in list(keys)[:most]]
+        told += [f"and {len(keys) - most} more {what}"] if len(keys) > most else []
+    return told
+
+
+def data_classes(root: Location) -> tuple[str, ...]:
     """The labels of the data set, sorted, those of unusable images too: known once the inventory is committed."""
-    rows = Run(root).rows("select distinct label from items where role = 'data' and label is not null order by label")
+    rows = Run(root, stages={INVENTORY}).rows(
+        "select distinct label from items where role = 'data' and label is not null order by label"
+    )
     return tuple(row["label"] for row in rows)
-
-
-def units_of(job: Job, stage: str, root: Path, found: dict[str, str], classes: tuple[str, ...]) -> list[Unit]:
-    """The units of a stage: read from its plan, or planned now and frozen."""
-    store, key = Store(root), f"plan/{stage}.json"
-    frozen = store.read(key)
-    if frozen is None:
-        plugin = dict(zip(stage_names(job), stages(job), strict=True))[stage]
-        module = registry.plugin("methods", plugin.name)
-        context = Context(job, stage, root, Models(job, classes), batch_size=1)
-        payloads = module.plan(plugin.options, context)
-        units = [unit_of(stage, plugin, module.VERSION, payload, job, found) for payload in payloads]
-        body = [{"unit_id": unit.unit_id, "payload": unit.payload} for unit in units]
-        store.create(key, json.dumps(body).encode())
-        frozen = store.read(key)
-    assert frozen is not None
-    return [Unit(raw["unit_id"], stage, raw["payload"]) for raw in json.loads(frozen)]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from audit.locations import Location, absolute, name_of
+
 SETTINGS = {
     "server.address": "127.0.0.1",
     "server.headless": "true",
@@ -27,10 +29,10 @@ def command(port: int) -> list[str]:
     return [sys.executable, "-m", "streamlit", "run", str(script), *flags, *hosts]
 
 
-def serve(run: Path, port: int) -> int:
+def serve(run: Location, port: int) -> int:
     """Serve until interrupted; returns the server's exit code."""
-    print(f"report of {run.name}: http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
+    print(f"report of {name_of(run)}: http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
     try:
-        return subprocess.run(command(port), env={**os.environ, "AUDIT_RUN": str(run)}, check=False).returncode
+        return subprocess.run(command(port), env={**os.environ, "AUDIT_RUN": absolute(run)}, check=False).returncode
     except KeyboardInterrupt:
         return 0

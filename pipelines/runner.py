@@ -1,157 +1,395 @@
-"""The driver's loop: units to long-lived Ray actors, one at a time; what fails is tried again, then quarantined."""
+"""The driver's loop: units of ready stages to idle workers, one each; what fails is tried again, halved, given up.
+
+    while there are stages:
+        plan the stages whose reads are committed
+        give idle workers units
+        take what has ended: done, or again, or in halves, or quarantined
+        look after what hangs, what is slow, and who is gone
+
+Nothing here decides results: each unit is committed once, whoever runs it and however often.
+"""
 
 from __future__ import annotations
 
-import os
+import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
 from audit.config import Job
-from audit.errors import AuditError, ConfigError
-from audit.methods import Unit
-from audit.results.store import Store
-from audit.worker import Summary, Worker, items_in
+from audit.errors import ConfigError
+from audit.locations import Location
+from audit.methods import INVENTORY, Context, Unit, check_classes, module_of, reads, stage_names
+from audit.models import Models
+from audit.results.compaction import compact, due
+from audit.results.schema import Rows
+from audit.results.store import Commit, Store
+from audit.worker import Summary
+from pipelines.errors import InfrastructureError, LimitReached
+from pipelines.pace import Pace
+from pipelines.plan import data_classes
+from pipelines.progress import Progress
+from pipelines.units import Plan, outstanding, planned, units_in
+from pipelines.workers import Handle, Workers, nodes_alive
+
+TICK = 1.0  # seconds that the loop waits for a unit to end before it looks around
+NODES_LOST = 20  # workers that a unit may lose with their nodes, which is no fault of its own
+LIMIT_FROM = 20  # items of a stage from which on the share of unusable ones is held against the limit
 
 
-class InfrastructureError(AuditError):
-    """The cluster cannot do the work, whatever the job says."""
+@dataclass
+class Stage:
+    """A stage under way. `units`: what is still to be handed out; `open`: what is handed out or waits to be again."""
+
+    name: str
+    reads: list[str]
+    items_key: str | None
+    plan: Plan | None = None
+    units: Iterator[Unit] | None = None
+    open: int = 0
+    items: int = 0
+    failed: int = 0
+    finished: bool = False
 
 
-class Actor:
-    """A `Worker` in a process of its own."""
+@dataclass(eq=False)
+class Task:
+    """A unit out with a worker. `tries` counts attempts that were the unit's own fault, this one too."""
 
-    def __init__(self, job: Job, root: str, classes: tuple[str, ...], threads: int, sharing: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.worker = Worker(job, Path(root), classes, job.compute.batch_size, sharing)
-
-    def run(self, unit: Unit, attempt: int) -> Summary:
-        return self.worker.run(unit, attempt)
+    unit: Unit
+    tries: int
+    nodes_lost: int
+    worker: Handle
+    began: float
 
 
-class Cluster:
-    """A Ray cluster: the one at `address`, or one of its own inside this process's lifetime."""
-
-    def __init__(self, address: str | None) -> None:
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level="error",
-                include_dashboard=False if address is None else None,
-                configure_logging=False,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            where = address or "an embedded cluster"
-            hint = "'audit doctor' checks Ray."
-            if address and os.environ.get("RAY_AUTH_MODE") != "token":
-                hint = "If the cluster asks for a token, set RAY_AUTH_MODE=token and give it in RAY_AUTH_TOKEN."
-            raise InfrastructureError(f"cannot reach Ray at {where}: {error}. {hint}") from error
-
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+@dataclass
+class Retry:
+    unit: Unit
+    tries: int = 0
+    nodes_lost: int = 0
+    avoid: Handle | None = None
 
 
+@dataclass
 class Runner:
-    """Runs the units of one stage at a time. Actors and their models live on between stages."""
+    """Runs what is not committed of a job. `found`: the digests of its models."""
 
-    def __init__(self, job: Job, root: Path) -> None:
-        self.job, self.root, self.store = job, root, Store(root)
-        self.gpus = job.compute.gpus
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        asked = job.compute.workers
-        if self.gpus > ray.cluster_resources().get("GPU", 0):
-            raise InfrastructureError(
-                f"the job asks for {self.gpus} GPUs, the cluster has {ray.cluster_resources().get('GPU', 0):g}; "
-                "set compute.gpus to what is there, or 0 for CPUs"
-            )
-        self.count = min(asked, cores) if isinstance(asked, int) else self.gpus or cores
-        if self.gpus and self.gpus % self.count and self.count % self.gpus:
-            raise ConfigError(
-                f"compute: {self.gpus} GPUs cannot be shared out to {self.count} workers; "
-                f"workers: {self.gpus} gives each one, {2 * self.gpus} gives two workers a GPU"
-            )
-        self.threads = max(1, cores // self.count)
-        self.sharing = -(-self.count // (self.gpus or 1))
-        self.classes: tuple[str, ...] = ()
-        self._idle: list[Any] = []
+    job: Job
+    root: Location
+    found: dict[str, str]
+    workers: Workers
+    progress: Progress
+    classes: tuple[str, ...] = ()
+    stages: list[Stage] = field(default_factory=list)
+    running: dict[Any, Task] = field(default_factory=dict)
+    retries: deque[Retry] = field(default_factory=deque)
+    gpu_seconds: float = 0.0
 
-    def run(self, units: list[Unit], classes: tuple[str, ...]) -> Iterator[Summary]:
-        """Yield a summary for every unit, in the order in which they end. Raises ConfigError on fatal ones."""
-        if classes != self.classes:
-            self.close()
-            self.classes = classes
-        waiting = deque((unit, 1) for unit in units)
-        running: dict[Any, tuple[Any, Unit, int]] = {}
+    def __post_init__(self) -> None:
+        self.store = Store(self.root)
+        self.pace = Pace(self.job.compute.deadline_minutes)
+        self.planner = ThreadPoolExecutor(1, thread_name_prefix="planner")
+        self.planning: dict[str, Future[Plan]] = {}
+        self.copies: dict[str, int] = {}  # of units that are out: how often
+        self.ended: set[str] = set()  # units that ended while a copy of them is still out
+        self.compacting: Any = None
+        self.units_seen = self.units_covered = 0
+        self.executions = 0
+        for name in stage_names(self.job):
+            _, module = module_of(self.job, name)
+            self.stages.append(Stage(name, reads(self.job, name), getattr(module, "ITEMS", None)))
+
+    def run(self) -> None:
+        """Until every stage is committed. Raises ConfigError, InfrastructureError or LimitReached where it cannot."""
+        committed = self.store.commits()
+        self.units_seen = len(committed)
+        self.units_covered = len(self.store.covered()[0])
         try:
-            while waiting or running:
-                while waiting and len(running) < self.count:
-                    actor = self._idle.pop() if self._idle else self._start()
-                    unit, attempt = waiting.popleft()
-                    running[actor.run.remote(unit, attempt)] = (actor, unit, attempt)
-                done, _ = ray.wait(list(running), num_returns=1)
-                actor, unit, attempt = running.pop(done[0])
-                summary = self._result(done[0], unit)
-                if summary.fatal:
-                    raise FATAL[summary.fatal](f"stage {unit.stage}: {summary.error}")
-                if summary.error is None or not summary.error.startswith(_LOST):
-                    self._idle.append(actor)
-                else:
-                    ray.kill(actor)
-                if summary.error is None:
-                    yield summary
-                elif attempt <= self.job.compute.retries:
-                    waiting.append((unit, attempt + 1))
-                else:
-                    yield self._quarantine(unit, attempt, summary.error)
+            while not all(stage.finished for stage in self.stages):
+                self._plan(committed)
+                self.workers.grow()
+                self._hand_out()
+                self._stop_at_limits()
+                self._take()
+                self._watch()
+                self._compact()
+                self.progress.beat(self)
         finally:
-            for actor, _, _ in running.values():
-                ray.kill(actor)
+            self.planner.shutdown(wait=False, cancel_futures=True)
+            self.workers.close()
 
-    def close(self) -> None:
-        for actor in self._idle:
-            ray.kill(actor)
-        self._idle = []
+    # --- stages ---------------------------------------------------------------------------------------------
 
-    def _start(self) -> Any:
-        share = {"num_gpus": self.gpus / self.count} if self.gpus else {"num_cpus": 1}
-        actor = ray.remote(max_restarts=0, max_task_retries=0, **share)(Actor)
-        return actor.remote(self.job, str(self.root), self.classes, self.threads, self.sharing)
+    def _plan(self, committed: dict[str, Commit]) -> None:
+        """Plan the stages that can be, beside the work on others; finish those that have nothing left."""
+        done = {stage.name for stage in self.stages if stage.finished}
+        for stage in self.stages:
+            if stage.plan is None and done.issuperset(stage.reads):
+                if stage.name not in self.planning:
+                    arguments = (self.job, stage.name, self.root, self.found, self.classes)
+                    self.planning[stage.name] = self.planner.submit(planned, *arguments)
+                elif self.planning[stage.name].done():
+                    self._open(stage, self.planning.pop(stage.name).result(), committed)
+        for stage in self.stages:
+            if stage.units is None and stage.plan is not None and not stage.open and not stage.finished:
+                self._finish(stage)
 
-    def _result(self, reference: Any, unit: Unit) -> Summary:
+    def _open(self, stage: Stage, plan: Plan, committed: dict[str, Commit]) -> None:
+        before = {unit: commit for unit, commit in committed.items() if commit.stage == stage.name}
+        leaves = {id(commit): commit for commit in before.values() if commit.status != "split"}.values()
+        stage.plan = plan
+        stage.units = outstanding(units_in(self.store, plan), before, stage.items_key)
+        stage.items, stage.failed = sum(c.items for c in leaves), sum(c.failed for c in leaves)
+        splits = sum(commit.status == "split" for commit in before.values())
+        self.progress.begin(stage.name, plan.units + splits, plan.items, len(before) - splits, stage.items)
+
+    def _finish(self, stage: Stage) -> None:
+        stage.finished = True
+        self.progress.end(stage.name)
+        if stage.name == INVENTORY:
+            self.classes = data_classes(self.root)
+            check_classes(self.job, self.classes)
+
+    # --- units ----------------------------------------------------------------------------------------------
+
+    def _hand_out(self) -> None:
+        """A unit to every idle worker, while there are any and the budget lasts."""
+        while self.workers.idle and self._affordable():
+            worker = self.workers.idle[-1]
+            again = self._next(worker)
+            if again is None:
+                return
+            self._start(again, worker)
+
+    def _next(self, worker: Handle) -> Retry | None:
+        """What this worker should do: a unit that failed elsewhere, else the next of the first stage that has one."""
+        for again in self.retries:
+            if again.avoid is not worker or self.workers.count == 1:
+                self.retries.remove(again)
+                return again
+        for stage in self.stages:
+            if stage.units is not None:
+                unit = next(stage.units, None)
+                if unit is not None:
+                    stage.open += 1
+                    return Retry(unit)
+                stage.units = None
+        return None
+
+    def _start(self, again: Retry, worker: Handle) -> None:
+        self.workers.take(worker)
+        unit = again.unit
+        reference = worker.actor.run.remote(unit, again.tries + 1, self.classes)
+        self.running[reference] = Task(unit, again.tries + 1, again.nodes_lost, worker, time.monotonic())
+        self.copies[unit.unit_id] = self.copies.get(unit.unit_id, 0) + 1
+        self.executions += 1
+
+    def _take(self) -> None:
+        """Wait for something to end, and take all that has."""
+        waited = [*self.running, *self.workers.starting, *([self.compacting] if self.compacting else [])]
+        if not waited:
+            time.sleep(0.02 if self.planning else TICK)
+            return
+        ready, _ = ray.wait(waited, num_returns=1, timeout=0.05 if self.planning else TICK)
+        if ready:
+            ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
+        for reference in ready:
+            if reference in self.running:
+                self._end(reference)
+            elif reference in self.workers.starting:
+                self.workers.has_started(reference)
+            else:
+                self._compacted(reference)
+
+    def _end(self, reference: Any) -> None:
+        task = self.running.pop(reference)
         try:
             summary: Summary = ray.get(reference)
-            return summary
-        except RayActorError as error:
-            return Summary(unit.unit_id, unit.stage, 0, 0.0, error=f"{_LOST}: {error}")
         except RayError as error:
-            return Summary(unit.unit_id, unit.stage, 0, 0.0, error=str(error))
+            self._died(task, error)
+            return
+        if summary.device_lost:
+            self.workers.drop(task.worker)
+        else:
+            self.workers.give_back(task.worker)
+        if summary.fatal:
+            raise FATAL[summary.fatal](f"stage {task.unit.stage}: {summary.error}")
+        if summary.error is None:
+            self.pace.add(summary.stage, summary.items, summary.seconds)
+            self._done(task, summary)
+        else:
+            self._failed(task, summary.error)
 
-    def _quarantine(self, unit: Unit, attempt: int, error: str) -> Summary:
-        row = {
-            "unit_id": unit.unit_id,
-            "stage": unit.stage,
-            "attempt": attempt,
-            "status": "quarantined",
-            "error": error,
-        }
-        row["items"] = items_in(unit)
-        self.store.commit(unit.unit_id, unit.stage, {"units": [row]}, status="quarantined", error=error)
-        return Summary(unit.unit_id, unit.stage, 0, 0.0, error=error)
+    def _died(self, task: Task, error: RayError) -> None:
+        """The worker is gone with its unit: by the unit's fault, unless the whole node is gone."""
+        self.workers.drop(task.worker)
+        if isinstance(error, RayActorError) and task.worker.node not in nodes_alive():
+            task.nodes_lost += 1
+            task.tries -= task.nodes_lost <= NODES_LOST
+        self.progress.event("worker_lost", task.unit, worker=task.worker.number, node=task.worker.node)
+        lines = str(error).strip().splitlines()
+        self._failed(task, f"the worker died: {lines[0] if lines else type(error).__name__}")
+
+    def _done(self, task: Task, summary: Summary) -> None:
+        self._account(task)
+        if self._settle(task.unit.unit_id):
+            stage = self._stage(task.unit)
+            stage.open -= 1
+            stage.items += summary.items
+            stage.failed += summary.failed
+            self.units_seen += 1
+            self.progress.advance(summary, task)
+
+    def _failed(self, task: Task, error: str) -> None:
+        """Again, in halves, or given up; unless a copy of it is still at work, or has done it."""
+        self._account(task)
+        unit = task.unit
+        if unit.unit_id in self.ended or self.copies[unit.unit_id] > 1:
+            self._settle(unit.unit_id, over=False)
+            return
+        self.copies.pop(unit.unit_id)
+        self.progress.event("unit_failed", unit, attempt=task.tries, error=error)
+        stage = self._stage(unit)
+        if task.tries <= self.job.compute.retries:
+            self.retries.append(Retry(unit, task.tries, task.nodes_lost, task.worker))
+        elif stage.items_key and unit.items > 1:
+            self._split(unit, stage)
+        else:
+            self._quarantine(unit, task.tries, error)
+
+    def _settle(self, unit_id: str, over: bool = True) -> bool:
+        """Count one copy of a unit as back; True if the unit ended with it just now."""
+        left = self.copies[unit_id] - 1
+        was_over = unit_id in self.ended
+        if left:
+            self.copies[unit_id] = left
+            if over:
+                self.ended.add(unit_id)
+        else:
+            self.copies.pop(unit_id)
+            self.ended.discard(unit_id)
+        return over and not was_over
+
+    def _split(self, unit: Unit, stage: Stage) -> None:
+        """Its halves become units of their own, with two tries each: one of them holds what makes it fail."""
+        if not self.store.commit(unit.unit_id, unit.stage, {}, status="split"):
+            self._late(unit)
+            return
+        assert stage.items_key is not None
+        halves = unit.halves(stage.items_key)
+        self.retries.extend(Retry(half, max(0, self.job.compute.retries - 1)) for half in halves)
+        stage.open += len(halves) - 1
+        self.units_seen += 1
+        self.progress.split(unit, halves)
+
+    def _quarantine(self, unit: Unit, attempt: int, error: str) -> None:
+        """Give a unit up: rows of its items with the reason, and its error."""
+        rows = self._lost(unit, error)
+        row = {"unit_id": unit.unit_id, "stage": unit.stage, "attempt": attempt, "status": "quarantined"}
+        rows["units"] = [{**row, "error": error, "items": unit.items}]
+        facts: dict[str, Any] = {"items": unit.items, "failed": unit.items, "error": error}
+        if not self.store.commit(unit.unit_id, unit.stage, rows, status="quarantined", **facts):
+            self._late(unit)
+            return
+        stage = self._stage(unit)
+        stage.open -= 1
+        stage.items += unit.items
+        stage.failed += unit.items
+        self.units_seen += 1
+        self.progress.advance(Summary(unit.unit_id, unit.stage, unit.items, 0.0, failed=unit.items, error=error))
+
+    def _lost(self, unit: Unit, error: str) -> Rows:
+        plugin, module = module_of(self.job, unit.stage)
+        if not hasattr(module, "lost"):
+            return {}
+        context = Context(self.job, unit.stage, self.root, Models(self.job, self.classes, device="cpu"), 1)
+        reason = f"gave_up: {error.strip().splitlines()[-1][:200]}"
+        rows: Rows = module.lost(plugin.options, unit.payload, reason, context)
+        return rows
+
+    def _late(self, unit: Unit) -> None:
+        """A worker that was thought dead has committed the unit after all."""
+        self._stage(unit).open -= 1
+        self.progress.advance(Summary(unit.unit_id, unit.stage, unit.items, 0.0))
+
+    def _stage(self, unit: Unit) -> Stage:
+        return next(stage for stage in self.stages if stage.name == unit.stage)
+
+    # --- limits ---------------------------------------------------------------------------------------------
+
+    def _account(self, task: Task) -> None:
+        self.gpu_seconds += (time.monotonic() - task.began) * self.workers.share
+
+    def _affordable(self) -> bool:
+        """Whether the GPU-hours done, and those that the units under way will take, leave any for another."""
+        if self.job.compute.max_gpu_hours is None:
+            return True
+        now = time.monotonic()
+        coming = sum(
+            max(now - task.began, self.pace.expected(task.unit.stage, task.unit.items) or 0.0)
+            for task in self.running.values()
+        )
+        return self.gpu_seconds + coming * self.workers.share < 3600 * self.job.compute.max_gpu_hours
+
+    def _stop_at_limits(self) -> None:
+        """Raises LimitReached where too much cannot be used, or where the budget is spent and nothing is under way."""
+        for stage in self.stages:
+            over = stage.failed > self.job.compute.max_quarantined * stage.items
+            if over and (stage.items >= LIMIT_FROM or stage.finished):
+                raise LimitReached(
+                    f"stage {stage.name}: {stage.failed} of {stage.items} items cannot be used, more than "
+                    f"compute.max_quarantined of {self.job.compute.max_quarantined:.0%} allows; see status and reason "
+                    "in the run's tables"
+                )
+        if not self.running and not self._affordable():
+            raise LimitReached(
+                f"{self.gpu_seconds / 3600:.2f} GPU-hours of work are done, as many as compute.max_gpu_hours of "
+                f"{self.job.compute.max_gpu_hours:g} allows; raise it to go on"
+            )
+
+    # --- what goes wrong quietly ----------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Kill what hangs; give what is slow to a second worker, where nothing else waits for one."""
+        now = time.monotonic()
+        for reference, task in list(self.running.items()):
+            deadline = self.pace.deadline(task.unit.stage, task.unit.items)
+            if now - task.began > deadline:
+                del self.running[reference]
+                self.workers.drop(task.worker)
+                self._failed(task, f"no end after {deadline:.0f} s, its worker was taken to hang")
+        if self.retries or not self.workers.idle or any(stage.units is not None for stage in self.stages):
+            return
+        for task in sorted(self.running.values(), key=lambda task: task.began):
+            slow = self.pace.slow(task.unit.stage, task.unit.items)
+            late = slow is not None and now - task.began > slow
+            if late and self.copies[task.unit.unit_id] == 1 and self.workers.idle and self._affordable():
+                self.progress.event("second_copy", task.unit, seconds=round(now - task.began, 1))
+                self._start(Retry(task.unit, task.tries - 1, task.nodes_lost), self.workers.idle[-1])
+
+    def _compact(self) -> None:
+        """Merge small files in a process of its own, now and then, so that readers of a long run stay quick."""
+        if self.compacting is None and due(self.units_covered, self.units_seen - self.units_covered):
+            self.compacting = ray.remote(num_cpus=0, max_retries=0)(_compact).remote(self.root)
+
+    def _compacted(self, reference: Any) -> None:
+        self.compacting = None
+        self.units_covered = self.units_seen
+        try:
+            ray.get(reference)
+        except RayError as error:
+            self.progress.event("not_compacted", error=str(error).strip().splitlines()[-1])
 
 
-_LOST = "the worker died"
+def _compact(root: Location) -> int:
+    return compact(Store(root))
+
 
 # What ends the job: it would befall every unit. None of it is recorded, so the same command resumes.
 FATAL = {"config": ConfigError, "store": InfrastructureError}

@@ -81,8 +81,9 @@ def test_rows_keep_before_and_after_apart_and_say_what_failed() -> None:
     options = disagreement.Options(maximise="f", minimise="g")
     base = {"source_class": "crab", "target_class": "boat", "stage": "3-disagreement"}
     base |= {"model_id": "f", "other_model_id": "g"}
-    bases = [{**base, "seed": 0}, {**base, "seed": 1}]
-    rows = disagreement._rows(result, scores, bases, options, context({"f": Known()}))
+    bases = [{**base, "seed": seed} for seed in (0, 1)]
+    bases = [{**own, "explanation_id": disagreement._explanation_id(own, options, context({}))} for own in bases]
+    rows = disagreement._rows(result, scores, bases, context({"f": Known()}))
     good, bad = rows["explanations"]
     figures = {"score_before": 0.1, "other_before": 0.2, "score_after": 0.7, "other_after": 0.4}
     figures |= {"loss_before": 0.9, "loss_after": 0.1, "best_step": 1}

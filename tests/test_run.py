@@ -22,16 +22,16 @@ import yaml
 from audit import reference
 from audit.config import load_job, parse_job
 from audit.errors import ConfigError
-from audit.methods import stage_names
+from audit.models import digests
 from audit.results.schema import TABLES
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.worker import Worker
 from audit.zoo.export import export
 from pipelines import doctor
 from pipelines.init import job_text
-from pipelines.plan import data_classes, newest_of, open_or_create, units_of
-from pipelines.runner import Runner
+from pipelines.plan import newest_of, open_or_create
+from pipelines.workers import Workers
+from tests.in_process import done as done_serially
 
 JOB = """
 version: 1
@@ -87,17 +87,7 @@ def audit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def serial(path: Path, root: Path, batch: int = 2) -> Run:
     """The same job without Ray: every unit of every stage in this process."""
-    job = load_job(path)
-    found = open_or_create(job, root)
-    classes: tuple[str, ...] = ()
-    for stage in stage_names(job):
-        worker = Worker(job, root, classes, batch)
-        for unit in units_of(job, stage, root, found, classes):
-            summary = worker.run(unit)
-            assert summary.error is None, summary.error
-        if stage == "0-inventory":
-            classes = data_classes(root)
-    return Run(root)
+    return done_serially(load_job(path), root, batch)
 
 
 def contents(run: Run, table: str) -> list[dict[str, Any]]:
@@ -322,7 +312,10 @@ def test_what_cannot_run_exits_with_2_and_says_why(folder: Path, old: str, new: 
 
 
 def test_status_sql_and_json(clean: Run, folder: Path) -> None:
-    stages = json.loads(audit(folder, "status", "runs/clean", "--json").stdout)
+    told = json.loads(audit(folder, "status", "runs/clean", "--json").stdout)
+    stages, driver = told["stages"], told["driver"]
+    assert driver["ended"] == "finished"
+    assert "ended at" in audit(folder, "status", "runs/clean").stdout
     assert [s["stage"] for s in stages] == ["0-inventory", "1-screen", "2-adequacy", "3-disagreement", "4-discover"]
     assert all(s["units"] == s["done"] for s in stages)
     query = "select model_id, count(*) as n from predictions where role = 'data' group by all order by all"
@@ -390,7 +383,9 @@ def test_one_bad_unit_does_not_stop_the_job(folder: Path) -> None:
     """A model that kills its process on one image: the unit is quarantined, all others are done."""
     done, run = deadly_run(folder, "deadly", before="pass")
     assert done.returncode == 3, done.stderr
-    assert run.rows("select count(*) as n from predictions") == [{"n": 40}]
+    assert run.rows("select count(*) as n from predictions where status = 'ok'") == [{"n": 40}]
+    (row,) = run.rows("select reason from predictions where status = 'failed'")
+    assert row["reason"].startswith("gave_up: the worker died")
     (row,) = run.rows("select items, attempt, error from units where status = 'quarantined'")
     assert (row["items"], row["attempt"]) == (1, 2)
     assert "the worker died" in row["error"]
@@ -435,7 +430,7 @@ def test_gpus_are_shared_out_evenly_or_not_at_all(
     job = load_job(job_file(folder, "shares", edit=lambda body: body.split("compute:")[0] + text))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 4.0})
     with nullcontext() if fits else pytest.raises(ConfigError, match="cannot be shared out"):
-        assert Runner(job, folder).count == workers
+        assert Workers(job, folder, grows=False).wanted == workers
 
 
 def test_the_newest_run_of_this_very_job_is_resumed(folder: Path, tmp_path: Path) -> None:
@@ -443,25 +438,25 @@ def test_the_newest_run_of_this_very_job_is_resumed(folder: Path, tmp_path: Path
     job = load_job(job_file(folder, "again"))
     other = load_job(job_file(folder, "again", edit=lambda text: text.replace("seed: 1", "seed: 5")))
     root = tmp_path / "again"
-    assert newest_of(job, root) == root
+    assert newest_of(job, root, digests(job)) == root
     open_or_create(job, root)
-    assert newest_of(job, root) == root
+    assert newest_of(job, root, digests(job)) == root
     open_or_create(job, tmp_path / "again-1")
     open_or_create(job, tmp_path / "again-2")
     open_or_create(other, tmp_path / "again-10")
     (tmp_path / "again-11").mkdir()
     (tmp_path / "again-old").mkdir()
-    assert newest_of(job, root) == tmp_path / "again-2"
-    assert newest_of(other, root) == tmp_path / "again-10"
+    assert newest_of(job, root, digests(job)) == tmp_path / "again-2"
+    assert newest_of(other, root, digests(other)) == tmp_path / "again-10"
 
 
-def test_a_place_that_cannot_be_written_is_infrastructure_and_a_bucket_is_refused(folder: Path) -> None:
+def test_a_place_that_cannot_be_written_is_infrastructure_and_an_unknown_scheme_is_refused(folder: Path) -> None:
     blocked = job_file(folder, "blocked", edit=lambda text: f"{text}output: {{uri: deadly.yaml}}\n")
     (folder / "deadly.yaml").touch()
     done = audit(folder, "run", str(blocked))
     assert (done.returncode, "Traceback" in done.stderr) == (4, False), done.stderr
     with pytest.raises(ConfigError, match="uri"):
-        load_job(job_file(folder, "bucket", edit=lambda text: f"{text}output: {{uri: 's3://bucket/x'}}\n"))
+        load_job(job_file(folder, "bucket", edit=lambda text: f"{text}output: {{uri: 'gs://bucket/x'}}\n"))
 
 
 def test_doctor_survives_what_it_reports(folder: Path) -> None:

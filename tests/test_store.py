@@ -82,7 +82,7 @@ def test_snapshots_hold_what_was_committed_and_readers_see_later_records(store: 
     assert set(store.commits()) == {"u", "v"}
     assert store.snapshot() == 2
     listed = json.loads((store.root / "snapshots" / "00000002.json").read_bytes())["commits"]
-    assert [commit["unit_id"] for commit in listed] == ["u", "v"]
+    assert [commit["units"] for commit in listed] == [["u"], ["v"]]
 
 
 @pytest.mark.parametrize("after", ["data", "partial", "record"])
@@ -163,7 +163,8 @@ def test_a_column_that_older_files_lack_is_null(store: Store) -> None:
     """A run of before a column was added can still be read."""
     store.commit("u", "1-x", {"predictions": [{"item_id": "a", "status": "ok"}]})
     (file,) = store.files("predictions", store.commits().values())
-    pq.write_table(pq.read_table(file).drop_columns(["correct"]), file)
+    path = store.root / file.path
+    pq.write_table(pq.read_table(path).drop_columns(["correct"]), path)
     assert Run(store.root).rows("select item_id, correct from predictions") == [{"item_id": "a", "correct": None}]
 
 

@@ -4,31 +4,42 @@ A stage's module defines
 
     Options                          its part of the job file
     VERSION                          raised whenever its numbers change
-    plan(options, context)           what its units are, as plain values, from the tables committed so far
+    plan(options, context)           what its units are, as plain values, from the rows of the stages that it reads
     run(options, payload, context)   one unit: plain values in, rows of tables out
 
 and may define
 
-    NEEDS                            stages that a job must have before it
+    NEEDS                            kinds of stages that a job must have before it; it reads their rows
+    READS                            further kinds whose rows it reads, where the job has them before it
     ONCE                             True where a job may have it once only
+    ITEMS                            key of a payload that lists items which do not depend on one another: a unit that
+                                     fails again and again is halved there, down to the item that makes it fail
     check(options, job)              refuses, before any work, a job in which it cannot run
+    lost(options, payload, reason, context)   rows that say of a given-up unit's items why there is nothing on them
+
+A stage sees the rows of the inventory and of the stages that it reads, and no others: what else a job does, and when,
+changes nothing for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from types import ModuleType
+from typing import Any, TypeVar
 
 from audit import registry
 from audit.classifiers import canonical
 from audit.config import Job, Plugin, digest
 from audit.errors import ConfigError, unknown
+from audit.locations import Location
 from audit.models import Models
 from audit.results.sql import Run
 
 Payload = dict[str, Any]
+INVENTORY = "0-inventory"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -38,15 +49,25 @@ class Unit:
     unit_id: str
     stage: str
     payload: Payload
+    items: int = 1
+
+    def halves(self, key: str) -> list[Unit]:
+        """Two units with half the items each, those of `payload[key]`. Their ids follow from this one's."""
+        listed = self.payload[key]
+        parts = [listed[: len(listed) // 2], listed[len(listed) // 2 :]]
+        return [
+            Unit(f"{self.unit_id}.{i}", self.stage, {**self.payload, key: part}, len(part))
+            for i, part in enumerate(parts)
+        ]
 
 
 @dataclass
 class Context:
-    """What a stage may use. `models` loads on first use; `run`: what was committed when it was first asked for."""
+    """What a stage may use. `models` loads on first use; `run`: the rows of the stages that this one reads."""
 
     job: Job
     stage: str
-    root: Path
+    root: Location
     models: Models
     batch_size: int
     _run: Run | None = field(default=None, repr=False)
@@ -54,7 +75,7 @@ class Context:
     @property
     def run(self) -> Run:
         if self._run is None:
-            self._run = Run(self.root)
+            self._run = Run(self.root, stages={INVENTORY, *reads(self.job, self.stage)})
         return self._run
 
     def stage_of(self, kind: str) -> str | None:
@@ -74,6 +95,33 @@ def stages(job: Job) -> list[Plugin]:
     from audit.methods.inventory import Options
 
     return [Plugin(name="inventory", options=Options()), *job.stages]
+
+
+def module_of(job: Job, stage: str) -> tuple[Plugin, ModuleType]:
+    """A stage's options and its method."""
+    plugin = dict(zip(stage_names(job), stages(job), strict=True))[stage]
+    return plugin, registry.plugin("methods", plugin.name)
+
+
+def reads(job: Job, stage: str) -> list[str]:
+    """The stages before this one whose rows it reads: with them committed, it can be planned."""
+    if stage == INVENTORY:
+        return []
+    names, kinds = stage_names(job), [plugin.name for plugin in stages(job)]
+    module = registry.plugin("methods", kinds[names.index(stage)])
+    wanted = {"inventory", *getattr(module, "NEEDS", ()), *getattr(module, "READS", ())}
+    return [name for name, kind in zip(names[: names.index(stage)], kinds, strict=False) if kind in wanted]
+
+
+def chunks(items: Iterable[_T], size: int, total: int) -> Iterator[list[_T]]:
+    """Consecutive parts of `size` of `total` items; where there are many, the last eighth comes in quarters of it, so
+    that no worker is long the last one at work."""
+    source = iter(items)
+    shrink = total - total // 8 if total >= 8 * size else total
+    start = 0
+    while chunk := list(islice(source, size if start < shrink else max(1, size // 4))):
+        yield chunk
+        start += len(chunk)
 
 
 def check_order(job: Job) -> None:
@@ -145,7 +193,9 @@ def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job
     loaded["captioner of the job"] = job.captioner
     settings = {name: _settings(model) for name, model in loaded.items() if model}
     decides = {"stage": stage, "options": plugin.dump(), "version": version, "seed": job.seed, "models": settings}
-    return Unit(digest({**decides, "payload": payload, "digests": digests})[:32], stage, payload)
+    unit_id = digest({**decides, "payload": payload, "digests": digests})[:32]
+    key = getattr(registry.plugin("methods", plugin.name), "ITEMS", None)
+    return Unit(unit_id, stage, payload, len(payload[key]) if key in payload else 1)
 
 
 def _settings(model: Plugin) -> dict[str, Any]:

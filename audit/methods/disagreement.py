@@ -25,7 +25,7 @@ from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
-from audit.methods import Context, Payload, check_generator, check_model, searchable_classes
+from audit.methods import Context, Payload, check_generator, check_model, chunks, searchable_classes
 from audit.methods._search import SearchOptions, outcome, trace
 from audit.methods.adequacy import not_auditable
 from audit.objectives import DISAGREEMENT
@@ -33,7 +33,7 @@ from audit.pictures import Pictures
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
 
-NEEDS = ("adequacy",)
+NEEDS, ITEMS = ("adequacy",), "seeds"
 VERSION = 3
 
 PRESETS = {
@@ -108,10 +108,8 @@ def plan(options: Options, context: Context) -> list[Payload]:
         others = [other for other in drawable if other != name]
         sources = others if options.start == "others" and others else [name]
         seeds = [[seed, sources[seed % len(sources)]] for seed in range(options.seeds)]
-        units += [
-            {"pair": list(pair), "class": name, "seeds": seeds[i : i + options.unit_seeds]}
-            for i in range(0, len(seeds), options.unit_seeds)
-        ]
+        parts = chunks(seeds, options.unit_seeds, len(seeds))
+        units += [{"pair": list(pair), "class": name, "seeds": part} for part in parts]
     return units
 
 
@@ -131,7 +129,8 @@ def _search(options: Options, pair: tuple[str, str], name: str, seeds: list[tupl
     f, g = (context.models.classifier(model_id) for model_id in pair)
     settings = options.settings(max(*f.preprocess.size, *g.preprocess.size))
     generator = context.models.generator.scheduled(settings.ddim_steps, settings.guidance_scale)
-    prompts = [options.prompt.format(source.replace("_", " ")) for _, source in seeds]
+    starts = _starts(options, pair, name, seeds, context)
+    prompts = [start["prompt"] for start in starts]
     keys = [f"{context.job.seed}/disagreement/{name}/{seed}" for seed, _ in seeds]
     z = torch.stack([latent(generator.latent_shape, key) for key in keys]).to(generator.device)
     objective = Objective(f, g, name, options.objective)
@@ -143,13 +142,27 @@ def _search(options: Options, pair: tuple[str, str], name: str, seeds: list[tupl
     began = time.monotonic()
     result = optimise(generator, start_from_prompt(generator, prompts, z), objective, settings, keys, record)
     seconds = (time.monotonic() - began) / len(seeds)
-    base = {"stage": context.stage, "method": "disagreement", "target_class": name, "seconds": seconds}
+    return _rows(result, torch.stack(scores), [{**start, "seconds": seconds} for start in starts], context)
+
+
+def _starts(
+    options: Options, pair: tuple[str, str], name: str, seeds: list[tuple[int, str]], context: Context
+) -> list[dict[str, Any]]:
+    """What rows of `explanations` say of searches before they ran."""
+    base = {"stage": context.stage, "method": "disagreement", "target_class": name}
     base |= {"model_id": pair[0], "other_model_id": pair[1]}
-    starts = [
-        {"seed": seed, "source_class": source, "prompt": prompt}
-        for (seed, source), prompt in zip(seeds, prompts, strict=True)
-    ]
-    return _rows(result, torch.stack(scores), [{**base, **own} for own in starts], options, context)
+    found = []
+    for seed, source in seeds:
+        prompt = options.prompt.format(source.replace("_", " "))
+        own = {**base, "seed": seed, "source_class": source, "prompt": prompt}
+        found.append({**own, "explanation_id": _explanation_id(own, options, context)})
+    return found
+
+
+def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
+    """Rows of a given-up unit's searches."""
+    starts = _starts(options, tuple(payload["pair"]), payload["class"], payload["seeds"], context)
+    return {"explanations": [{**start, "status": "failed", "reason": reason} for start in starts]}
 
 
 class Objective:
@@ -179,12 +192,12 @@ class Objective:
         return self.f.logits(flat), self.g.logits(flat)
 
 
-def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], options: Options, context: Context) -> Rows:
+def _rows(result: Result, scores: Tensor, bases: list[dict[str, Any]], context: Context) -> Rows:
     """`scores`: (steps + 1, b, 3) of every iterate. A search that gained nothing has one image, its start."""
     rows: Rows = {"explanations": [], "traces": []}
     pictures = Pictures()
     for i, base in enumerate(bases):
-        row = {**base, "explanation_id": _explanation_id(base, options, context)}
+        row = dict(base)
         if not bool(result.finite[i]):
             rows["explanations"].append({**row, "status": "failed", "reason": "not_finite"})
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from itertools import islice
 
 from audit.config import Frozen
@@ -13,7 +14,7 @@ from audit.methods import Context, Payload
 from audit.models import open_source
 from audit.results.schema import Rows
 
-VERSION = 2
+VERSION, ITEMS = 2, "entries"
 UNIT_ITEMS = 1000
 
 
@@ -21,25 +22,30 @@ class Options(Frozen):
     pass
 
 
-def plan(options: Options, context: Context) -> list[Payload]:
-    """Chunks of the listings."""
-    units: list[Payload] = []
+def plan(options: Options, context: Context) -> Iterator[Payload]:
+    """Chunks of the listings, which are walked once and never held."""
     for role in ("data", "pool") if context.job.pool else ("data",):
         listing = enumerate(open_source(context.job, role).entries())
         while chunk := list(islice(listing, UNIT_ITEMS)):
-            units.append({"role": role, "entries": [[i, *_told(entry)] for i, entry in chunk]})
-    return units
+            yield {"role": role, "entries": [[i, *_told(entry)] for i, entry in chunk]}
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
     """Hash and decode each image. Rows: items."""
-    role, entries = payload["role"], payload["entries"]
-    contents = context.models.source(role).read([uri for _, uri, *_ in entries])
-    rows = []
-    for (position, uri, name, label, reason, caption, has_mask), data in zip(entries, contents, strict=True):
-        row = {"role": role, "position": position, "uri": uri, "display_name": name, "label": label}
-        rows.append({**row, "caption": caption, "has_mask": has_mask, **_look(uri, data, reason)})
-    return {"items": rows}
+    contents = context.models.source(payload["role"]).read([uri for _, uri, *_ in payload["entries"]])
+    looked = zip(payload["entries"], contents, strict=True)
+    return {"items": [_row(payload["role"], entry, _look(entry[1], data, entry[4])) for entry, data in looked]}
+
+
+def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
+    """Rows of a given-up unit's images."""
+    return {"items": [_row(payload["role"], entry, _look(entry[1], None, reason)) for entry in payload["entries"]]}
+
+
+def _row(role: str, entry: list[object], found: dict[str, object]) -> dict[str, object]:
+    position, uri, name, label, _, caption, has_mask = entry
+    row = {"role": role, "position": position, "uri": uri, "display_name": name, "label": label}
+    return {**row, "caption": caption, "has_mask": has_mask, **found}
 
 
 def _told(entry: Entry) -> list[object]:

@@ -37,7 +37,7 @@ from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
 from audit.screened import Screened, originals, screened
 
-NEEDS = ("adequacy",)
+NEEDS, READS = ("adequacy",), ("screen",)
 VERSION = 1
 
 PRESETS = {

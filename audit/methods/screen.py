@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from audit.config import Frozen, Job
 from audit.decode import decode
-from audit.methods import Context, Payload, check_model
+from audit.methods import Context, Payload, check_model, chunks
 from audit.predictions import rows_for
 from audit.results.schema import Rows
 
-ONCE = True
+ONCE, ITEMS = True, "items"
 VERSION = 2
 
 
@@ -47,18 +48,18 @@ def check(options: Options, job: Job) -> None:
         check_model(job, "screen: activations", stored.model)
 
 
-def plan(options: Options, context: Context) -> list[Payload]:
+def plan(options: Options, context: Context) -> Iterator[Payload]:
     """Chunks of the usable items; of equal images in one role, the first is screened."""
-    items = context.run.rows(
-        "select role, uri, item_id, label from items where status = 'ok' "
-        "qualify row_number() over (partition by role, item_id order by position) = 1 order by role, position"
-    )
-    units: list[Payload] = []
     for role in ("data", "pool"):
-        chosen = [[item["uri"], item["item_id"], item["label"]] for item in items if item["role"] == role]
-        for start in range(0, len(chosen), options.unit_items):
-            units.append({"role": role, "items": chosen[start : start + options.unit_items]})
-    return units
+        count = "select count(distinct item_id) as n from items where status = 'ok' and role = ?"
+        total = context.run.rows(count, [role])[0]["n"]
+        items = context.run.stream(
+            "select uri, item_id, label from items where status = 'ok' and role = ? "
+            "qualify row_number() over (partition by item_id order by position) = 1 order by position",
+            [role],
+        )
+        listed = ([item["uri"], item["item_id"], item["label"]] for item in items)
+        yield from ({"role": role, "items": chunk} for chunk in chunks(listed, options.unit_items, total))
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
@@ -68,16 +69,31 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     """
     role, items = payload["role"], payload["items"]
     contents = context.models.source(role).read([uri for uri, _, _ in items])
-    images, ids, labels, lost = [], [], [], []
+    images, ids, labels, gone = [], [], [], []
     for (_, item_id, label), data in zip(items, contents, strict=True):
         if data is None or hashlib.sha256(data).hexdigest() != item_id:
-            lost.append({"item_id": item_id, "role": role, "label": label, "status": "failed"})
+            gone.append((item_id, label))
             continue
         images.append(decode(data).image)
         ids.append(item_id)
         labels.append(label)
     read = [(stored.model, stored.layer) for stored in options.activations]
     rows = rows_for(context.models, images, ids, role, labels, read)
-    for model_id in context.job.models:
-        rows["predictions"] += [{**row, "model_id": model_id, "reason": "changed_since_inventory"} for row in lost]
+    rows["predictions"] += _failed(role, gone, "changed_since_inventory", context)
     return rows
+
+
+def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
+    """Rows of a given-up unit's images."""
+    named = [(item_id, label) for _, item_id, label in payload["items"]]
+    return {"predictions": _failed(payload["role"], named, reason, context)}
+
+
+def _failed(role: str, named: list[tuple[str, str | None]], reason: str, context: Context) -> list[dict[str, object]]:
+    """A row for each model and each (item_id, label)."""
+    base = {"role": role, "status": "failed", "reason": reason}
+    return [
+        {**base, "item_id": item_id, "label": label, "model_id": model_id}
+        for model_id in context.job.models
+        for item_id, label in named
+    ]

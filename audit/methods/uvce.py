@@ -22,7 +22,7 @@ from torch import Tensor
 from audit import measurements
 from audit.artefacts import Artefacts
 from audit.augment import cutouts
-from audit.captions import captioned, names
+from audit.captions import names
 from audit.classifiers import Embedder, canonical
 from audit.config import Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
@@ -32,7 +32,7 @@ from audit.diffusion.noise import generator_for
 from audit.diffusion.optimise import Settings
 from audit.diffusion.prompt_to_prompt import edited, edited_place
 from audit.errors import BadItem, ConfigError
-from audit.methods import Context, Payload, check_generator, check_model, chosen_classes
+from audit.methods import Context, Payload, check_generator, check_model, chosen_classes, chunks
 from audit.methods._search import SearchOptions, outcome, trace
 from audit.metrics import proximity
 from audit.neurons import activations, layer_of
@@ -41,10 +41,11 @@ from audit.pictures import Pictures
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
-from audit.subjects import Subject, by_source
+from audit.subjects import Subject, spelled, subjects_of
 from audit.targets import AsTarget, Target, check_target, targets_of
 
-NEEDS = ("screen",)
+NEEDS, READS = ("screen",), ("uvce",)  # after other such stages: what they invert is inverted once
+ITEMS = "items"
 VERSION = 1
 
 PRESETS = {
@@ -193,8 +194,8 @@ def plan(options: Options, context: Context) -> list[Payload]:
         if named and taken.get(row["label"], 0) < (options.per_class or len(rows)):
             taken[row["label"]] = taken.get(row["label"], 0) + 1
             chosen.append([row[key] for key in ("uri", "item_id", "label", "caption", "predicted")] + [named])
-    chunks = [chosen[i : i + options.unit_items] for i in range(0, len(chosen), options.unit_items)]
-    return [{"items": chunk} | _masks_of(chunk, options, context) for chunk in chunks]
+    parts = chunks(chosen, options.unit_items, len(chosen))
+    return [{"items": part} | _masks_of(part, options, context) for part in parts]
 
 
 def _masks_of(items: list[list[Any]], options: Options, context: Context) -> Payload:
@@ -246,7 +247,7 @@ class _Work:
         own, uris = self.options.mask == "own", [item[0] for item in items]
         masks = self.models.source("data").read_masks(uris) if own else [None] * len(items)
         for item, data, mask in zip(items, contents, masks, strict=True):
-            for subject in self._subjects(item):
+            for subject in _subjects(self.options, item):
                 try:
                     self._read(subject, data, mask)
                 except BadItem as error:
@@ -289,25 +290,13 @@ class _Work:
             subject.prompt = self.models.captioner(subject.image, subject.prompt)
         self.generator.positions(subject.prompt, subject.word)
         for target in list(subject.targets):
-            words = _spelled(target)
+            words = spelled(target)
             place = edited_place(subject.prompt, subject.word, words)
             try:
                 self.generator.positions(edited(subject.prompt, subject.word, words), words, place)
             except BadItem as error:
                 subject.targets.remove(target)
                 self._fail(subject, error.reason, [target])
-
-    def _subjects(self, item: list[Any]) -> list[Subject]:
-        """An item of the plan, once for each source class."""
-        _, item_id, label, caption, predicted, targets = item
-        attribute, template = self.options.attribute, self.options.template
-        sources = {attribute[0]: targets} if attribute else by_source(label, predicted, targets)
-        told = caption if self.options.caption == "metadata" else None
-        found = []
-        for source, named in sources.items():
-            word = _spelled(label) if self._keeps_prompt and label and not attribute else source
-            found.append(Subject(item_id, source, word, captioned(word, template, told, label), named))
-        return found
 
     def _original(self, subjects: list[Subject]) -> Original:
         images = torch.stack([subject.image for subject in subjects]).to(self.generator.device)
@@ -359,7 +348,7 @@ class _Work:
         if self.options.space == "pixel":
             found, results, mask = None, self._in_pixels(original, objective, keys), original.mask
         else:
-            becomes = [subject.word if self._keeps_prompt else _spelled(target) for subject, target in asked]
+            becomes = [subject.word if self._keeps_prompt else spelled(target) for subject, target in asked]
             found = search(self.generator, original, becomes, objective, self.numbers, keys, record)
             results, mask = found.result.image, found.mask
         seconds = (time.monotonic() - began) / len(asked)
@@ -400,7 +389,7 @@ class _Work:
         if self.options.attribute is None:
             return Decision(self.model, [subject.source for subject, _ in asked], [target for _, target in asked])
         prompts = [subject.prompt for subject, _ in asked]
-        after = [edited(subject.prompt, subject.word, _spelled(target)) for subject, target in asked]
+        after = [edited(subject.prompt, subject.word, spelled(target)) for subject, target in asked]
         assert isinstance(self.model, Embedder)  # check_order refuses other models
         return AttributeDecision(self.model, prompts, after)
 
@@ -421,20 +410,7 @@ class _Work:
         return ascend(original.image, augmented, settings.steps, length, judge=lambda x: objective(x) - distance(x))
 
     def _base(self, subject: Subject, target: str) -> dict[str, Any]:
-        """What a row of `explanations` says of a task before it ran."""
-        decides = self.options.model_dump(mode="json", exclude=_UNIMPORTANT)
-        key = {"options": decides, "version": VERSION, "stage": self.context.stage, "seed": self.context.job.seed}
-        key |= {"item": subject.item_id, "source": subject.source, "target": target}
-        return {
-            "explanation_id": digest(key)[:32],
-            "stage": self.context.stage,
-            "method": "uvce",
-            "item_id": subject.item_id,
-            "prompt": subject.prompt,
-            "source_class": subject.source,
-            "target_class": target,
-            "model_id": self.options.model,
-        }
+        return _base(self.options, self.context, subject, target)
 
     def _fail(self, subject: Subject, reason: str, targets: list[str]) -> None:
         for target in targets:
@@ -484,9 +460,36 @@ class _Work:
         return outcome(found.result, i)
 
 
-def _spelled(class_name: str) -> str:
-    """A class as prompts say it."""
-    return class_name.replace("_", " ")
+def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
+    """Rows of a given-up unit's images and targets."""
+    asked = [(one, target) for item in payload["items"] for one in _subjects(options, item) for target in one.targets]
+    failed = {"status": "failed", "reason": reason}
+    return {"explanations": [_base(options, context, *one) | failed for one in asked]}
+
+
+def _subjects(options: Options, item: list[Any]) -> list[Subject]:
+    """An item of the plan, once for each source class."""
+    _, item_id, label, caption, predicted, targets = item
+    told = caption if options.caption == "metadata" else None
+    keeps = options.prompt == "keep"
+    return subjects_of(item_id, label, predicted, targets, told, options.template, options.attribute, keeps)
+
+
+def _base(options: Options, context: Context, subject: Subject, target: str) -> dict[str, Any]:
+    """What a row of `explanations` says of a task before it ran."""
+    decides = options.model_dump(mode="json", exclude=_UNIMPORTANT)
+    key = {"options": decides, "version": VERSION, "stage": context.stage, "seed": context.job.seed}
+    key |= {"item": subject.item_id, "source": subject.source, "target": target}
+    return {
+        "explanation_id": digest(key)[:32],
+        "stage": context.stage,
+        "method": "uvce",
+        "item_id": subject.item_id,
+        "prompt": subject.prompt,
+        "source_class": subject.source,
+        "target_class": target,
+        "model_id": options.model,
+    }
 
 
 _Named = tuple[str, str | None, float | None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import duckdb
 import pyarrow as pa
 
 from audit.errors import ConfigError, StoreError
+from audit.locations import Location, filesystem, key_of, located
 from audit.results.schema import TABLES
-from audit.results.store import Commit, Store
+from audit.results.store import Commit, File, Store
 
 # As `audit.classifiers.canonical`: 'Water_Bottle' and 'water bottle' are one class.
 _CANONICAL = r"create macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
@@ -43,11 +46,14 @@ class Run:
     May be shared by threads. Beside the tables, `VIEWS` can be queried.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.store = Store(root)
+    def __init__(self, location: Location, stages: Collection[str] | None = None) -> None:
+        """`stages`: see the rows of these stages only, whatever else is committed meanwhile."""
+        self.store = Store(location)
+        self.stages = stages
         if self.store.read("job.json") is None:
-            raise ConfigError(f"{root} is not a run: it has no job.json. A run is the folder that 'audit run' names.")
+            raise ConfigError(
+                f"{location} is not a run: it has no job.json. A run is the folder that 'audit run' names."
+            )
         self._lock = threading.Lock()  # a DuckDB connection does one thing at a time; each cursor is its own
         self._connection = duckdb.connect()
         self._connection.execute("set enable_progress_bar=false")
@@ -55,11 +61,22 @@ class Run:
         self.commits: dict[str, Commit] | None = None
         self.refresh()
 
+    @property
+    def root(self) -> Path:
+        """The run's folder. Raises StoreError where it is in an object store."""
+        return self.store.root
+
+    @property
+    def location(self) -> Location:
+        return self.store.location
+
     def refresh(self) -> None:
         """Point the views at what is committed now."""
         with self._lock:
-            commits = self.store.commits()
-            if self.commits is not None and commits.keys() == self.commits.keys():
+            commits = self.store.commits(self.commits)
+            if self.stages is not None:
+                commits = {unit: commit for unit, commit in commits.items() if commit.stage in self.stages}
+            if self.commits is not None and commits == self.commits:
                 return
             for name, schema in TABLES.items():
                 self._connection.register("_columns", schema.empty_table())
@@ -67,12 +84,35 @@ class Run:
                 body = f'select * from "_empty_{name}"'  # every column, also those that older files lack
                 files = self.store.files(name, commits.values())
                 if files:
-                    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-                    body += f" union all by name select * from read_parquet([{listed}], union_by_name=true)"
+                    body += f" union all by name select * from {self._relation(name, files)}"
                 self._connection.execute(f'create or replace view "{name}" as {body}')
             for name, body in VIEWS.items():
                 self._connection.execute(f'create or replace view "{name}" as {body}')
             self.commits = commits
+
+    def _relation(self, table: str, files: list[File]) -> str:
+        """A table's files for DuckDB, which reads local ones itself; those of an object store come through Arrow."""
+        if isinstance(self.location, Path):
+            quoted = (str(self.location / file.path).replace("'", "''") for file in files)
+            return "read_parquet([" + ", ".join(f"'{path}'" for path in quoted) + "], union_by_name=true)"
+        import pyarrow.dataset as ds
+
+        paths = [f"{key_of(self.location)}/{file.path}" for file in files]
+        dataset = ds.dataset(paths, schema=TABLES[table], format="parquet", filesystem=filesystem())
+        self._connection.register(f"_files_{table}", dataset)
+        return f'"_files_{table}"'
+
+    def stream(self, query: str, parameters: list[Any] | None = None, rows: int = 10_000) -> Iterator[dict[str, Any]]:
+        """The rows of a query one by one, however many: what does not fit into a quarter of a gigabyte goes to disk."""
+        with tempfile.TemporaryDirectory(prefix="audit-") as spill, self._lock:
+            self._connection.execute(f"set memory_limit='256MB'; set threads=1; set temp_directory='{spill}'")
+            try:
+                found = self._connection.execute(query, parameters)
+                names = [column[0] for column in found.description or ()]
+                while batch := found.fetchmany(rows):
+                    yield from (dict(zip(names, row, strict=True)) for row in batch)
+            finally:
+                self._connection.execute("reset memory_limit; reset threads")
 
     def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
         """The result of a query as an Arrow table. Raises ConfigError where the query is wrong, else StoreError."""
@@ -99,5 +139,5 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run's folder for reading."""
-    return Run(Path(path))
+    """Open a run for reading: its folder, or its URI in an object store."""
+    return Run(located(path) if isinstance(path, str) else path)

@@ -89,7 +89,7 @@ def _by_stage(run: Run) -> dict[str, list[Row]]:
     rows = run.rows("select * from explanations where method = 'uvce' and status = 'ok' order by stage, explanation_id")
     if not rows:
         raise ConfigError(
-            f"{run.root} has no counterfactuals; add a stage: {{kind: counterfactual, method: uvce, ...}}"
+            f"{run.location} has no counterfactuals; add a stage: {{kind: counterfactual, method: uvce, ...}}"
         )
     stages: dict[str, list[Row]] = {}
     for row in rows:

@@ -1,0 +1,79 @@
+"""What all commands share: where they print, how they end, and how a table's cells look."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from audit.errors import ConfigError, DataError, ModelError, StoreError
+from audit.locations import Location, is_uri
+
+out = Console(width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True)
+
+RunFolder = Annotated[str, typer.Argument(help="A run's folder, such as runs/demo, or its s3:// URI", metavar="RUN")]
+JobFile = Annotated[Path, typer.Argument(help="A job file in YAML", metavar="JOB")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Errors as one message and the exit code of their kind."""
+    from pipelines.errors import InfrastructureError, LimitReached, Terminated
+
+    try:
+        yield
+    except (ConfigError, DataError, ModelError) as error:
+        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
+        raise typer.Exit(2) from error
+    except (InfrastructureError, StoreError) as error:
+        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
+        raise typer.Exit(4) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"[bold red]error:[/bold red] {escape(f'{where}{error.strerror or error}')}", highlight=False)
+        raise typer.Exit(4) from error
+    except LimitReached as error:
+        err.print(f"[bold yellow]stopped:[/bold yellow] {escape(str(error))}", highlight=False)
+        raise typer.Exit(5) from error
+    except (KeyboardInterrupt, Terminated) as error:
+        err.print("stopped; the same command, without --new-run, resumes")
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
+
+
+def plain(value: object) -> object:
+    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
+
+
+def cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(plain(value)) if isinstance(value, bytes) else str(value)
+
+
+def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of plain rows, a column a key."""
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else cell(value) for value in row.values()))
+    out.print(table)
+
+
+def shown(location: Location) -> str:
+    """A run as its reader would type it."""
+    return str(location) if is_uri(location) else os.path.relpath(location)

@@ -1,0 +1,112 @@
+"""The units of a stage: planned once, frozen in parts, read as they are needed. Neither holds them all in memory."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from audit.config import Job
+from audit.errors import StoreError
+from audit.locations import Location
+from audit.methods import Context, Unit, module_of, unit_of
+from audit.models import Models
+from audit.results.store import Commit, Store
+
+PART_BYTES = 4 * 2**20  # of text, before compression
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is planned of a stage. `parts`: path and sha256 of each file of units."""
+
+    stage: str
+    units: int
+    items: int
+    parts: tuple[Mapping[str, str], ...]
+
+
+def plan_of(store: Store, stage: str) -> Plan | None:
+    """The frozen plan of a stage, None while there is none."""
+    data = store.read(f"plan/{stage}.json")
+    if data is None:
+        return None
+    try:
+        raw = json.loads(data)
+        return Plan(stage, raw["units"], raw["items"], tuple(raw["parts"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{store.where(f'plan/{stage}.json')} is not whole: {error}; 'audit repair' mends it"
+        ) from error
+
+
+def planned(job: Job, stage: str, root: Location, digests: dict[str, str], classes: tuple[str, ...]) -> Plan:
+    """The plan of a stage: read, or made now and frozen. What it reads must be committed."""
+    store = Store(root)
+    frozen = plan_of(store, stage)
+    if frozen is not None:
+        return frozen
+    plugin, module = module_of(job, stage)
+    context = Context(job, stage, root, Models(job, classes, device="cpu"), batch_size=1)
+    payloads = module.plan(plugin.options, context)
+    made = (unit_of(stage, plugin, module.VERSION, payload, job, digests) for payload in payloads)
+    frozen = _write(store, stage, made)
+    body = {"units": frozen.units, "items": frozen.items, "parts": frozen.parts}
+    if not store.create(f"plan/{stage}.json", json.dumps(body, indent=1).encode()):
+        frozen = plan_of(store, stage)  # another driver was first
+    assert frozen is not None
+    return frozen
+
+
+def _write(store: Store, stage: str, units: Iterator[Unit]) -> Plan:
+    """Parts of about `PART_BYTES`, named by their content, so that one that is there already is the same."""
+    parts: list[Mapping[str, str]] = []
+    lines: list[str] = []
+    size = count = items = 0
+
+    def flush() -> None:
+        data = gzip.compress("".join(lines).encode(), compresslevel=1, mtime=0)
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = f"plan/{stage}/{len(parts):06d}-{sha256[:16]}.jsonl.gz"
+        store.create(path, data)
+        parts.append({"path": path, "sha256": sha256})
+
+    for unit in units:
+        lines.append(json.dumps({key: value for key, value in asdict(unit).items() if key != "stage"}) + "\n")
+        count, items, size = count + 1, items + unit.items, size + len(lines[-1])
+        if size >= PART_BYTES:
+            flush()
+            lines, size = [], 0
+    if lines:
+        flush()
+    return Plan(stage, count, items, tuple(parts))
+
+
+def units_in(store: Store, plan: Plan) -> Iterator[Unit]:
+    """The units of a plan in their order; one part at a time is in memory."""
+    for part in plan.parts:
+        data = store.read(part["path"])
+        if data is None or hashlib.sha256(data).hexdigest() != part["sha256"]:
+            raise StoreError(f"{store.where(part['path'])} is missing or damaged; 'audit repair' makes the plan anew")
+        for line in gzip.decompress(data).splitlines():
+            yield Unit(stage=plan.stage, **json.loads(line))
+
+
+def outstanding(units: Iterator[Unit], committed: Mapping[str, Commit], items_key: str | None) -> Iterator[Unit]:
+    """The units that are still to be done; a unit that was split stands for its halves."""
+    for unit in units:
+        commit = committed.get(unit.unit_id)
+        if commit is None:
+            yield unit
+        elif commit.status == "split":
+            yield from outstanding(iter(unit.halves(str(items_key))), committed, items_key)
+
+
+def entries_of(store: Store) -> Iterator[tuple[str, list[Any]]]:
+    """Role and entry, as the inventory's plan has them, of every image that was listed."""
+    plan = plan_of(store, "0-inventory")
+    for unit in units_in(store, plan) if plan else ():
+        yield from ((unit.payload["role"], entry) for entry in unit.payload["entries"])

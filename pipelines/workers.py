@@ -1,0 +1,194 @@
+"""The actors of a run on Ray: as many as the job asks for and the cluster has room for, replaced when they die."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from audit.config import Job
+from audit.errors import ConfigError
+from audit.locations import Location
+from audit.methods import Unit
+from audit.worker import Summary, Worker
+from pipelines.errors import InfrastructureError
+
+LOOK = 5.0  # seconds between two looks at what the cluster has
+STARTS = 3  # failed starts in a row, after which a run without any worker ends
+PAUSE = 60.0  # seconds at most between starts that fail; the first waits one, each further one twice as long
+
+
+class Cluster:
+    """A Ray cluster: the one at `address`, or one of its own inside this process's lifetime."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="error",
+                include_dashboard=False if address is None else None,
+                configure_logging=False,
+            )
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            where = address or "an embedded cluster"
+            hint = "'audit doctor' checks Ray."
+            if address and os.environ.get("RAY_AUTH_MODE") != "token":
+                hint = "If the cluster asks for a token, set RAY_AUTH_MODE=token and give it in RAY_AUTH_TOKEN."
+            raise InfrastructureError(f"cannot reach Ray at {where}: {error}. {hint}") from error
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.shutdown()
+
+
+class Actor:
+    """A `Worker` in a process of its own."""
+
+    def __init__(self, job: Job, root: Location, threads: int, sharing: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.worker = Worker(job, root, (), job.compute.batch_size, sharing)
+
+    def started(self) -> str:
+        """The node that this runs on, once it runs."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def run(self, unit: Unit, attempt: int, classes: tuple[str, ...]) -> Summary:
+        self.worker.use_classes(classes)
+        return self.worker.run(unit, attempt)
+
+
+@dataclass(eq=False)
+class Handle:
+    """An actor, and the node it is on once it has started."""
+
+    number: int
+    actor: Any
+    node: str = ""
+
+
+class Workers:
+    """Handles of actors: starting, idle or out with a unit. Those that cannot start yet wait for room."""
+
+    def __init__(self, job: Job, root: Location, grows: bool, make: Callable[[], Any] | None = None) -> None:
+        """`grows`: whether the cluster may have more room later. `make`: what starts an actor, here `Actor`."""
+        self.job, self.root, self.grows = job, root, grows
+        self.gpus = job.compute.gpus
+        if not grows and self.gpus > ray.cluster_resources().get("GPU", 0):
+            raise InfrastructureError(
+                f"the job asks for {self.gpus} GPUs, this machine has {ray.cluster_resources().get('GPU', 0):g}; "
+                "set compute.gpus to what is there, or 0 for CPUs"
+            )
+        asked = job.compute.workers
+        if self.gpus and isinstance(asked, int) and self.gpus % asked and asked % self.gpus:
+            raise ConfigError(
+                f"compute: {self.gpus} GPUs cannot be shared out to {asked} workers; "
+                f"workers: {self.gpus} gives each one, {2 * self.gpus} gives two workers a GPU"
+            )
+        self.make = make or self._actor
+        self.idle: list[Handle] = []
+        self.starting: dict[Any, Handle] = {}
+        self.out: set[Handle] = set()
+        self._number = self._failed_starts = 0
+        self._began = self._last_look = time.monotonic()
+        self._start_at = 0.0
+        self._last_failure = ""
+        self.wanted = self._wanted()
+
+    def _wanted(self) -> int:
+        """Actors that the job asks for; without a number, one for each GPU or each core that the cluster has now."""
+        asked = self.job.compute.workers
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        if self.gpus:
+            return asked if isinstance(asked, int) else self.gpus
+        return max(1, min(asked, cores) if isinstance(asked, int) else cores)
+
+    @property
+    def share(self) -> float:
+        """Of a GPU, that each actor has."""
+        return self.gpus / self.wanted if self.gpus else 0.0
+
+    @property
+    def count(self) -> int:
+        """Actors that have started."""
+        return len(self.idle) + len(self.out)
+
+    def _actor(self) -> Any:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        share = {"num_gpus": self.share} if self.gpus else {"num_cpus": 1}
+        sharing = -(-self.wanted // (self.gpus or 1))
+        made = ray.remote(max_restarts=0, max_task_retries=0, **share)(Actor)
+        return made.remote(self.job, self.root, max(1, cores // self.wanted), sharing)
+
+    def grow(self) -> None:
+        """Start actors up to the number wanted, which follows the cluster. Raises InfrastructureError if none can."""
+        if time.monotonic() - self._last_look > LOOK:
+            self._last_look, self.wanted = time.monotonic(), self._wanted()
+        while self.count + len(self.starting) < self.wanted and time.monotonic() >= self._start_at:
+            self._number += 1
+            handle = Handle(self._number, self.make())
+            self.starting[handle.actor.started.remote()] = handle
+        if self.count:
+            return
+        if self._failed_starts >= STARTS:
+            raise InfrastructureError(f"no worker can start: {self._last_failure}")
+        waited = time.monotonic() - self._began
+        if waited > 60 * self.job.compute.start_minutes:
+            there = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
+            raise InfrastructureError(
+                f"no worker could start in {waited / 60:.0f} minutes: each needs {self.share or 1:g} "
+                f"{'GPU' if self.gpus else 'CPU'}, the cluster has {there}; add nodes, or ask for less under 'compute'"
+            )
+
+    def has_started(self, reference: Any) -> bool:
+        """Take the answer of an actor that was starting; False where it died instead."""
+        handle = self.starting.pop(reference)
+        try:
+            handle.node = ray.get(reference)
+        except RayError as error:
+            self._failed_starts += 1
+            self._start_at = time.monotonic() + min(PAUSE, 2.0 ** (self._failed_starts - 1))
+            self._last_failure = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            self._kill(handle)
+            return False
+        self._failed_starts = 0
+        self.idle.append(handle)
+        return True
+
+    def take(self, handle: Handle) -> None:
+        self.idle.remove(handle)
+        self.out.add(handle)
+
+    def give_back(self, handle: Handle) -> None:
+        self.out.discard(handle)
+        self.idle.append(handle)
+
+    def drop(self, handle: Handle) -> None:
+        """Let go of an actor that died, or that must."""
+        self.out.discard(handle)
+        self._began = time.monotonic()
+        self._kill(handle)
+
+    def close(self) -> None:
+        for handle in [*self.idle, *self.out, *self.starting.values()]:
+            self._kill(handle)
+        self.idle, self.out, self.starting = [], set(), {}
+
+    def _kill(self, handle: Handle) -> None:
+        ray.kill(handle.actor)
+
+
+def nodes_alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -1,0 +1,120 @@
+"""The commands `audit zoo ...`: the embedded world, and how the audit scores on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from audit.locations import located
+from pipelines.terminal import AsJson, RunFolder, exit_codes, out, print_rows
+
+app = typer.Typer(
+    help="The embedded world: scenes, models with planted failure modes, and the audit's own score.",
+    no_args_is_help=True,
+)
+
+
+@app.command("export")
+def zoo_export(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to")],
+    split: Annotated[str, typer.Option(help="labelled, pool, heldout or train")] = "labelled",
+    layout: Annotated[
+        Literal["folder", "parquet"], typer.Option(help="ImageFolder with metadata, or Parquet")
+    ] = "folder",
+    limit: Annotated[Optional[int], typer.Option(help="Only the first so many scenes")] = None,
+) -> None:
+    """Write a split of the embedded world as users' data looks."""
+    from audit.zoo.export import export
+
+    with exit_codes():
+        out.print(f"wrote {export(split, folder, layout, limit)} scenes to {folder}")
+
+
+@app.command("train")
+def zoo_train(
+    model: Annotated[
+        str,
+        typer.Argument(help="Model to train: autoencoder, diffusion, clip, reference, shortcut-a, shortcut-b, or all"),
+    ],
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints and rendered scenes; the same one resumes")] = Path(
+        "zoo-work"
+    ),
+    weights: Annotated[
+        Optional[Path], typer.Option(help="Where to write the weights; default: into the package")
+    ] = None,
+    minutes: Annotated[
+        Optional[float], typer.Option(help="Stop after so many minutes; the same command resumes")
+    ] = None,
+    short: Annotated[bool, typer.Option(help="A few steps of everything, to see that the recipe runs")] = False,
+) -> None:
+    """Train a model of the world again, from its seed; resumes from its checkpoint."""
+    from audit.zoo.recipes.loop import Unfinished
+    from audit.zoo.recipes.train import train
+
+    with exit_codes():
+        try:
+            train(model, work, weights, minutes=minutes, short=short)
+        except Unfinished as stopped:
+            out.print(str(stopped))
+
+
+@app.command("measure")
+def zoo_measure(
+    work: Annotated[Path, typer.Option(help="Folder for rendered scenes")] = Path("zoo-work"),
+) -> None:
+    """Measure every shipped model on held-out scenes; rewrites the truth table and the model cards."""
+    from audit.zoo.measure import measure_all
+
+    with exit_codes():
+        measure_all(work)
+
+
+@app.command("score")
+def zoo_score(run: RunFolder, as_json: AsJson = False) -> None:
+    """Precision and recall of a run's failure modes against the planted ones, beside a screen-only baseline."""
+    from audit.results.sql import Run
+    from audit.zoo.score import score
+
+    with exit_codes():
+        result = score(Run(located(run)))
+        if as_json:
+            out.print_json(json.dumps(result.as_dict()))
+        else:
+            result.print(out)
+
+
+@app.command("neurons")
+def zoo_neurons(
+    run: RunFolder,
+    work: Annotated[Path, typer.Option(help="Folder for rendered scenes")] = Path("zoo-work"),
+    as_json: AsJson = False,
+) -> None:
+    """Whether a run's suspect neurons are those that carry the planted features, and whether they trigger the class."""
+    from audit.results.sql import Run
+    from audit.zoo.neurons import measure
+
+    with exit_codes():
+        report = measure(Run(located(run)), work)
+        if as_json:
+            out.print_json(json.dumps(report.as_dict()))
+        else:
+            report.print(out)
+
+
+@app.command("counterfactuals")
+def zoo_counterfactuals(run: RunFolder, as_json: AsJson = False) -> None:
+    """Judge a run's counterfactuals: flips, distances, what the world's CLIP sees, and what of the change flips."""
+    from audit.results.sql import Run
+    from audit.zoo.counterfactuals import figures, planted
+
+    with exit_codes():
+        opened = Run(located(run))
+        tables = {"stages": figures(opened), "planted": planted(opened)}
+        if as_json:
+            out.print_json(json.dumps(tables))
+            return
+        for title, rows in tables.items():
+            print_rows(title, rows)
