@@ -58,6 +58,7 @@ class Run:
         self._connection = duckdb.connect()
         self._connection.execute("set enable_progress_bar=false")
         self._connection.execute(_CANONICAL)
+        self._datasets: dict[str, Any] = {}
         self.commits: dict[str, Commit] | None = None
         self.refresh()
 
@@ -99,25 +100,34 @@ class Run:
 
         paths = [f"{key_of(self.location)}/{file.path}" for file in files]
         dataset = ds.dataset(paths, schema=TABLES[table], format="parquet", filesystem=filesystem())
+        self._datasets[f"_files_{table}"] = dataset
         self._connection.register(f"_files_{table}", dataset)
         return f'"_files_{table}"'
 
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of a query's own; what is registered in one is not in another."""
+        with self._lock:
+            cursor = self._connection.cursor()
+            for name, dataset in self._datasets.items():
+                cursor.register(name, dataset)
+        return cursor
+
     def stream(self, query: str, parameters: list[Any] | None = None, rows: int = 10_000) -> Iterator[dict[str, Any]]:
         """The rows of a query one by one, however many: what does not fit into a quarter of a gigabyte goes to disk."""
-        with tempfile.TemporaryDirectory(prefix="audit-") as spill, self._lock:
-            self._connection.execute(f"set memory_limit='256MB'; set threads=1; set temp_directory='{spill}'")
+        with tempfile.TemporaryDirectory(prefix="audit-") as spill:
+            cursor = self._cursor()
+            cursor.execute(f"set memory_limit='256MB'; set threads=1; set temp_directory='{spill}'")
             try:
-                found = self._connection.execute(query, parameters)
+                found = cursor.execute(query, parameters)
                 names = [column[0] for column in found.description or ()]
                 while batch := found.fetchmany(rows):
                     yield from (dict(zip(names, row, strict=True)) for row in batch)
             finally:
-                self._connection.execute("reset memory_limit; reset threads")
+                cursor.execute("reset memory_limit; reset threads; reset temp_directory")
 
     def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
         """The result of a query as an Arrow table. Raises ConfigError where the query is wrong, else StoreError."""
-        with self._lock:
-            cursor = self._connection.cursor()
+        cursor = self._cursor()
         try:
             relation = cursor.sql(query, params=parameters or None)
             return pa.table({"done": [True]}) if relation is None else relation.to_arrow_table()

@@ -1,0 +1,67 @@
+"""Inject faults into real runs and print what became of them, one line a fault."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.faults import cluster, protocol, runs, stores
+from benchmarks.faults.workload import Found
+
+FAULTS = {**protocol.FAULTS, **runs.FAULTS, **stores.FAULTS, **cluster.FAULTS}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.add_argument("--only", nargs="*", default=sorted(FAULTS), choices=sorted(FAULTS), metavar="ID")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--long", action="store_true", help="every crash point, more kills")
+    parser.add_argument("--output", type=Path, help="write the table as JSON too")
+    arguments = parser.parse_args()
+    found = [run(name, arguments.seed, arguments.long) for name in arguments.only]
+    Console(width=220).print(table(found))
+    if arguments.output:
+        arguments.output.write_text(json.dumps([one.as_dict() for one in found], indent=1))
+    return 0 if all(one.ok for one in found) else 1
+
+
+def run(name: str, seed: int, long: bool) -> Found:
+    """One fault in a folder of its own; what the scenario itself does not expect is its finding."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=f"audit-{name}-") as folder:
+        try:
+            found = FAULTS[name](Path(folder), seed, long)
+        except Exception:  # noqa: BLE001 - a scenario that breaks is a failure, not the end of the table
+            traceback.print_exc()
+            found = Found(name, "", "", seen=f"the scenario broke: {sys.exc_info()[1]}"[:200])
+    print(
+        f"{found.id} {'ok' if found.ok else 'FAILED'} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True
+    )
+    return found
+
+
+def table(found: list[Found]) -> Table:
+    columns = list(Found("", "", "").as_dict())
+    made = Table(*columns)
+    for one in found:
+        made.add_row(
+            *(
+                "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+                for value in one.as_dict().values()
+            )
+        )
+    return made
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    sys.exit(main())
