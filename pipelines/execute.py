@@ -22,6 +22,7 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from pipelines.errors import Terminated
 from pipelines.lock import only_driver
+from pipelines.metrics import Metrics
 from pipelines.plan import changes_since, free_place, job_of, newest_of, open_or_create, run_place
 from pipelines.progress import Progress
 from pipelines.runner import Runner
@@ -73,6 +74,7 @@ def _run(job: Job, root: Location, found: dict[str, str], address: str | None, a
             if plan_of(store, INVENTORY) is not None and not _is_complete(job, store):
                 for change in changes_since(job, store):
                     progress.event("data_changed_since_inventory", error=change)
+            progress.metrics = Metrics(job.name)
             runner = Runner(job, root, found, Workers(job, root, grows=address is not None), progress)
             runner.gpu_seconds = _gpu_seconds(job, root, runner.workers.share)
             runner.run()

@@ -22,6 +22,7 @@ from audit.worker import Summary
 from pipelines.lock import BEAT, LIVE
 
 if TYPE_CHECKING:
+    from pipelines.metrics import Metrics
     from pipelines.runner import Runner, Task
 
 NAMED = 20  # items of a failed unit that are named in a line
@@ -67,6 +68,7 @@ class Progress:
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
+        self.metrics: Metrics | None = None
         self.stages: dict[str, _Stage] = {}
         self.last: str | None = None
         self._beat = 0.0
@@ -108,6 +110,8 @@ class Progress:
         stage.done_units += 1
         stage.done_items += summary.items
         stage.failed += summary.failed
+        if self.metrics:
+            self.metrics.unit(summary)
         last = summary.error.strip().splitlines()[-1] if summary.error else None
         if self.json:
             self._line(
@@ -138,6 +142,8 @@ class Progress:
     def event(self, event: str, unit: Unit | None = None, **values: Any) -> None:
         """Something that an operator may have to look into: a line with the unit and its items."""
         self.last = event
+        if self.metrics:
+            self.metrics.event(event)
         if unit is not None:
             values = {"stage": unit.stage, "unit_id": unit.unit_id, "items": items_of(unit), **values}
         if self.json:
@@ -151,6 +157,8 @@ class Progress:
         if time.monotonic() - self._beat < BEAT or not self.stages:
             return
         self._beat = time.monotonic()
+        if self.metrics:
+            self.metrics.beat(runner)
         now = time.monotonic()
         running = [
             {

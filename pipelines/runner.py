@@ -38,6 +38,7 @@ from pipelines.units import Plan, outstanding, planned, units_in
 from pipelines.workers import Handle, Workers, nodes_alive
 
 TICK = 1.0  # seconds that the loop waits for a unit to end before it looks around
+MANY, BATCH = 32, 0.02  # with more units out than this, wait so many seconds for others that end at the same time
 NODES_LOST = 20  # workers that a unit may lose with their nodes, which is no fault of its own
 LIMIT_FROM = 20  # items of a stage from which on the share of unusable ones is held against the limit
 
@@ -101,6 +102,7 @@ class Runner:
         self.compacting: Any = None
         self.units_seen = self.units_covered = 0
         self.executions = 0
+        self.watched = 0.0
         for name in stage_names(self.job):
             _, module = module_of(self.job, name)
             self.stages.append(Stage(name, reads(self.job, name), getattr(module, "ITEMS", None)))
@@ -120,6 +122,8 @@ class Runner:
                 self._watch()
                 self._compact()
                 self.progress.beat(self)
+            if self.compacting is not None:
+                self._compacted(self.compacting)
         finally:
             self.planner.shutdown(wait=False, cancel_futures=True)
             self.workers.close()
@@ -185,7 +189,10 @@ class Runner:
     def _start(self, again: Retry, worker: Handle) -> None:
         self.workers.take(worker)
         unit = again.unit
-        reference = worker.actor.run.remote(unit, again.tries + 1, self.classes)
+        if worker.classes != self.classes:
+            worker.actor.use_classes.remote(self.classes)  # is done before what is asked after it
+            worker.classes = self.classes
+        reference = worker.actor.run.remote(unit, again.tries + 1)
         self.running[reference] = Task(unit, again.tries + 1, again.nodes_lost, worker, time.monotonic())
         self.copies[unit.unit_id] = self.copies.get(unit.unit_id, 0) + 1
         self.executions += 1
@@ -198,6 +205,7 @@ class Runner:
             return
         ready, _ = ray.wait(waited, num_returns=1, timeout=0.05 if self.planning else TICK)
         if ready:
+            time.sleep(BATCH if len(waited) > MANY else 0)
             ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
         for reference in ready:
             if reference in self.running:
@@ -358,6 +366,9 @@ class Runner:
     def _watch(self) -> None:
         """Kill what hangs; give what is slow to a second worker, where nothing else waits for one."""
         now = time.monotonic()
+        if now - self.watched < TICK / 2:
+            return
+        self.watched = now
         for reference, task in list(self.running.items()):
             deadline = self.pace.deadline(task.unit.stage, task.unit.items)
             if now - task.began > deadline:

@@ -1,4 +1,7 @@
-"""The units of a stage: planned once, frozen in parts, read as they are needed. Neither holds them all in memory."""
+"""The units of a stage: planned once, frozen in parts, read as they are needed. Neither holds them all in memory.
+
+A line of a part is a unit's id, its number of items, and its payload in JSON, with tabs between.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from audit.config import Job
@@ -70,12 +73,12 @@ def _write(store: Store, stage: str, units: Iterator[Unit]) -> Plan:
     def flush() -> None:
         data = gzip.compress("".join(lines).encode(), compresslevel=1, mtime=0)
         sha256 = hashlib.sha256(data).hexdigest()
-        path = f"plan/{stage}/{len(parts):06d}-{sha256[:16]}.jsonl.gz"
+        path = f"plan/{stage}/{len(parts):06d}-{sha256[:16]}.tsv.gz"
         store.create(path, data)
         parts.append({"path": path, "sha256": sha256})
 
     for unit in units:
-        lines.append(json.dumps({key: value for key, value in asdict(unit).items() if key != "stage"}) + "\n")
+        lines.append(f"{unit.unit_id}\t{unit.items}\t{unit.text}\n")
         count, items, size = count + 1, items + unit.items, size + len(lines[-1])
         if size >= PART_BYTES:
             flush()
@@ -91,8 +94,10 @@ def units_in(store: Store, plan: Plan) -> Iterator[Unit]:
         data = store.read(part["path"])
         if data is None or hashlib.sha256(data).hexdigest() != part["sha256"]:
             raise StoreError(f"{store.where(part['path'])} is missing or damaged; 'audit repair' makes the plan anew")
-        for line in gzip.decompress(data).splitlines():
-            yield Unit(stage=plan.stage, **json.loads(line))
+        for line in gzip.decompress(data).decode().split("\n"):
+            if line:
+                unit_id, items, text = line.split("\t", 2)
+                yield Unit(unit_id, plan.stage, text, int(items))
 
 
 def outstanding(units: Iterator[Unit], committed: Mapping[str, Commit], items_key: str | None) -> Iterator[Unit]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from audit.locations import Location
 from audit.methods import Unit
 from audit.worker import Summary, Worker
 from pipelines.errors import InfrastructureError
+from pipelines.metrics import WorkerMetrics
 
 LOOK = 5.0  # seconds between two looks at what the cluster has
 STARTS = 3  # failed starts in a row, after which a run without any worker ends
@@ -26,7 +27,8 @@ PAUSE = 60.0  # seconds at most between starts that fail; the first waits one, e
 class Cluster:
     """A Ray cluster: the one at `address`, or one of its own inside this process's lifetime."""
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, resources: Mapping[str, int] | None = None) -> None:
+        """`resources`: what one of its own shall say that it has, such as `num_gpus`; default: what is there."""
         self.address = address
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -37,6 +39,7 @@ class Cluster:
                 logging_level="error",
                 include_dashboard=False if address is None else None,
                 configure_logging=False,
+                **(resources or {}),
             )
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             where = address or "an embedded cluster"
@@ -60,30 +63,43 @@ class Actor:
 
         torch.set_num_threads(threads)
         self.worker = Worker(job, root, (), job.compute.batch_size, sharing)
+        self.metrics = WorkerMetrics(job.name)
 
     def started(self) -> str:
         """The node that this runs on, once it runs."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def run(self, unit: Unit, attempt: int, classes: tuple[str, ...]) -> Summary:
+    def use_classes(self, classes: tuple[str, ...]) -> None:
         self.worker.use_classes(classes)
-        return self.worker.run(unit, attempt)
+
+    def run(self, unit: Unit, attempt: int) -> Summary:
+        summary = self.worker.run(unit, attempt)
+        self.metrics.unit()
+        return summary
 
 
 @dataclass(eq=False)
 class Handle:
-    """An actor, and the node it is on once it has started."""
+    """An actor, the node it is on once it has started, and the data set's classes that it knows of."""
 
     number: int
     actor: Any
     node: str = ""
+    classes: tuple[str, ...] = ()
 
 
 class Workers:
     """Handles of actors: starting, idle or out with a unit. Those that cannot start yet wait for room."""
 
-    def __init__(self, job: Job, root: Location, grows: bool, make: Callable[[], Any] | None = None) -> None:
-        """`grows`: whether the cluster may have more room later. `make`: what starts an actor, here `Actor`."""
+    def __init__(
+        self,
+        job: Job,
+        root: Location,
+        grows: bool,
+        make: Callable[[], Any] | None = None,
+        kill: Callable[[Any], None] = ray.kill,
+    ) -> None:
+        """`grows`: whether the cluster may have more room later. `make` and `kill`: how an actor starts, and ends."""
         self.job, self.root, self.grows = job, root, grows
         self.gpus = job.compute.gpus
         if not grows and self.gpus > ray.cluster_resources().get("GPU", 0):
@@ -97,7 +113,7 @@ class Workers:
                 f"compute: {self.gpus} GPUs cannot be shared out to {asked} workers; "
                 f"workers: {self.gpus} gives each one, {2 * self.gpus} gives two workers a GPU"
             )
-        self.make = make or self._actor
+        self.make, self.kill = make or self._actor, kill
         self.idle: list[Handle] = []
         self.starting: dict[Any, Handle] = {}
         self.out: set[Handle] = set()
@@ -161,7 +177,7 @@ class Workers:
             self._failed_starts += 1
             self._start_at = time.monotonic() + min(PAUSE, 2.0 ** (self._failed_starts - 1))
             self._last_failure = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            self._kill(handle)
+            self.kill(handle.actor)
             return False
         self._failed_starts = 0
         self.idle.append(handle)
@@ -179,15 +195,12 @@ class Workers:
         """Let go of an actor that died, or that must."""
         self.out.discard(handle)
         self._began = time.monotonic()
-        self._kill(handle)
+        self.kill(handle.actor)
 
     def close(self) -> None:
         for handle in [*self.idle, *self.out, *self.starting.values()]:
-            self._kill(handle)
+            self.kill(handle.actor)
         self.idle, self.out, self.starting = [], set(), {}
-
-    def _kill(self, handle: Handle) -> None:
-        ray.kill(handle.actor)
 
 
 def nodes_alive() -> set[str]:

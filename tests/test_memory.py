@@ -216,7 +216,7 @@ def test_a_worker_settles_a_stage_once_and_runs_it_so(tmp_path: Path, monkeypatc
     monkeypatch.setattr(disagreement, "run", run)
     worker = Worker(job(tmp_path), tmp_path, (), "auto", sharing=3)
     for name in "ab":
-        assert worker.run(Unit(name * 32, "1-disagreement", {})).error is None
+        assert worker.run(Unit(name * 32, "1-disagreement", "{}")).error is None
     assert seen == [3, ("step", 1), ("step", 1)]
 
 

@@ -23,8 +23,10 @@ changes nothing for it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from types import ModuleType
 from typing import Any, TypeVar
@@ -44,19 +46,26 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of work: frozen in the plan, identified by everything that changes its numbers."""
+    """A unit of work: frozen in the plan, identified by everything that changes its numbers.
+
+    `text`: its payload in JSON, as the plan has it; whoever passes it on need not read it.
+    """
 
     unit_id: str
     stage: str
-    payload: Payload
+    text: str
     items: int = 1
+
+    @cached_property
+    def payload(self) -> Payload:
+        return json.loads(self.text)
 
     def halves(self, key: str) -> list[Unit]:
         """Two units with half the items each, those of `payload[key]`. Their ids follow from this one's."""
         listed = self.payload[key]
         parts = [listed[: len(listed) // 2], listed[len(listed) // 2 :]]
         return [
-            Unit(f"{self.unit_id}.{i}", self.stage, {**self.payload, key: part}, len(part))
+            Unit(f"{self.unit_id}.{i}", self.stage, json.dumps({**self.payload, key: part}), len(part))
             for i, part in enumerate(parts)
         ]
 
@@ -195,7 +204,7 @@ def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job
     decides = {"stage": stage, "options": plugin.dump(), "version": version, "seed": job.seed, "models": settings}
     unit_id = digest({**decides, "payload": payload, "digests": digests})[:32]
     key = getattr(registry.plugin("methods", plugin.name), "ITEMS", None)
-    return Unit(unit_id, stage, payload, len(payload[key]) if key in payload else 1)
+    return Unit(unit_id, stage, json.dumps(payload), len(payload[key]) if key in payload else 1)
 
 
 def _settings(model: Plugin) -> dict[str, Any]:

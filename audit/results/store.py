@@ -2,7 +2,7 @@
 
     <root>/job.json                                  what was asked; create-only
     <root>/plan/<stage>.json                         the stage's units are planned: names its parts; create-only
-    <root>/plan/<stage>/<part>.jsonl.gz              units of work, a line each; named by their content
+    <root>/plan/<stage>/<part>.tsv.gz               units of work, a line each; named by their content
     <root>/data/<table>/<unit>-<attempt>.parquet     unique per attempt, never overwritten, never listed by readers
     <root>/commits/<unit>.json                       create-only: THE commit of a unit
     <root>/snapshots/<N>.json                        create-only, dense: the commits that readers need not look up

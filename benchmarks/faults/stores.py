@@ -67,8 +67,8 @@ class Proxy:
     """Passes requests on to the S3 server, except for what its rules do to them.
 
     `failing`: share of requests answered 503 without asking the server. `losing`: share of PUTs that are carried out
-    and whose answer is then lost. `unconditional`: If-None-Match is dropped, as by stores that do not know it. `stale`: a
-    listing of keys made before is answered again.
+    and whose answer is then lost. `unconditional`: If-None-Match is dropped, as by stores that do not know it.
+    `stale`: a listing of keys that was made before is answered again.
     """
 
     port: int
