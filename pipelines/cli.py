@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from audit.errors import ConfigError, DataError, ModelError, StoreError
+from pipelines import submission_cli
 
 app = typer.Typer(
     help="Find out where and why image classifiers fail.",
@@ -420,6 +421,9 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else _cell(value) for value in row.values()))
     out.print(table)
+
+
+submission_cli.register(app, _exit_codes)
 
 
 def main() -> None:
