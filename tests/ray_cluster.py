@@ -123,3 +123,8 @@ class RayCluster:
                     process.send_signal(signal.SIGKILL)
             time.sleep(0.1)
         shutil.rmtree(self.home, ignore_errors=True)
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    """Fenced blocks of a language in Markdown."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
