@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ class RayCluster:
         (self.home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(bootstrap))
         for line in start_commands(self.config, "head"):
             self._run(line)
-        for _ in range(self.workers):
-            self.add_worker()
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            for started in [pool.submit(self.add_worker) for _ in range(self.workers)]:
+                started.result()
 
     def add_worker(self) -> None:
         for line in start_commands(self.config, "worker"):
