@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import botocore.model
 import botocore.validate
 import jsonschema
 import pytest
+import ray.autoscaler
 import yaml
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import ResourceDemandScheduler
@@ -60,6 +62,10 @@ def test_ray_up_takes_the_file(path: Path) -> None:
     config = launched(path)
     with pytest.raises(jsonschema.ValidationError, match="max_wokers"):
         validate_config(prepare_config({**config, "max_wokers": 3}))
+    with pytest.raises(jsonschema.ValidationError, match="ssh_usr"):
+        validate_config(prepare_config({**config, "auth": {**config["auth"], "ssh_usr": "audit"}}))
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text("utf-8"))
+    assert config["provider"].keys() <= schema["properties"]["provider"]["properties"].keys()  # others would pass
 
 
 @pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: path.stem)
@@ -88,13 +94,13 @@ def test_both_files_start_ray_in_the_same_way() -> None:
 @pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: path.stem)
 def test_the_setup_commands_install_what_is_there(path: Path) -> None:
     config = launched(path)
-    (source,) = (target for target, local in config["file_mounts"].items() if local == ".")
-    assert source.endswith("/audit")
+    (home,) = {target.removesuffix("/.ray/auth_token") for target in config["file_mounts"] if target.endswith("token")}
+    sent = {local: target for target, local in config["file_mounts"].items() if not local.startswith("~")}
+    assert sent == {source: f"{home}/audit/{source}" for source in copied()}
     for line in config["setup_commands"]:
         assert subprocess.run(["bash", "-n", "-c", line], check=False).returncode == 0
         if "pip install" in line:
             assert "-c ~/audit/constraints.txt" in line
-    assert (ROOT / "constraints.txt").is_file()
 
 
 def shape_of_run_instances() -> Any:
@@ -262,6 +268,11 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
 
 
+def copied() -> set[str]:
+    """What of the repository is in the image."""
+    return {word for name, rest in instructions() if name == "COPY" for word in rest.split()[:-1]}
+
+
 def test_the_container_file_is_pinned_and_runs_as_no_root() -> None:
     found = instructions()
     assert {name for name, _ in found} <= {"FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "ARG", "LABEL"}  # no ADD
@@ -285,9 +296,8 @@ def test_what_the_container_file_copies_is_sent_and_is_there() -> None:
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
     assert ignore[0] == "*"
     allowed = {line.removeprefix("!") for line in ignore if line.startswith("!")}
-    sources = {word for name, rest in instructions() if name == "COPY" for word in rest.split()[:-1]}
-    assert sources == allowed
-    assert all((ROOT / source).exists() for source in sources)
+    assert copied() == allowed
+    assert all((ROOT / source).exists() for source in copied())
     assert not any(fnmatch.fnmatch(".env", pattern) or pattern == "." for pattern in allowed)
 
 
@@ -296,9 +306,8 @@ def test_the_image_holds_what_the_package_is_built_from() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    sources = {word for name, rest in instructions() if name == "COPY" for word in rest.split()[:-1]}
     packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert packages | {project["project"]["readme"], *project["project"]["license-files"]} <= sources
+    assert packages | {project["project"]["readme"], *project["project"]["license-files"]} <= copied()
 
 
 def test_every_command_of_the_docs_runs_in_a_test_or_says_why_not() -> None:
