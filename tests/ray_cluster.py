@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +66,14 @@ class RayCluster:
         token.touch(0o600)
         token.write_text(self.token)
         (self.home / "audit-env").symlink_to(sys.prefix)
-        bootstrap = {**prepare_config(self.config), "provider": {"type": "readonly"}}
+        bootstrap = {**prepare_config(self.config), "provider": {"type": "readonly"}, "file_mounts": {}}
         (self.home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(bootstrap))
         for line in start_commands(self.config, "head"):
             self._run(line)
-        with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            for started in [pool.submit(self.add_worker) for _ in range(self.workers)]:
-                started.result()
+        for _ in range(
+            self.workers
+        ):  # one after the other: nodes that start at once on one machine trip over each other
+            self.add_worker()
 
     def add_worker(self) -> None:
         for line in start_commands(self.config, "worker"):

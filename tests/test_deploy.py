@@ -132,6 +132,7 @@ def test_ec2_knows_the_node_configs_and_workers_are_spot() -> None:
     types = launched(ROOT / "cluster.yaml")["available_node_types"]
     for node in types.values():
         assert complaints(node["node_config"]) == ""
+        assert node["node_config"]["ImageId"]  # Ray's own choice has Python 3.6
         assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
     assert "InstanceMarketOptions" not in types["head"]["node_config"]
     assert types["gpu_worker"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
