@@ -202,9 +202,9 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
 
 
 def test_an_unknown_id_is_answered_with_those_that_are_there(jobs: Jobs, cluster: RayCluster) -> None:
-    known = jobs.all()[0].submission_id
+    known = ", ".join(sorted(job.submission_id for job in jobs.all())) or "none"
     for ask in (jobs.logs, jobs.stop, jobs.find, lambda name: jobs.follow(name, print)):
-        with pytest.raises(ConfigError, match=f"unknown submission 'none'.*{known}"):
+        with pytest.raises(ConfigError, match=f"unknown submission 'none'.*Known: {known}"):
             ask("none")
 
 
