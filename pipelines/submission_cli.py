@@ -46,7 +46,7 @@ def submit(
     started = jobs.submit(job, env or (), new_run)
     name = started.submission_id
     if wait:
-        err.print(f"submitted {name}; Ctrl-C leaves it running", markup=False, highlight=False)
+        _say(f"submitted {name}; Ctrl-C leaves it running")
         _follow(jobs, name, as_json)
     elif as_json:
         _print_json(started.as_dict())
@@ -127,12 +127,7 @@ def _follow(jobs: Any, submission_id: str, as_json: bool) -> None:
     try:
         ended = jobs.follow(submission_id, write)
     except KeyboardInterrupt as error:
-        err.print(
-            f"{submission_id} goes on; to see it: audit logs {submission_id} --follow; "
-            f"to end it: audit stop {submission_id}",
-            markup=False,
-            highlight=False,
-        )
+        _say(f"{submission_id} goes on. {jobs.ways_to(submission_id)}")
         raise typer.Exit(130) from error
     _told(ended, as_json)
     if ended.exit_code:
@@ -144,7 +139,12 @@ def _told(job: Submission, as_json: bool) -> None:
         _print_json(job.as_dict())
         return
     message = f"{job.submission_id}: {job.status}, exit code {job.exit_code}"
-    err.print(f"{message}; {job.message}" if job.message else message, markup=False, highlight=False)
+    _say(f"{message}; {job.message}" if job.message else message)
+
+
+def _say(message: str) -> None:
+    """To stderr, in one line, so that commands in it can be copied."""
+    err.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_json(value: object) -> None:

@@ -29,6 +29,7 @@ from pipelines.runner import InfrastructureError
 STOPPED = 143  # as of a process that ended by SIGTERM
 INFRASTRUCTURE = 4
 STOP_SECONDS = 60
+START_SECONDS = 60
 POLL_SECONDS = 1.0
 
 # Set, they would win over the address that was asked for.
@@ -71,7 +72,7 @@ class Jobs:
         self.address = _checked(address)
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with self._reaching(), _without(_OTHER_ADDRESSES):
+        with self._reaching(hint=_WHERE), _without(_OTHER_ADDRESSES):
             self.client = JobSubmissionClient(self.address)
 
     def submit(self, job_file: Path, env: Sequence[str] = (), new_run: bool = False) -> Submission:
@@ -81,11 +82,12 @@ class Jobs:
         earlier = [each for each in self.all() if each.run == job.name]
         for each in earlier:
             if each.status in ("PENDING", "RUNNING"):
-                raise ConfigError(self._runs_already(each))
+                name, ways = each.submission_id, self.ways_to(each.submission_id)
+                raise ConfigError(f"run {job.name!r} is already on this cluster as {name} ({each.status}). {ways}")
         submission_id = f"{job.name}-{1 + max((_number(each.submission_id) for each in earlier), default=0)}"
         with tempfile.TemporaryDirectory() as folder, self._reaching(submission_id):
             (Path(folder) / job_file.name).write_text(text, "utf-8")
-            self.client.submit_job(
+            self._start(
                 entrypoint=entrypoint(job_file.name, new_run),
                 submission_id=submission_id,
                 metadata={"audit_run": job.name, "audit_job": job_file.name, "job_name": job.name},
@@ -95,6 +97,18 @@ class Jobs:
                 },
             )
         return self._now(submission_id)
+
+    def _start(self, **job: Any) -> None:
+        """A head that has just come up takes no job for some seconds."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.client.submit_job(**job)
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_SECONDS)
 
     def all(self) -> list[Submission]:
         """All jobs that `submit` started here, the newest first."""
@@ -120,7 +134,7 @@ class Jobs:
     def follow(self, submission_id: str, write: Callable[[str], object]) -> Submission:
         """Write the job's logs as they come, and wait for its end."""
         self.find(submission_id)
-        with self._reaching(hint=f"The job may go on without this command: audit logs {submission_id} --follow"):
+        with self._reaching(hint=f"The job may go on. {self.ways_to(submission_id)}"):
             asyncio.run(self._tail(submission_id, write))
         return self._wait(submission_id)
 
@@ -150,11 +164,11 @@ class Jobs:
         with self._reaching():
             return _submission(self.client.get_job_info(submission_id))
 
-    def _runs_already(self, job: Submission) -> str:
+    def ways_to(self, submission_id: str) -> str:
+        """The commands that show a job and that end it."""
         return (
-            f"run {job.run!r} is already on this cluster as {job.submission_id} ({job.status}). "
-            f"To see it: audit logs {job.submission_id} --follow --address {self.address}; "
-            f"to stop it: audit stop {job.submission_id} --address {self.address}"
+            f"To see it: audit logs {submission_id} --follow --address {self.address}; "
+            f"to stop it: audit stop {submission_id} --address {self.address}"
         )
 
     @contextmanager
@@ -171,7 +185,7 @@ class Jobs:
                     f"--address {self.address}"
                 ) from error
             raise InfrastructureError(
-                f"cannot use Ray's jobs at {self.address}: {_first_line(error)}. {hint or _WHERE}"
+                f"cannot use Ray's jobs at {self.address}: {_first_line(error)}. {hint}".rstrip()
             ) from error
 
 
@@ -324,16 +338,16 @@ def _number(submission_id: str) -> int:
 
 
 def _refused(address: str, error: AuthenticationError) -> str:
-    found = "asks for a token" if error.message.startswith("Authentication required") else "does not take this token"
+    """Ray's client says which of the three it was in the first words of its message."""
+    sources = "RAY_AUTH_TOKEN, the file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token, the first that is there"
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return f"{address} asks for a token, and none was sent: set RAY_AUTH_MODE=token, and the token in {sources}"
+    if error.message.startswith("Authentication failed"):
         return (
-            f"{address} {found}, and none was sent: set RAY_AUTH_MODE=token and give the token in RAY_AUTH_TOKEN, "
-            "in a file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
+            f"{address} does not take this token, which comes from {sources}; 'ray get-auth-token' on the head prints "
+            "the cluster's"
         )
-    return (
-        f"{address} {found}: the one in use comes from RAY_AUTH_TOKEN, else from the file that RAY_AUTH_TOKEN_PATH "
-        "names, else from ~/.ray/auth_token; 'ray get-auth-token' on the head prints the cluster's"
-    )
+    return f"RAY_AUTH_MODE is 'token', and there is none to be found in {sources}"
 
 
 def _first_line(value: object) -> str:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,6 @@ class RayCluster:
         }
         return {**kept, "HOME": str(self.home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
-    def with_token(self, **more: str) -> dict[str, str]:
-        return self.environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=self.token, **more)
-
     def start(self) -> None:
         (self.home / ".ray").mkdir()
         token = self.home / ".ray" / "auth_token"
@@ -70,19 +68,14 @@ class RayCluster:
         (self.home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(bootstrap))
         for line in start_commands(self.config, "head"):
             self._run(line)
-        for _ in range(
-            self.workers
-        ):  # one after the other: nodes that start at once on one machine trip over each other
-            self.add_worker()
-
-    def add_worker(self) -> None:
-        for line in start_commands(self.config, "worker"):
-            self._run(f"{line} --num-cpus=1")
+        for _ in range(self.workers):  # one by one: nodes that start at once on one machine hinder each other
+            for line in start_commands(self.config, "worker"):
+                self._run(f"{line} --num-cpus=1")
 
     def _run(self, line: str) -> None:
         """A line as the launcher's shell runs it. `ray start` returns when its node is up."""
-        line = line.replace("--port=6379", f"--port={self.port} --node-ip-address=127.0.0.1")
-        line = line.replace("$RAY_HEAD_IP:6379", f"{self.driver_address} --node-ip-address=127.0.0.1")
+        line = line.replace("--port=6379", f"--port={self.port}")
+        line = line.replace("$RAY_HEAD_IP:6379", self.driver_address)
         line = line.replace("--dashboard-port=8265", f"--dashboard-port={self.dashboard}")
         line = re.sub(r"--object-manager-port=\d+", f"--object-manager-port={free_port()}", line)
         line = line.replace("--num-cpus=0", "--num-cpus=1")
@@ -103,16 +96,19 @@ class RayCluster:
         """Those of this cluster: they carry its mark, or descend from one that does."""
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
-            try:
+            with suppress(psutil.Error):  # it has ended since, or is not ours
                 if process.environ().get(MARK) == self.mark:
                     found.update({each.pid: each for each in (process, *process.children(recursive=True))})
-            except psutil.Error:
-                continue
         return list(found.values())
 
-    def raylets(self) -> list[psutil.Process]:
-        """The head's first."""
-        return sorted((p for p in self.processes() if p.name() == "raylet"), key=lambda p: p.create_time())
+    def commands(self, ending: str) -> list[psutil.Process]:
+        """Processes one of whose arguments ends so."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error):  # it has ended since
+                if any(part.endswith(ending) for part in process.cmdline()):
+                    found.append(process)
+        return found
 
     def stop(self) -> None:
         """Kill what carries the mark, until nothing does."""
@@ -121,7 +117,7 @@ class RayCluster:
             if not processes:
                 break
             for process in processes:
-                if process.is_running():
+                with suppress(psutil.Error):
                     process.send_signal(signal.SIGKILL)
             time.sleep(0.1)
         shutil.rmtree(self.home, ignore_errors=True)

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 from ray.job_submission import JobDetails
+from typer.testing import CliRunner
 
 from audit.errors import ConfigError
 from audit.results.sql import Run
 from audit.zoo.export import export
+from pipelines.cli import app
 from pipelines.runner import InfrastructureError
 from pipelines.submit import Jobs, Submission, _submission, read_job
 from tests.ray_cluster import ROOT, RayCluster, code_blocks, free_port
@@ -151,6 +153,24 @@ def load():
 """
 
 
+def watching(cluster: RayCluster, submission_id: str) -> None:
+    """Ctrl-C ends the command that follows a job, and not the job."""
+    follow = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "logs", submission_id, "--follow"],
+        env=cluster.environment(RAY_AUTH_MODE="token", RAY_API_SERVER_ADDRESS=cluster.address),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert follow.stdout is not None
+    assert any("0-inventory" in line for line in follow.stdout)  # what was written before
+    follow.send_signal(signal.SIGINT)
+    _, said = follow.communicate(timeout=30)
+    assert follow.returncode == 130, said
+    assert f"audit stop {submission_id}" in said
+    assert "Traceback" not in said
+
+
 def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run in three submissions, each with the job's own exit code; while one runs, no other is let in.
 
@@ -167,10 +187,15 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
     until(reached.exists, "the model is asked")
     with pytest.raises(ConfigError, match=r"as slow-1 \(RUNNING\).*audit logs slow-1.*audit stop slow-1"):
         jobs.submit(path)
-    (driver,) = (p for p in cluster.processes() if any(part.endswith("/slow.yaml") for part in p.cmdline()))
+    with monkeypatch.context() as blind:  # to what another submitter has started since
+        blind.setattr(jobs, "all", list)
+        with pytest.raises(ConfigError, match="slow-1 was submitted at the same moment"):
+            jobs.submit(path)
+    watching(cluster, "slow-1")
+    (driver,) = cluster.commands("/slow.yaml")
     driver.send_signal(signal.SIGKILL)
     ended = jobs.follow("slow-1", lambda part: None)
-    assert (ended.status, ended.exit_code) == ("FAILED", 4)
+    assert (ended.status, ended.exit_code) == ("FAILED", 4)  # by its driver's death, and not by Ctrl-C
     assert "signal 9" in str(ended.message)
 
     reached.unlink()
@@ -197,6 +222,13 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
         ("slow-2", 143),
         ("slow-1", 4),
     ]
+    for arguments in (["list"], ["logs", "slow-2"], ["stop", "slow-2"]):
+        shown = CliRunner().invoke(app, [*arguments, "--address", cluster.address, "--json"])
+        assert shown.exit_code == 0
+        answer = json.loads(shown.stdout)
+        stopped_job = answer[1] if arguments == ["list"] else answer
+        assert stopped_job.items() >= stopped.as_dict().items()
+        assert arguments[0] != "logs" or '"stage": "1-screen"' in answer["logs"]
     assert "AUDIT_TEST_SECRET" not in json.loads((cluster.home / "seen-by-crab.json").read_text())
     assert "AUDIT_TEST_WORD" not in json.loads((cluster.home / "seen-by-None.json").read_text())
 
@@ -237,10 +269,13 @@ def test_no_token_or_a_wrong_one_is_refused(  # F38
     assert "InvalidAuthToken" in done.stderr
 
 
-def test_the_command_exits_with_4_where_it_is_refused(cluster: RayCluster) -> None:
-    done = audit(cluster, "list", "--address", cluster.address, RAY_AUTH_MODE="disabled")
+@pytest.mark.parametrize(("mode", "message"), [("disabled", "asks for a token"), ("token", "none to be found")])
+def test_the_command_exits_with_4_where_it_is_refused(cluster: RayCluster, mode: str, message: str) -> None:
+    """A token that is there and not to be used; and one that is to be used and not there."""
+    home = cluster.home / "elsewhere"
+    done = audit(cluster, "list", "--address", cluster.address, RAY_AUTH_MODE=mode, HOME=str(home))
     assert (done.returncode, done.stdout) == (4, "")
-    assert "asks for a token" in done.stderr
+    assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
