@@ -119,11 +119,11 @@ def test_the_text_of_the_docs_runs_a_job_on_a_cluster(cluster: RayCluster) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "first-1: SUCCEEDED, exit code 0" in done.stderr
-    assert re.search(r'"stage": "1-screen", "units": "3/3", "items": "60/60"', done.stdout)
+    assert re.search(r'"stage": "1-screen", "units": "2/2", "items": "40/40"', done.stdout)
     assert "\nfirst-2\n" in done.stdout
     run = Run(shared / "runs" / "first")
     counted = run.rows("select count(*) as n, count(distinct item_id) as items from predictions")
-    assert counted == [{"n": 60, "items": 60}]
+    assert counted == [{"n": 40, "items": 40}]
     workers = run.rows("select distinct worker from units where stage = '1-screen'")
     assert len(workers) > 1  # nodes of one CPU each
 
