@@ -185,7 +185,7 @@ class Jobs:
                     f"--address {self.address}"
                 ) from error
             raise InfrastructureError(
-                f"cannot use Ray's jobs at {self.address}: {_first_line(error)}. {hint}".rstrip()
+                f"cannot use Ray's jobs at {self.address}: {_gist(error)}. {hint}".rstrip()
             ) from error
 
 
@@ -320,7 +320,7 @@ def _message(job: JobDetails) -> str | None:
     if job.status != JobStatus.FAILED:
         return None
     if code is None:
-        return f"the cluster lost the job or could not start it: {_first_line(job.message or 'no reason given')}"
+        return f"the cluster lost the job or could not start it: {_gist(job.message or 'no reason given')}"
     if code < 0:
         return f"the driver was killed (signal {-code}); submitting the job again resumes the run"
     if code in _NOT_FOUND:
@@ -350,6 +350,7 @@ def _refused(address: str, error: AuthenticationError) -> str:
     return f"RAY_AUTH_MODE is 'token', and there is none to be found in {sources}"
 
 
-def _first_line(value: object) -> str:
-    lines = str(value).strip().splitlines()
-    return (lines[0] if lines else type(value).__name__).rstrip(".")
+def _gist(value: object) -> str:
+    """One line of a message: the last of a traceback, else the first."""
+    lines = [line for line in str(value).splitlines() if any(map(str.isalnum, line))] or [type(value).__name__]
+    return (lines[-1] if "Traceback" in str(value) else lines[0]).strip().rstrip(".")

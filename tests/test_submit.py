@@ -349,3 +349,8 @@ def test_how_a_job_ended(status: str, code: int | None, exit_code: int | None, m
     assert job.exit_code == exit_code
     assert (message or "") in (job.message or "")
     assert job.started == "1970-01-01T00:00:00+00:00"
+
+
+def test_of_a_traceback_the_error_is_told() -> None:
+    text = "Failed to start:\nTraceback (most recent call last):\n  File 'a.py'\nOSError: no space.\n.\n"
+    assert str(details("FAILED", None, text).message).endswith(": OSError: no space")
