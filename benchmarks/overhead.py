@@ -45,7 +45,6 @@ def load(): return Busy()
 """
 
 
-@ray.remote(num_cpus=1)
 class Bare:
     """The loop, in a process like a worker's."""
 
@@ -127,7 +126,7 @@ def measure(seconds: float, items: int, pairs: int, folder: Path) -> dict[str, A
             with contextlib.redirect_stderr(log):
                 wall, count, cpu = orchestrated(job, root)
             spent["run"], units["run"], spent["cpu"] = spent["run"] + wall, units["run"] + count, spent["cpu"] + cpu
-            bare = Bare.remote(job, root)
+            bare = ray.remote(num_cpus=1)(Bare).remote(job, root)
             wall, count = ray.get(bare.run.remote())
             ray.kill(bare)
             spent["bare"], units["bare"] = spent["bare"] + wall, units["bare"] + count

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from audit.errors import ConfigError
 from audit.locations import located
+from pipelines.submission_cli import register as register_submission
 from pipelines.terminal import AsJson, JobFile, RunFolder, cell, err, exit_codes, out, plain, shown
 from pipelines.upkeep_cli import register as register_upkeep
 from pipelines.zoo_cli import app as zoo_app
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 
 register_upkeep(app)
+register_submission(app)
 app.add_typer(zoo_app, name="zoo")
 
 

@@ -33,17 +33,21 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError, ModelError) as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
+        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except (InfrastructureError, StoreError) as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
+        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(4) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        err.print(f"[bold red]error:[/bold red] {escape(f'{where}{error.strerror or error}')}", highlight=False)
+        err.print(
+            f"[bold red]error:[/bold red] {escape(f'{where}{error.strerror or error}')}",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(4) from error
     except LimitReached as error:
-        err.print(f"[bold yellow]stopped:[/bold yellow] {escape(str(error))}", highlight=False)
+        err.print(f"[bold yellow]stopped:[/bold yellow] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(5) from error
     except (KeyboardInterrupt, Terminated) as error:
         err.print("stopped; the same command, without --new-run, resumes")
@@ -76,4 +80,5 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
 
 def shown(location: Location) -> str:
     """A run as its reader would type it."""
-    return str(location) if is_uri(location) else os.path.relpath(location)
+    relative = os.path.relpath(location) if not is_uri(location) else str(location)
+    return str(location) if relative.startswith("..") else relative

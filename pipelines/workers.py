@@ -129,7 +129,9 @@ class Workers:
         cores = int(ray.cluster_resources().get("CPU", 1))
         if self.gpus:
             return asked if isinstance(asked, int) else self.gpus
-        return max(1, min(asked, cores) if isinstance(asked, int) else cores)
+        if isinstance(asked, int):
+            return asked if self.grows else min(asked, cores)
+        return max(1, cores)
 
     @property
     def share(self) -> float:
