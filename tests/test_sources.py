@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import pytest
 
 from audit import locations
+from audit.config import parse_job
 from audit.errors import DataError
+from audit.zoo.export import export
+from tests.in_process import done
 from tests.s3_server import client, free_port
 from tests.s3_server import s3_endpoint as s3_endpoint
-from tests.sources import LOCAL, REMOTE, examples, on_s3, opened
+from tests.sources import LOCAL, REMOTE, Shown, examples, on_s3, opened
 
 PLACES = [*LOCAL, *(f"{name} on s3" for name in REMOTE)]
 SHOWN = examples()
@@ -90,3 +94,40 @@ def test_what_is_gone_from_a_store_reads_as_none(name: str, tmp_path: Path, s3_e
     read = list(opened(there).read(uris))
     assert read[0] == SHOWN[0].data
     assert read[-1] is None
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Shown]:
+    """Held-out scenes of the embedded world, by class."""
+    folder = tmp_path_factory.mktemp("world") / "heldout"
+    export("heldout", folder, "parquet", 24)
+    source = opened({"source": "parquet", "path": str(folder)})
+    entries = list(source.entries())
+    uris = [entry.uri for entry in entries]
+    told = zip(entries, source.read(uris), source.read_masks(uris), strict=True)
+    by_class = sorted(told, key=lambda one: one[0].label or "")
+    return [Shown(f"{i:04d}", data, e.label, e.caption, mask) for i, (e, data, mask) in enumerate(by_class)]
+
+
+def test_a_job_gives_the_same_predictions_from_every_source(
+    scenes: list[Shown], tmp_path: Path, s3_endpoint: str
+) -> None:
+    """Every unit of a screening job in this process; the fair classifier and one with planted shortcuts."""
+    found = {}
+    for place in PLACES:
+        name, _, remote = place.partition(" on ")
+        root = tmp_path / place.replace(" ", "-")
+        data = LOCAL[name](root, scenes)
+        data = on_s3(s3_endpoint, data, root, f"job/{name}") if remote else data
+        models = [{"id": ref, "loader": "hf", "ref": f"zoo:{ref}"} for ref in ("reference", "shortcut-a")]
+        job = {"version": 1, "name": "sources", "data": data, "models": models, "stages": [{"kind": "screen"}]}
+        run = done(parse_job(job, tmp_path), tmp_path / f"run-{place}", batch=4)
+        items = run.rows("select item_id, label, caption, has_mask, status, reason from items order by position")
+        columns = "item_id, model_id, label, predicted, confidence, correct, status, reason"
+        found[place] = items, run.rows(f"select {columns} from predictions order by item_id, model_id")
+    items, predictions = found["parquet"]
+    assert [item["item_id"] for item in items] == [hashlib.sha256(one.data).hexdigest() for one in scenes]
+    assert len(predictions) == 2 * len(scenes)
+    assert sum(row["correct"] for row in predictions) > len(scenes)
+    for place in PLACES:
+        assert found[place] == (items, predictions), place
