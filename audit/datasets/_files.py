@@ -77,22 +77,31 @@ class Folder:
         stands for what is in it. Of a folder, the names are held in memory, and nothing else."""
         if not self._path.is_dir():
             raise DataError(f"no folder of images at {self.root}")
-        yield from self._walk("", suffixes, unwalked)
+        if not os.access(self._path, os.R_OK | os.X_OK):
+            raise DataError(f"cannot list {self.root}: permission denied")
+        under_way = [self._listed("", suffixes, unwalked)]
+        while under_way:  # no recursion: folders can be nested deeper than Python's stack
+            path, reason, is_folder = next(under_way[-1], ("", None, None))
+            if is_folder is None:
+                under_way.pop()
+            elif is_folder:
+                under_way.append(self._listed(path, suffixes, unwalked))
+            else:
+                yield path, reason
 
-    def _walk(self, folder: str, suffixes: tuple[str, ...], unwalked: set[str]) -> Iterator[tuple[str, str | None]]:
+    def _listed(self, folder: str, suffixes: tuple[str, ...], unwalked: set[str]) -> Iterator[tuple[str, str | None, bool]]:
+        """Of what is in a folder: its path, why it must not be opened, and whether it is a folder to walk."""
         try:
             names, folders = _children(self._path / folder, suffixes)
-        except OSError as error:
-            if not folder:
-                raise DataError(f"cannot list {self.root}: {error.strerror}") from error
-            yield folder, "unreadable_folder"
+        except OSError:
+            yield folder, "unreadable_folder", False
             return
         for name in names:
             path = os.path.join(folder, name)
             if name not in folders:
-                yield path, self.reason(path)
+                yield path, self.reason(path), False
             elif path not in unwalked:
-                yield from self._walk(path, suffixes, unwalked)
+                yield path, None, True
 
     def reason(self, name: str) -> str | None:
         """Devices and pipes would block, links and names may lead outside."""
