@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from audit import registry
+from audit.config import parse_job
 from audit.datasets import DataSource
+from audit.models import open_source
 from tests.s3_server import client
 
 
@@ -157,11 +158,11 @@ def on_s3(endpoint: str, options: dict[str, Any], root: Path, prefix: str) -> di
     return {**options, "path": f"s3://bucket/{prefix}" + options["path"].removeprefix(str(root))}
 
 
-def opened(options: dict[str, Any], folder: Path = Path("/")) -> DataSource:
-    """The source that these lines of a job file name."""
-    module = registry.plugin("datasets", options["source"])
-    raw = {key: value for key, value in options.items() if key != "source"}
-    return module.open_source(module.Options.model_validate(raw, context={"folder": folder}))
+def opened(data: dict[str, Any], folder: Path = Path("/")) -> DataSource:
+    """The source that this part of a job file names."""
+    model = {"id": "m", "loader": "hf", "ref": "zoo:reference"}
+    job = {"version": 1, "name": "x", "data": data, "models": [model], "stages": [{"kind": "screen"}]}
+    return open_source(parse_job(job, folder), "data")
 
 
 def put(path: Path, data: bytes) -> None:

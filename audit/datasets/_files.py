@@ -89,7 +89,9 @@ class Folder:
             else:
                 yield path, reason
 
-    def _listed(self, folder: str, suffixes: tuple[str, ...], unwalked: set[str]) -> Iterator[tuple[str, str | None, bool]]:
+    def _listed(
+        self, folder: str, suffixes: tuple[str, ...], unwalked: set[str]
+    ) -> Iterator[tuple[str, str | None, bool]]:
         """Of what is in a folder: its path, why it must not be opened, and whether it is a folder to walk."""
         try:
             names, folders = _children(self._path / folder, suffixes)

@@ -22,8 +22,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from audit.config import Frozen
 from audit.datasets import DataSource, Entry, printable
 from audit.datasets._files import Folder, as_name, as_uri
-from audit.datasets.parquet import ParquetSource, check_columns, class_names, encoded
 from audit.datasets.parquet import Options as ParquetOptions
+from audit.datasets.parquet import ParquetSource, check_columns, class_names, encoded
 from audit.errors import DataError
 
 WORKS = (
@@ -130,7 +130,7 @@ class HfSource:
 
 
 class _Rows:
-    """The rows of one split, in Arrow tables. An image without bytes is read from its path, if that is in the folder."""
+    """The rows of one split, in Arrow tables. An image without bytes is read from its path, if it is in the folder."""
 
     def __init__(self, options: Options, rows: datasets.Dataset, split: str, folder: Path) -> None:
         self.options, self.split, self.files = options, split, Folder(folder)

@@ -24,7 +24,6 @@ from audit.errors import DataError
 
 _LARGEST_HEADER = _LARGEST_TEXT = 2**20
 _LONGEST_LABEL = 1000
-_DAMAGE = ("truncated_shard", "broken_shard")
 _PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 _URI = re.compile(r"(?P<shard>[^#]+)#(?P<start>\d+)\+(?P<size>\d+)(?:&mask=(?P<mask_start>\d+)\+(?P<mask_size>\d+))?")
 # What the standard library raises for headers that are none.
@@ -91,7 +90,7 @@ class WebDatasetSource:
                     return
                 yield entry
                 listed += 1
-                lost += entry.reason in _DAMAGE
+                lost += entry.display_name == printable(shard)
         if listed == lost:
             damage = f", and {lost} of its shards are damaged or no tar files" if lost else ""
             raise DataError(

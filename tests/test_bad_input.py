@@ -1,0 +1,98 @@
+"""The bad-input corpus, case by case: tests/bad_input.py says what must become of each."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ImageFile
+
+from audit.decode import decode, decode_mask
+from audit.errors import BadItem
+from tests.bad_input import Accepted, Case, Listed, Quarantined, Refused, cases
+from tests.sources import opened
+
+CASES = cases()
+
+
+def of(kind: str) -> pytest.MarkDecorator:
+    chosen = [case for case in CASES if case.kind == kind]
+    return pytest.mark.parametrize("case", chosen, ids=[case.id for case in chosen])
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks() -> Iterator[None]:
+    """A pipe that is waited for would stop the suite."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+@of("image")
+def test_image(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = case.make()
+    if isinstance(case.expected, Accepted):
+        found = decode(data)
+        assert (found.image.shape[1], found.image.shape[0]) == case.expected.size
+        assert (found.image.dtype, found.image.shape[2]) == (np.uint8, 3)
+        assert np.abs(found.image - np.asarray(case.expected.pixels, float)).max() <= case.expected.tolerance
+        assert found.note == case.expected.note
+        return
+    assert isinstance(case.expected, Quarantined)
+    if case.expected.reason in ("too_many_pixels", "too_many_bytes", "too_small", "too_elongated"):
+        monkeypatch.setattr(ImageFile.ImageFile, "load", not_before_the_limits)
+    with pytest.raises(BadItem) as caught:
+        decode(data)
+    assert caught.value.reason == case.expected.reason
+
+
+def not_before_the_limits(self: Any) -> None:
+    raise AssertionError("decoded before its size was looked at")
+
+
+@of("mask")
+def test_mask(case: Case) -> None:
+    assert isinstance(case.expected, Quarantined)
+    with pytest.raises(BadItem) as caught:
+        decode_mask(case.make(), 5, 7)
+    assert caught.value.reason == case.expected.reason
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is emptied by a program that takes any depth of folders."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
+
+
+def named(name: str, root: Path) -> str:
+    """A name in which neither the place of the test nor the longest path of the system matter."""
+    return re.sub(r"^(d/)+d$", "d/...", name.replace(str(root), "ROOT"))
+
+
+@of("data")
+def test_data(case: Case, folder: Path) -> None:
+    if isinstance(case.expected, Refused):
+        with pytest.raises(case.expected.error) as caught:
+            list(opened(case.make(folder)).entries())
+        for name in case.expected.names:
+            assert name in str(caught.value)
+        return
+    assert isinstance(case.expected, Listed)
+    source = opened(case.make(folder))
+    entries = list(source.entries())
+    rows = tuple((named(entry.display_name, folder), entry.reason) for entry in entries)
+    assert rows == case.expected.rows
+    for entry in entries:
+        assert entry.display_name.isprintable()
+        assert all((text or "").encode() is not None for text in (entry.uri, entry.label, entry.caption, entry.mask))
+    usable = [entry.reason is None and entry.display_name not in case.expected.gone for entry in entries]
+    read = list(source.read([entry.uri for entry in entries]))
+    assert [data is not None for data in read] == usable
+    assert b"secret" not in read or "allowed" in case.id
