@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,11 @@ def test_mask(case: Case) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is emptied by a program that takes any depth of folders."""
-    yield tmp_path
-    subprocess.run(["rm", "-rf", tmp_path], check=True)
+def folder() -> Iterator[Path]:
+    """A folder of its own, removed by a program that takes any depth of folders: pytest's own clean-up does not."""
+    root = Path(tempfile.mkdtemp()).resolve()
+    yield root
+    subprocess.run(["rm", "-rf", root], check=True)
 
 
 def named(name: str, root: Path) -> str:
