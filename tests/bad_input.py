@@ -66,9 +66,9 @@ class Case:
 
 
 def cases() -> list[Case]:
-    from tests import bad_data, bad_images
+    from tests import bad_data, bad_images, bad_jobs, bad_models
 
-    return [*bad_images.CASES, *bad_data.CASES]
+    return [*bad_images.CASES, *bad_data.CASES, *bad_models.CASES, *bad_jobs.CASES]
 
 
 def reasons(found: list[Case]) -> set[str]:

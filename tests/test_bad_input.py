@@ -7,16 +7,21 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import yaml
 from PIL import ImageFile
 
+from audit.config import load_job, parse_job
 from audit.decode import decode, decode_mask
 from audit.errors import BadItem
-from tests.bad_input import Accepted, Case, Listed, Quarantined, Refused, cases
+from audit.models import Models
+from tests.bad_input import Accepted, Case, Holds, Kind, Listed, Quarantined, Refused, cases
+from tests.bad_jobs import GOOD, held
 from tests.sources import opened
 
 CASES = cases()
@@ -78,13 +83,18 @@ def named(name: str, root: Path) -> str:
     return re.sub(r"^(d/)+d$", "d/...", name.replace(str(root), "ROOT"))
 
 
+@contextmanager
+def refusal(expected: Refused) -> Iterator[None]:
+    with pytest.raises(expected.error) as caught:
+        yield
+    assert [name for name in expected.names if name not in str(caught.value)] == [], str(caught.value)
+
+
 @of("data")
 def test_data(case: Case, folder: Path) -> None:
     if isinstance(case.expected, Refused):
-        with pytest.raises(case.expected.error) as caught:
+        with refusal(case.expected):
             list(opened(case.make(folder)).entries())
-        for name in case.expected.names:
-            assert name in str(caught.value)
         return
     assert isinstance(case.expected, Listed)
     source = opened(case.make(folder))
@@ -98,3 +108,35 @@ def test_data(case: Case, folder: Path) -> None:
     read = list(source.read([entry.uri for entry in entries]))
     assert [data is not None for data in read] == usable
     assert b"secret" not in read or "allowed" in case.id
+
+
+@of("model")
+def test_model(case: Case, folder: Path) -> None:
+    """Nothing that comes with a model is run, but the file that the job itself names."""
+    raw = {**yaml.safe_load(GOOD), "models": [{"id": "m", **case.make(folder)}]}
+    if isinstance(case.expected, Refused):
+        with refusal(case.expected):
+            Models(parse_job(raw, folder), ("a", "b")).classifier("m")
+    else:
+        assert isinstance(case.expected, Holds)
+        assert len(Models(parse_job(raw, folder), ("a", "b")).classifier("m").class_names) == case.expected.value
+    assert not (folder / "PWNED").exists()
+
+
+@of("job")
+def test_job(case: Case, folder: Path) -> None:
+    path = case.make(folder)
+    if isinstance(case.expected, Refused):
+        with refusal(case.expected):
+            load_job(path)
+        return
+    assert isinstance(case.expected, Holds)
+    job = load_job(path)
+    assert {name: held(job, name) for name in case.expected.value} == case.expected.value
+
+
+def test_the_corpus_is_whole() -> None:
+    """At least 128 cases, each of its own."""
+    assert len(CASES) >= 128
+    assert len({case.id for case in CASES}) == len(CASES)
+    assert {case.kind for case in CASES} == set(get_args(Kind))

@@ -1,4 +1,4 @@
-"""Where labels, captions and masks come from. What all sources share is in test_sources.py, bad input in bad_data.py."""
+"""Where labels, captions and masks come from. test_sources.py has what all sources share, bad_data.py bad input."""
 
 from __future__ import annotations
 
