@@ -23,7 +23,7 @@ Made = tuple[Make, Listed | Refused]
 
 JPG, CLS = ("1.jpg", b"one"), ("1.cls", b"crab")
 SECOND = ("2.jpg", b"two")
-SCRIPT = "<script>alert(1)</script>"
+SCRIPT = "<script>alert(1)"
 HOSTILE = {
     "a script": (SCRIPT, SCRIPT),
     "single quotes": ("a'b", "a'b"),

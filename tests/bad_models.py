@@ -130,7 +130,7 @@ def of_code(ref: str, code: str = CODE, **options: Any) -> Callable[[Path], dict
 
 
 def evil_checkpoint(root: Path) -> dict[str, Any]:
-    (root / "evil.pt").write_bytes(pickle.dumps(Evil(root / "PWNED")))
+    (root / "evil.pt").write_bytes(pickle.dumps(Evil(root / "PWNED"), protocol=2))
     return of_code("mine.py:unpickled", arguments={"path": "evil.pt"})(root)
 
 

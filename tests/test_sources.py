@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from audit import locations
 from audit.config import parse_job
+from audit.datasets._files import expanded
 from audit.errors import DataError
 from audit.zoo.export import export
 from tests.in_process import done
 from tests.s3_server import client, free_port
 from tests.s3_server import s3_endpoint as s3_endpoint
-from tests.sources import LOCAL, REMOTE, Shown, examples, on_s3, opened
+from tests.sources import LOCAL, REMOTE, Shown, examples, on_s3, opened, put, table, tarred
 
 PLACES = [*LOCAL, *(f"{name} on s3" for name in REMOTE)]
 SHOWN = examples()
@@ -131,3 +137,151 @@ def test_a_job_gives_the_same_predictions_from_every_source(
     assert sum(row["correct"] for row in predictions) > len(scenes)
     for place in PLACES:
         assert found[place] == (items, predictions), place
+
+
+def test_listing_keeps_no_entries(tmp_path: Path) -> None:
+    """Of 5,000 entries: next to nothing, but for a folder its names and for a shard its index."""
+    count = 5_000
+    names = [f"{i:05d}.png" for i in range(count)]
+    for name in names:
+        put(tmp_path / "folder" / name, b"")
+    table(tmp_path / "m.csv", ["image", "label"], [[f"folder/{name}", "crab"] for name in names])
+    pq.write_table(pa.table({"image": [b""] * count, "name": names}), tmp_path / "x.parquet", row_group_size=500)
+    (tmp_path / "x.tar").write_bytes(tarred((name, b"x") for name in names))
+    bytes_each = {
+        "csv": ("m.csv", 40),
+        "parquet": ("x.parquet", 120),
+        "folder": ("folder", 120),
+        "webdataset": ("x.tar", 1500),
+    }
+    for source, (path, most) in bytes_each.items():
+        listing = opened({"source": source, "path": str(tmp_path / path)})
+        next(listing.entries())  # what is imported on first use
+        tracemalloc.start()
+        assert sum(1 for _ in listing.entries()) == count
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert used < most * count, (source, used / count)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("", ["a-1.tar", "a-2.tar", "b-1.tar"]),
+        ("/a-*.tar", ["a-1.tar", "a-2.tar"]),
+        ("/[ab]-1.tar", ["a-1.tar", "b-1.tar"]),
+        ("/{b,a}-{1..1}.tar", ["b-1.tar", "a-1.tar"]),
+        ("/{b-1,a-*}.tar", ["b-1.tar", "a-1.tar", "a-2.tar"]),
+        ("/sub/c-?.tar", ["c-1.tar"]),
+        ("/s*/c-1.tar", ["sub/c-1.tar"]),
+        ("/b-1.tar", ["b-1.tar"]),
+    ],
+)
+def test_what_a_pattern_stands_for(
+    pattern: str, names: list[str], remote: bool, tmp_path: Path, s3_endpoint: str
+) -> None:
+    for name in ("a-1.tar", "a-2.tar", "b-1.tar", "sub/c-1.tar", "a-1.txt"):
+        put(tmp_path / name, tarred([("1.jpg", b"x")]))
+    options = {"source": "webdataset", "path": str(tmp_path) + pattern}
+    if remote:
+        there = on_s3(s3_endpoint, {"path": str(tmp_path)}, tmp_path, "patterns")
+        options["path"] = there["path"] + pattern
+    assert [entry.uri.partition("#")[0] for entry in opened(options).entries()] == names
+
+
+def test_braces_count_with_their_zeros_and_upwards_only(tmp_path: Path) -> None:
+    assert expanded("x-{008..010}.tar") == ["x-008.tar", "x-009.tar", "x-010.tar"]
+    assert expanded("{8..10}{a,}") == ["8a", "8", "9a", "9", "10a", "10"]
+    assert expanded("plain") == ["plain"]
+    for wrong in ("{2..1}.tar", "{0..99999999999}.tar"):
+        with pytest.raises(DataError, match="counts upwards"):
+            list(opened({"source": "webdataset", "path": f"{tmp_path}/{wrong}"}).entries())
+
+
+HOSTILE_KEYS = ("<script>alert(1).png", "a'b\".png", "a#0.png", "a%41.png", "né.png", "~[x]{y}^`|*?.png")
+
+
+def test_hostile_keys_are_listed_read_and_safe_to_print(s3_endpoint: str) -> None:
+    store = client(s3_endpoint)
+    for key in HOSTILE_KEYS:
+        store.put_object(Bucket="bucket", Key=f"hostile/c/{key}", Body=key.encode())
+    source = opened({"source": "folder", "path": "s3://bucket/hostile"})
+    entries = list(source.entries())
+    assert {entry.display_name for entry in entries} == {f"c/{key}" for key in HOSTILE_KEYS}
+    assert {entry.label for entry in entries} == {"c"}
+    read = source.read([entry.uri for entry in entries])
+    assert [data.decode() for data in read if data] == [entry.display_name.removeprefix("c/") for entry in entries]
+
+
+def test_a_key_that_no_name_can_stand_for_is_named(s3_endpoint: str) -> None:
+    """A store client that cannot address a key must not leave it, or what follows it, out of the data set."""
+    client(s3_endpoint).put_object(Bucket="bucket", Key="dots/a/../up.png", Body=b"x")
+    with pytest.raises(DataError, match=r"cannot list s3://bucket/dots.*dots/a/\.\./up\.png"):
+        list(opened({"source": "folder", "path": "s3://bucket/dots"}).entries())
+
+
+def test_metadata_and_manifests_in_a_store_lead_nowhere_else(tmp_path: Path, s3_endpoint: str) -> None:
+    store = client(s3_endpoint)
+    lines = [
+        "a.png",
+        "gone.png",
+        "../secret.png",
+        "s3://bucket/secret.png",
+        "s3://bucket/inside/a.png",
+        "/etc/hostname",
+    ]
+    text = "image,file_name\n" + "".join(f"{line},{line}\n" for line in lines)
+    for key, body in (("inside/a.png", "a"), ("secret.png", "secret"), ("inside/m.csv", text)):
+        store.put_object(Bucket="bucket", Key=key, Body=body.encode())
+    manifest = {"source": "csv", "path": "s3://bucket/inside/m.csv"}
+    entries = list(opened(manifest).entries())
+    out = "name_out_of_root"
+    assert [entry.reason for entry in entries] == [None, None, out, out, None, out]
+    read = list(opened(manifest).read([entry.uri for entry in entries]))
+    assert read == [b"a", None, None, None, b"a", None]  # a request for each row would cost more than the listing
+    allowed = {**manifest, "allow_outside": True}
+    read = list(opened(allowed).read([entry.uri for entry in opened(allowed).entries()]))
+    assert read[:5] == [b"a", None, b"secret", b"secret", b"a"]
+    store.put_object(Bucket="bucket", Key="inside/metadata.csv", Body=text.encode())
+    folder = opened({"source": "folder", "path": "s3://bucket/inside"})
+    rows = {entry.display_name: entry.reason for entry in folder.entries()}
+    assert rows["a.png"] is None
+    assert rows["gone.png"] == "missing"
+    assert rows["../secret.png"] == out
+    assert b"secret" not in list(folder.read([entry.uri for entry in folder.entries()]))
+
+
+def test_a_manifest_here_of_images_in_a_store(tmp_path: Path, s3_endpoint: str) -> None:
+    client(s3_endpoint).put_object(Bucket="bucket", Key="far/a.png", Body=b"far")
+    table(tmp_path / "m.csv", ["image"], [["a.png"], ["s3://bucket/far/a.png"]])
+    source = opened({"source": "csv", "path": str(tmp_path / "m.csv"), "root": "s3://bucket/far"})
+    assert list(source.read([entry.uri for entry in source.entries()])) == [b"far", b"far"]
+
+
+def test_a_big_parquet_file_and_shard_are_read_by_ranges(
+    tmp_path: Path, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image of 40 MB of them costs a few MB, whatever the file."""
+    images = [np.random.default_rng(i).bytes(100_000) for i in range(400)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet", row_group_size=10, compression="none")
+    (tmp_path / "x.tar").write_bytes(tarred((f"{i:03d}.jpg", data) for i, data in enumerate(images)))
+    there = on_s3(s3_endpoint, {"path": str(tmp_path)}, tmp_path, "ranges")["path"]
+    asked: list[int] = []
+    fetch = obstore.get_range
+
+    def counted(store: Any, path: str, *, start: int, length: int) -> Any:
+        asked.append(length)
+        return fetch(store, path, start=start, length=length)
+
+    def whole(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("a whole object was read")
+
+    monkeypatch.setattr(obstore, "get_range", counted)
+    monkeypatch.setattr(obstore, "get", whole)
+    for source, uri, most in (("parquet", "x.parquet#207", 4_000_000), ("webdataset", None, 100_000)):
+        opened_at = opened({"source": source, "path": there})
+        chosen = uri or [entry.uri for entry in opened_at.entries()][207]
+        asked.clear()
+        assert list(opened_at.read([chosen])) == [images[207]]
+        assert 0 < sum(asked) <= most

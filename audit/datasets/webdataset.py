@@ -66,7 +66,7 @@ class WebDatasetSource:
     (`not_a_regular_file`) or named to lead elsewhere (`name_out_of_root`), a second file of the same name
     (`duplicate_name`), a label that is none (`bad_label`). A shard that is cut off (`truncated_shard`) or has a header
     that is none (`broken_shard`) has a row of its own, after its samples, for all that is lost. The files of a sample
-    need not be neighbours: one shard's index is held in memory, about 500 bytes a sample.
+    need not be neighbours: one shard's index is held in memory, about 900 bytes a sample.
     """
 
     def __init__(self, options: Options) -> None:
