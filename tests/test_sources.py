@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import tarfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from audit.config import parse_job
 from audit.datasets._files import expanded
 from audit.errors import DataError
 from audit.zoo.export import export
+from tests.bad_data import with_size
 from tests.in_process import done
 from tests.s3_server import client, free_port
 from tests.s3_server import s3_endpoint as s3_endpoint
@@ -285,3 +287,69 @@ def test_a_big_parquet_file_and_shard_are_read_by_ranges(
         asked.clear()
         assert list(opened_at.read([chosen])) == [images[207]]
         assert 0 < sum(asked) <= most
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_shard_that_is_shorter_now_reads_as_none(remote: bool, tmp_path: Path, s3_endpoint: str) -> None:
+    shard = tarred([("1.jpg", b"one"), ("2.jpg", b"two" * 400)])
+    put(tmp_path / "x.tar", shard)
+    options = {"source": "webdataset", "path": str(tmp_path)}
+    options = on_s3(s3_endpoint, options, tmp_path, "shorter") if remote else options
+    uris = [entry.uri for entry in opened(options).entries()]
+    put(tmp_path / "x.tar", shard[:1000])  # before the second image; then within it
+    on_s3(s3_endpoint, options, tmp_path, "shorter")
+    assert list(opened(options).read(uris)) == [b"one", None]
+    put(tmp_path / "x.tar", shard[:1600])
+    on_s3(s3_endpoint, options, tmp_path, "shorter")
+    assert list(opened(options).read(uris)) == [b"one", None]
+
+
+def test_a_folder_of_masks_in_a_store_is_not_listed(s3_endpoint: str) -> None:
+    store = client(s3_endpoint)
+    metadata = "file_name,mask\nc/a.png,masks/deep/a.png\n"
+    bodies = {
+        "c/a.png": "a",
+        "c/b.png": "b",
+        "masks/deep/a.png": "m",
+        "masks/deep/no.png": "n",
+        "metadata.csv": metadata,
+    }
+    for key, body in bodies.items():
+        store.put_object(Bucket="bucket", Key=f"masked/{key}", Body=body.encode())
+    source = opened({"source": "folder", "path": "s3://bucket/masked"})
+    assert [entry.uri for entry in source.entries()] == ["c/a.png", "c/b.png"]
+    assert list(source.read_masks(["c/b.png", "c/a.png"])) == [None, b"m"]
+
+
+def test_a_header_that_claims_much_is_not_read_into_memory(tmp_path: Path) -> None:
+    """A long name of 200 MB, of which no byte is on the disk."""
+    size = 200 * 2**20
+    shard = tarred([("1.jpg", b"one"), ("y" * 200 + ".jpg", b"2")], tarfile.GNU_FORMAT)
+    with open(tmp_path / "x.tar", "wb") as file:
+        file.write(with_size(shard, 1024, b"%011o\0" % size)[:1536])
+        file.truncate(size + 4096)
+    tracemalloc.start()
+    entries = list(opened({"source": "webdataset", "path": str(tmp_path)}).entries())
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [entry.reason for entry in entries] == [None, "broken_shard"]
+    assert used < size / 10
+
+
+def test_a_manifest_may_say_its_root_by_a_link(tmp_path: Path) -> None:
+    put(tmp_path / "disk" / "a.png", b"a")
+    (tmp_path / "data").symlink_to(tmp_path / "disk")
+    table(tmp_path / "disk" / "m.csv", ["image"], [[f"{tmp_path}/data/a.png"], [f"{tmp_path}/data/../disk/a.png"]])
+    source = opened({"source": "csv", "path": f"{tmp_path}/data/m.csv"})
+    entries = list(source.entries())
+    assert [entry.reason for entry in entries] == [None, None]
+    assert list(source.read([entry.uri for entry in entries])) == [b"a", b"a"]
+
+
+def test_a_missing_label_is_none_and_not_a_class_named_nan(tmp_path: Path) -> None:
+    labels = pa.array([1.0, None, float("nan")])
+    pq.write_table(pa.table({"image": [b"a", b"b", b"c"], "label": labels}), tmp_path / "x.parquet")
+    (tmp_path / "m.jsonl").write_text('{"image": "a"}\n{"image": "a", "label": null}\n{"image": "a", "label": NaN}\n')
+    for source, path, known in (("parquet", "x.parquet", "1.0"), ("csv", "m.jsonl", None)):
+        entries = opened({"source": source, "path": str(tmp_path / path)}).entries()
+        assert [entry.label for entry in entries] == [known, None, None]
