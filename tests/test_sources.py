@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import socket
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -22,7 +23,7 @@ from audit.errors import DataError
 from audit.zoo.export import export
 from tests.bad_data import with_size
 from tests.in_process import done
-from tests.s3_server import client, free_port
+from tests.s3_server import client
 from tests.s3_server import s3_endpoint as s3_endpoint
 from tests.sources import LOCAL, REMOTE, Shown, examples, on_s3, opened, put, table, tarred
 
@@ -82,11 +83,13 @@ def test_a_store_that_does_not_answer_and_a_bucket_that_is_not_there_are_named(
         list(opened(nowhere).entries())
     with pytest.raises(DataError, match="s3://no-such-bucket"):
         list(opened({**there, "path": there["path"].replace("s3://bucket", "s3://no-such-bucket")}).entries())
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setitem(locations.RETRIES, "max_retries", 1)
-    for act in (lambda source: list(source.entries()), lambda source: list(source.read(uris))):
-        with pytest.raises(DataError, match=r"cannot (list|read) s3://bucket.*AWS_ENDPOINT_URL"):
-            act(opened(there))
+    with socket.socket() as silent:  # bound and not listening, so that no other process answers there
+        silent.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for act in (lambda source: list(source.entries()), lambda source: list(source.read(uris))):
+            with pytest.raises(DataError, match=r"cannot (list|read) s3://bucket.*AWS_ENDPOINT_URL"):
+                act(opened(there))
 
 
 @pytest.mark.parametrize("name", REMOTE)
