@@ -21,9 +21,9 @@ MAX_DEPTH = 20
 
 
 class Frozen(BaseModel):
-    """Base of all configuration: immutable, strict types, no unknown keys."""
+    """Base of all configuration: immutable, strict types, no unknown keys, no NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 def _resolved(value: Any, info: ValidationInfo) -> Any:
@@ -264,7 +264,7 @@ def digest(value: Any) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2 scalars (no `no` for False, 1e-3 is a number), no aliases, no duplicate keys, bounded depth."""
+    """YAML 1.2 scalars (no `no` for False, 1e-3 is a number), no aliases, tags or duplicate keys, bounded depth."""
 
     depth = 0
 
@@ -274,6 +274,9 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise ConfigError(f"line {self._line()}: aliases (*name) are not allowed")
+        tag = getattr(self.peek_event(), "tag", None)  # type: ignore[no-untyped-call]
+        if tag is not None:
+            raise ConfigError(f"line {self._line()}: not valid YAML here: tags such as {tag} are not allowed")
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ConfigError(f"the job file is nested deeper than {MAX_DEPTH} levels")

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from audit.errors import BadItem
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+_ORIENTATION, _TURNED = 274, range(2, 9)
 _KNOWN_REFUSED = {b"\x00\x00\x01\x00": "ICO", b"%!PS": "EPS"}
 # What Pillow raises, in some decoder or other, for bytes that begin like an image and are none.
 _BROKEN = (
@@ -44,7 +45,8 @@ class Decoded:
 def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     """Decode an image: first frame, EXIF orientation applied, alpha over white, 16 bits scaled to 8.
 
-    Float images: values in [0, 1] are scaled by 255, others are taken as 0-255; NaN and infinities are refused.
+    EXIF data that cannot be read are taken as none. Float images: values in [0, 1] are scaled by 255, others are taken
+    as 0-255; NaN and infinities are refused.
     Raises BadItem with reason `too_many_bytes`, `unidentified`, `format_not_allowed`, `too_small`,
     `too_elongated`, `too_many_pixels`, `truncated` or `not_finite`.
     """
@@ -107,11 +109,24 @@ def _decode(opened: Image.Image, limits: Limits) -> Decoded:
     notes = []
     if getattr(opened, "n_frames", 1) > 1:
         notes.append("first_frame")
+    by_decoder = _orientation(opened) if opened.format == "TIFF" else 1
     opened.load()
-    turned = ImageOps.exif_transpose(opened)
-    if turned.size != opened.size or turned.getexif().get(274) != opened.getexif().get(274):
+    orientation = by_decoder if by_decoder != 1 else _orientation(opened)
+    if orientation is None:
+        notes.append("exif_unreadable")
+        return Decoded(_rgb(opened, notes), ",".join(notes))
+    if orientation in _TURNED:
         notes.append("exif_rotated")
-    return Decoded(_rgb(turned, notes), ",".join(notes) or None)
+    return Decoded(_rgb(ImageOps.exif_transpose(opened), notes), ",".join(notes) or None)
+
+
+def _orientation(opened: Image.Image) -> int | None:
+    """EXIF's orientation, 1 where none is said; None where the EXIF data are none. The TIFF decoder turns the image
+    itself and then forgets it; a PNG that is asked before it is loaded is taken as whole, whatever it is."""
+    try:
+        return int(opened.getexif().get(_ORIENTATION, 1))
+    except _BROKEN:
+        return None
 
 
 def _rgb(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
@@ -133,6 +148,9 @@ def _wide(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
     top = values.max(initial=0.0)
     scale = 255.0 / 65535.0 if image.mode != "F" else (255.0 if top <= 1.0 else 1.0)
     grey = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+    if isinstance(image.info.get("transparency"), int):
+        notes.append("alpha_over_white")
+        grey[values == image.info["transparency"]] = 255
     return np.repeat(grey[..., None], 3, axis=2)
 
 

@@ -23,7 +23,8 @@ name: my-audit            # the run's folder below output.uri
 seed: 0                   # every random number of the run follows from it
 
 # The labelled images under audit. Sources: folder (a sub-folder a class, or metadata.csv with file_name and
-# label, or label_pattern), parquet (columns image, label). Columns caption and mask are read where there are any.
+# label, or label_pattern), parquet (columns image, label), csv (a manifest of paths or s3:// URIs), webdataset (tar
+# shards), hf (Hugging Face datasets). Captions and masks are read where there are any. docs/data_sources.md has more.
 data: {{source: {"parquet" if parquet else "folder"}, path: {_quoted(data.resolve())}}}
 
 # Many unlabelled images, wider than the data: without them findings stay hypotheses.

@@ -6,7 +6,7 @@ model's numbers may change and is found without loading the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +115,17 @@ def names_for(
             "Set class_names to one name per output, in the order of the outputs."
         )
     return chosen
+
+
+def check_whole(ref: str, missing: Iterable[str]) -> None:
+    """Refuse weights that lack a part of the model: the library fills it with random numbers. Raises ModelError."""
+    lacking = sorted(missing)
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise ModelError(
+            f"the weights of {ref} lack {', '.join(lacking[:3])}{more}, which its config.json asks for: they are "
+            "those of another architecture, or of the model without its head"
+        )
 
 
 def check_network(logits: Tensor, count: int) -> None:

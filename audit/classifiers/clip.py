@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from audit.classifiers import Embedder, check_network, names_for
+from audit.classifiers import Embedder, check_network, check_whole, names_for
 from audit.classifiers.hf import preprocess_of
 from audit.config import Frozen, Names, Template
 from audit.errors import ModelError
@@ -29,10 +29,13 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
 
     folder = local_folder(options.ref, options.revision)
     try:
-        network = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        network, loaded = CLIPModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except LOAD_ERRORS as error:
         raise ModelError(f"{options.ref} cannot be loaded as a CLIP model with safetensors: {error}") from error
+    check_whole(options.ref, loaded["missing_keys"])
     network = network.float().eval().requires_grad_(False)
     preprocess = preprocess_of(folder)
     count = len(data_classes) if isinstance(options.class_names, str) else len(options.class_names)

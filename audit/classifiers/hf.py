@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from audit.classifiers import Classifier, Preprocess, check_network, names_for
+from audit.classifiers import Classifier, Preprocess, check_network, check_whole, names_for
 from audit.config import Frozen, Names
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
@@ -31,11 +31,12 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
 
     folder = local_folder(options.ref, options.revision)
     try:
-        network = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        network, loaded = AutoModelForImageClassification.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
         )
     except LOAD_ERRORS as error:
         raise ModelError(f"{options.ref} cannot be loaded as an image classifier with safetensors: {error}") from error
+    check_whole(options.ref, loaded["missing_keys"])
     network = network.float().eval().requires_grad_(False)
     own = [network.config.id2label[i] for i in range(network.config.num_labels)]
     names = names_for(options.class_names, own, data_classes, len(own))
@@ -50,11 +51,18 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
 
 
 def preprocess_of(folder: Path) -> Preprocess:
-    """What `preprocessor_config.json` says, as differentiable steps."""
+    """What `preprocessor_config.json` says, as differentiable steps. Raises ModelError."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         raise ModelError(f"{folder} has no preprocessor_config.json, so how images enter the model is unknown")
-    raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        return _preprocess(raw, path)
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ModelError(f"{path} cannot be used, so how images enter the model is unknown: {error}") from error
+
+
+def _preprocess(raw: dict[str, Any], path: Path) -> Preprocess:
     size, crop = raw.get("size"), raw.get("crop_size")
     if isinstance(size, int):
         size = {"shortest_edge": size} if raw.get("do_center_crop") else {"height": size, "width": size}

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -23,6 +24,12 @@ from audit.classifiers import Classifier, Preprocess, check_network, names_for
 from audit.config import Frozen, Names
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, digest_of_file
+
+# What code of a user's own raises, when it is imported, called, or shown an image.
+_USER_ERRORS = (
+    *(ImportError, SyntaxError, NameError, AttributeError, TypeError, LookupError, ArithmeticError, AssertionError),
+    *(EOFError, UnpicklingError, *LOAD_ERRORS),
+)
 
 
 def _from_job(value: Any, info: ValidationInfo) -> Any:
@@ -61,14 +68,20 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
         raise ModelError(f"{options.ref}: {module_name} has no function {function_name!r}")
     try:
         network = function(**options.arguments)
-    except (TypeError, *LOAD_ERRORS) as error:
+    except _USER_ERRORS as error:
         raise ModelError(f"{options.ref} with {options.arguments}: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{options.ref} returned {type(network).__name__}, expected a torch.nn.Module")
     network = network.float().eval().requires_grad_(False)
     preprocess = Preprocess((options.input_size, options.input_size))
-    with torch.no_grad():
-        trial = network(torch.full((1, 3, *preprocess.size), 0.5))
+    try:
+        with torch.no_grad():
+            trial = network(torch.full((1, 3, *preprocess.size), 0.5))
+    except _USER_ERRORS as error:
+        shape = (1, 3, *preprocess.size)
+        raise ModelError(
+            f"{options.ref} fails on an image of shape {shape}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(trial, torch.Tensor) or trial.ndim != 2:
         raise ModelError(f"{options.ref}: the module must return logits of shape (b, classes)")
     names = names_for(options.class_names, (), data_classes, trial.shape[1])
@@ -86,7 +99,7 @@ def _import(name: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    except (ImportError, SyntaxError, NameError, AttributeError, *LOAD_ERRORS) as error:
+    except _USER_ERRORS as error:
         raise ModelError(f"cannot import {name}: {type(error).__name__}: {error}") from error
 
 

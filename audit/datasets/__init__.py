@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A place in a data set. `uri` is enough for the source to read it again; `reason`: why it cannot be used.
 
@@ -27,10 +27,12 @@ class DataSource(Protocol):
     """What a plugin's `open_source(options)` returns."""
 
     def entries(self) -> Iterator[Entry]:
-        """All entries, in a stable order. Raises DataError where the data set cannot be listed."""
+        """All entries, in a stable order, as they are listed: none is kept. Raises DataError where the data set cannot
+        be listed."""
 
     def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
-        """The bytes of each uri, in the order asked; None where they cannot be read any more."""
+        """The bytes of each uri, in the order asked; None where they cannot be read any more. Raises DataError where
+        a store does not answer at all."""
 
     def read_masks(self, uris: Sequence[str]) -> Iterator[bytes | None]:
         """The bytes of the mask of each uri (of the image), in the order asked; None where it has none to read."""

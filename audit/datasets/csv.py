@@ -1,0 +1,154 @@
+"""Images that a manifest names: a CSV, TSV or JSON-lines file with a column of paths or s3:// URIs.
+
+Rows are read one at a time, so a manifest may have any number of them.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from pydantic import Field, model_validator
+
+from audit.config import AnyPlace, Frozen
+from audit.datasets import Entry, printable
+from audit.datasets._files import Files, ahead, as_name, as_uri, files_at, parent_of
+from audit.datasets._table import KINDS, rows, text_of
+from audit.errors import DataError
+from audit.locations import SCHEMES, Location, is_uri, name_of, parent
+
+_MASK = "#mask="
+
+
+class Options(Frozen):
+    path: AnyPlace = Field(description="the manifest: *.csv, *.tsv or *.jsonl, local or s3://bucket/...")
+    root: AnyPlace | None = Field(
+        None, description="folder or s3://bucket/prefix that paths are relative to; default: where the manifest is"
+    )
+    image_column: str = Field("image", description="of paths or s3:// URIs")
+    label_column: str | None = Field("label", description="ignored where the manifest lacks it")
+    caption_column: str | None = Field("caption", description="ignored where the manifest lacks it")
+    mask_column: str | None = Field(
+        "mask", description="of paths or URIs of images that are white where the object is; ignored where it lacks it"
+    )
+    allow_outside: bool = Field(False, description="whether the manifest may name what is not in the root")
+    limit: int | None = Field(None, ge=1, description="use the first so many rows")
+
+    @model_validator(mode="after")
+    def _known_kind(self) -> Options:
+        if PurePosixPath(name_of(self.path)).suffix not in KINDS:
+            raise ValueError(f"{self.path} is no manifest: its name must end in {', '.join(KINDS)}")
+        return self
+
+
+class CsvSource:
+    """A uri is the path in the root, percent-encoded, or the whole path or URI of what is outside; where the image has
+    a mask, that follows after '#mask='.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        beside = options.path.parent if isinstance(options.path, Path) else parent_of(options.path)
+        self.root: Location = options.root or beside
+        self.files = files_at(self.root)
+        self._elsewhere = lru_cache(maxsize=64)(files_at)
+
+    def entries(self) -> Iterator[Entry]:
+        options, listed = self.options, 0
+        for number, row in self._rows():
+            if options.limit is not None and listed >= options.limit:
+                return
+            listed += 1
+            where = f"{options.path}, row {number}"
+            if options.image_column not in row:
+                raise DataError(
+                    f"{where} has no column {options.image_column!r}; it has {', '.join(row)}. "
+                    "Name the column of paths or URIs with 'image_column'."
+                )
+            image, label, caption, mask = (
+                text_of(row, column, where)
+                for column in (options.image_column, options.label_column, options.caption_column, options.mask_column)
+            )
+            uri, reason = self._resolved(image, where) if image else (f"#row={number}", "no_image")
+            mask_uri = self._resolved(mask, where)[0] if mask else None
+            yield Entry(
+                uri + (_MASK + mask_uri if mask_uri else ""),
+                printable(image or f"row {number}"),
+                printable(label) if label else None,
+                reason,
+                printable(caption) if caption else None,
+                mask_uri,
+            )
+        if not listed:
+            raise DataError(f"no rows in {options.path}")
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, object]]]:
+        above = self.options.path.parent if isinstance(self.options.path, Path) else str(parent(self.options.path))
+        name = name_of(self.options.path)
+        return rows(files_at(above).open(name), PurePosixPath(name).suffix, str(self.options.path))
+
+    def _resolved(self, value: str, where: str) -> tuple[str, str | None]:
+        """The uri of what a cell names, and why it must not be opened."""
+        name = self._name(value, where)
+        if not _is_outside(name):
+            return as_uri(name), self.files.reason(name) if isinstance(self.root, Path) else None
+        if not self.options.allow_outside:
+            return as_uri(name), "name_out_of_root"
+        return as_uri(name), None if is_uri(name) else files_at(Path("/")).reason(name.lstrip("/"))
+
+    def _name(self, value: str, where: str) -> str:
+        """A name in the root, or the whole path or URI of what is outside."""
+        if "://" in value and value.partition("://")[0] not in SCHEMES:
+            raise DataError(
+                f"{where}: {value!r} cannot be read. What works: paths, and URIs of {', '.join(SCHEMES)}://; download "
+                "other images first, and name the files"
+            )
+        root = str(self.root)
+        if is_uri(value) or (is_uri(root) and not value.startswith("/")):
+            scheme, _, rest = (value if is_uri(value) else f"{root}/{value}").partition("://")
+            whole = f"{scheme}://{posixpath.normpath(rest)}"
+        else:
+            whole = os.path.normpath(os.path.join("/" if is_uri(root) else root, value))
+            if value.startswith("/") and not is_uri(root) and not whole.startswith(f"{root}/"):
+                whole = os.path.realpath(whole)  # the root is known by its real path
+        return whole[len(root) + 1 :] if whole.startswith(root.rstrip("/") + "/") else whole
+
+    def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
+        return self._read([uri.partition(_MASK)[0] for uri in uris])
+
+    def read_masks(self, uris: Sequence[str]) -> Iterator[bytes | None]:
+        return self._read([uri.partition(_MASK)[2] for uri in uris])
+
+    def _read(self, uris: list[str]) -> Iterator[bytes | None]:
+        local = isinstance(self.root, Path) and not self.options.allow_outside
+        return map(self._bytes, uris) if local else ahead(self._bytes, uris)
+
+    def _bytes(self, uri: str) -> bytes | None:
+        if not uri or uri.startswith("#"):
+            return None
+        name = as_name(uri)
+        files, inside = self._holding(name)
+        return files.read(inside) if files else None
+
+    def _holding(self, name: str) -> tuple[Files | None, str]:
+        """The files that a name is one of, and its name there; None for what must not be opened."""
+        if not _is_outside(name):
+            return self.files, name
+        if not self.options.allow_outside:
+            return None, name
+        if not is_uri(name):
+            return self._elsewhere(Path("/")), name.lstrip("/")
+        scheme, _, rest = name.partition("://")
+        bucket, _, key = rest.partition("/")
+        return self._elsewhere(f"{scheme}://{bucket}"), key
+
+
+def _is_outside(name: str) -> bool:
+    return name.startswith("/") or is_uri(name)
+
+
+def open_source(options: Options) -> CsvSource:
+    return CsvSource(options)

@@ -1,0 +1,275 @@
+"""Images in tar shards, in the layout of WebDataset: files of the same name up to the first dot are one sample.
+
+Shards are listed by their headers. A uri holds where in the shard an image is, so reading one is one seek, or one
+ranged request to an object store.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, BinaryIO
+
+from pydantic import Field
+
+from audit.config import AnyPlace, Frozen, Names
+from audit.datasets import Entry, printable
+from audit.datasets._files import Files, as_name, as_uri, matching
+from audit.decode import Limits
+from audit.errors import DataError
+
+_LARGEST_HEADER = _LARGEST_TEXT = 2**20
+_LONGEST_LABEL = 1000
+_PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
+_URI = re.compile(r"(?P<shard>[^#]+)#(?P<start>\d+)\+(?P<size>\d+)(?:&mask=(?P<mask_start>\d+)\+(?P<mask_size>\d+))?")
+# What the standard library raises for headers that are none.
+_BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError, LookupError)
+
+
+class Options(Frozen):
+    path: AnyPlace = Field(
+        description="a shard, a folder of *.tar, or a pattern such as train-{000..099}.tar; local or s3://bucket/..."
+    )
+    image_suffixes: Names = Field(
+        ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"),
+        min_length=1,
+        description="of a sample's files, what follows the first dot; the first that a sample has is its image",
+    )
+    label_suffix: str | None = Field("cls", description="of a file that holds a class name, or a number")
+    class_names: Names = Field((), description="names of the classes that numbers stand for")
+    caption_suffix: str | None = Field("txt", description="of a file that holds a caption")
+    label_key: str | None = Field("label", description="in a .json file, where the sample has no file with its label")
+    caption_key: str | None = Field("caption", description="in a .json file, where it has no file with its caption")
+    mask_suffix: str | None = Field("mask.png", description="of an image that is white where the object is")
+    limit: int | None = Field(None, ge=1, description="use the first so many samples")
+
+
+@dataclass(slots=True)
+class _Sample:
+    """What a shard says of one key. `places`: first byte and size of images and mask, by suffix."""
+
+    name: str
+    start: int
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    reason: str | None = None
+
+
+class WebDatasetSource:
+    """A uri is '<shard>#<first byte>+<size>', with '&mask=<first byte>+<size>' where the sample has a mask.
+
+    What cannot be used is a row with a reason: a sample without an image (`no_image`), whose image is a link
+    (`not_a_regular_file`) or named to lead elsewhere (`name_out_of_root`), a second file of the same name
+    (`duplicate_name`), a label that is none (`bad_label`). A shard that is cut off (`truncated_shard`) or has a header
+    that is none (`broken_shard`) has a row of its own, after its samples, for all that is lost. The files of a sample
+    need not be neighbours: one shard's index is held in memory, about 900 bytes a sample.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    @cached_property
+    def _places(self) -> tuple[Files, list[str]]:
+        files, names = matching(self.options.path, ".tar")
+        for name in names:
+            if name.endswith(_PACKED):
+                raise DataError(
+                    f"{files.root}/{name} is compressed, so no image in it can be reached; unpack it to a .tar"
+                )
+        return files, names
+
+    def entries(self) -> Iterator[Entry]:
+        listed = lost = 0
+        for shard in self._places[1]:
+            for entry in self._shard(shard):
+                if self.options.limit is not None and listed >= self.options.limit:
+                    return
+                yield entry
+                listed += 1
+                lost += entry.display_name == printable(shard)
+        if listed == lost:
+            damage = f", and {lost} of its shards are damaged or no tar files" if lost else ""
+            raise DataError(
+                f"no samples in {self.options.path}{damage}; "
+                f"looked for members named *.{', *.'.join(self.options.image_suffixes)}"
+            )
+
+    def _shard(self, shard: str) -> Iterator[Entry]:
+        samples: dict[str, _Sample] = {}
+        with self._places[0].open(shard) as file:
+            damage = None
+            for member in _members(file):
+                if isinstance(member, str):
+                    damage = member
+                else:
+                    self._add(samples, member, file)
+        for key in list(samples):
+            yield self._entry(shard, samples.pop(key))
+        if damage:
+            yield Entry(f"{as_uri(shard)}#{damage}", printable(shard), reason=damage)
+
+    def _add(self, samples: dict[str, _Sample], member: _Member, file: BinaryIO) -> None:
+        """Put a file of the shard to its sample."""
+        options, path = self.options, member.name.removeprefix("./")
+        folder, _, base = path.rpartition("/")
+        stem, dot, suffix = base.partition(".")
+        suffix = suffix.lower()
+        if member.is_folder or not stem or not dot or base.startswith("__"):
+            return
+        sample = samples.setdefault(f"{folder}/{stem}", _Sample(path, member.start))
+        image, text = suffix in options.image_suffixes, suffix in (options.label_suffix, options.caption_suffix, "json")
+        if not (image or text or suffix == options.mask_suffix):
+            return
+        if image and not any(known in sample.places for known in options.image_suffixes):
+            sample.name = path
+        if suffix in sample.places or suffix in sample.texts:
+            samples[f"{path}\0{member.start}"] = _Sample(path, member.start, reason="duplicate_name")
+            return
+        reason = _why_not(member, path, image)
+        if reason and not (image or text):  # the image can be used without its mask
+            return
+        sample.reason = sample.reason or reason
+        if text and reason is None:
+            file.seek(member.start)
+            data = file.read(min(member.size, _LARGEST_TEXT))
+            sample.texts[suffix] = data.decode("utf-8-sig", "surrogateescape").strip()
+        else:
+            sample.places[suffix] = member.start, member.size
+
+    def _entry(self, shard: str, sample: _Sample) -> Entry:
+        options = self.options
+        place = next((sample.places[suffix] for suffix in options.image_suffixes if suffix in sample.places), None)
+        mask = sample.places.get(options.mask_suffix) if options.mask_suffix else None
+        label, caption, bad = self._told(sample)
+        reason = sample.reason or ("no_image" if place is None else "bad_label" if bad else None)
+        if reason or place is None:  # nothing that `read` would take for a place
+            uri = f"{as_uri(shard)}#{as_uri(sample.name)}@{sample.start}"
+        else:
+            uri = f"{as_uri(shard)}#{place[0]}+{place[1]}"
+        if not reason and mask:
+            uri += f"&mask={mask[0]}+{mask[1]}"
+        return Entry(
+            uri,
+            printable(f"{shard}/{sample.name}"),
+            printable(label) if label else None,
+            reason,
+            printable(caption) if caption else None,
+            uri if not reason and mask else None,
+        )
+
+    def _told(self, sample: _Sample) -> tuple[str | None, str | None, bool]:
+        """Label, caption, and whether a label is there that is none."""
+        options, said = self.options, _object(sample.texts.get("json", "{}"))
+        caption = sample.texts.get(options.caption_suffix or "") or _plain(said or {}, options.caption_key)
+        label = sample.texts.get(options.label_suffix or "") or _plain(said or {}, options.label_key)
+        if label is not None and options.class_names and label not in options.class_names:
+            number = int(label) if re.fullmatch(r"[0-9]{1,9}", label) else len(options.class_names)
+            label = options.class_names[number] if number < len(options.class_names) else "\udcff"
+        bad = said is None or (label is not None and (_is_no_text(label) or len(label) > _LONGEST_LABEL))
+        return None if bad else label, caption, bad
+
+    def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
+        return self._read(uris, "")
+
+    def read_masks(self, uris: Sequence[str]) -> Iterator[bytes | None]:
+        return self._read(uris, "mask_")
+
+    def _read(self, uris: Sequence[str], which: str) -> Iterator[bytes | None]:
+        files = self._places[0]
+
+        def one(uri: str) -> bytes | None:
+            found = _URI.fullmatch(uri)
+            if found is None or found[f"{which}start"] is None:
+                return None
+            start, size = int(found[f"{which}start"]), int(found[f"{which}size"])
+            return files.part(as_name(found["shard"]), start, size) if size <= Limits.max_bytes else None
+
+        return files.each(one, uris)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A file in a shard. `whole`: whether all of its bytes are there."""
+
+    name: str
+    start: int
+    size: int
+    is_file: bool
+    is_folder: bool
+    whole: bool
+
+
+class _Headers:
+    """What `tarfile` reads headers from: it is given no more at once than a header can need."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._file = file.seek, file.tell, file
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header that claims {size} bytes")
+        return self._file.read(size)
+
+
+def _members(file: BinaryIO) -> Iterator[_Member | str]:
+    """The members of a shard, and at its end `truncated_shard` or `broken_shard` where it does not end as it should."""
+    length = file.seek(0, 2)
+    file.seek(0)
+    end = 0
+    try:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+            while (found := tar.next()) is not None:
+                tar.members.clear()  # the standard library would keep them all
+                if found.size < 0 or found.offset_data < end:
+                    yield "broken_shard"
+                    return
+                whole = found.offset_data + found.size <= length
+                is_file = found.isreg() and not found.issparse()
+                yield _Member(found.name, found.offset_data, found.size, is_file, found.isdir(), whole)
+                end = tar.offset
+    except _BROKEN:
+        yield "truncated_shard" if end + tarfile.BLOCKSIZE > length else "broken_shard"
+        return
+    file.seek(end)
+    after = file.read(tarfile.BLOCKSIZE)
+    if len(after) < tarfile.BLOCKSIZE:
+        yield "truncated_shard"
+    elif after.strip(b"\0"):
+        yield "broken_shard"
+
+
+def _why_not(member: _Member, path: str, image: bool) -> str | None:
+    if path.startswith("/") or ".." in path.split("/"):
+        return "name_out_of_root"
+    if not member.is_file:
+        return "not_a_regular_file"
+    if not member.whole:
+        return "truncated_shard"
+    return "too_many_bytes" if image and member.size > Limits.max_bytes else None
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """A JSON object; None for what is none."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _plain(said: dict[str, Any], key: str | None) -> str | None:
+    """Text or a number of a JSON object."""
+    value = said.get(key) if key else None
+    return None if value in (None, "") or isinstance(value, list | dict | float) else str(value)
+
+
+def _is_no_text(value: str) -> bool:
+    return any(0xD800 <= ord(letter) <= 0xDFFF for letter in value)
+
+
+def open_source(options: Options) -> WebDatasetSource:
+    return WebDatasetSource(options)
