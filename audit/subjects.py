@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,22 +50,19 @@ def spelled(class_name: str) -> str:
     return class_name.replace("_", " ")
 
 
-def subjects_of(
-    item_id: str,
-    label: str | None,
-    predicted: str,
-    targets: list[str],
-    caption: str | None,
-    template: str,
-    attribute: tuple[str, ...] | None,
-    keeps_prompt: bool,
-) -> list[Subject]:
-    """An image with its targets, once for each source class; of an attribute, the word that is replaced."""
+def subjects_of(item: Sequence[Any], options: Any) -> list[Subject]:
+    """An item of a plan (uri, id, label, caption, predicted class, targets), once for each source class.
+
+    `options`: those of a counterfactual stage: attribute, template, caption, prompt.
+    """
+    _, item_id, label, caption, predicted, targets = item
+    told = caption if options.caption == "metadata" else None
+    attribute = options.attribute
     sources = {attribute[0]: targets} if attribute else by_source(label, predicted, targets)
     found = []
     for source, named in sources.items():
-        word = spelled(label) if keeps_prompt and label and not attribute else source
-        found.append(Subject(item_id, source, word, captioned(word, template, caption, label), named))
+        word = spelled(label) if options.prompt == "keep" and label and not attribute else source
+        found.append(Subject(item_id, source, word, captioned(word, options.template, told, label), named))
     return found
 
 

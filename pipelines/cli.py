@@ -69,6 +69,38 @@ def validate(job: JobFile) -> None:
 
 
 @app.command()
+def plan(
+    job: JobFile,
+    calibrate: Annotated[bool, typer.Option(help="Time a few units of each stage on this machine")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """What a job will take: items of each stage, hours of GPUs or cores, disk."""
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    from audit.config import load_job
+    from pipelines.forecast import forecast
+
+    with exit_codes():
+        checked = load_job(job)
+        stages = forecast(checked, calibrate)
+        if as_json:
+            out.print_json(json.dumps([stage.as_dict() for stage in stages]))
+            return
+        unit = "GPU" if checked.compute.gpus else "core"
+        table = Table(title="at most, before anything ran", title_justify="left")
+        for column in ("stage", "items", "seconds an item", f"{unit} hours", "MiB", ""):
+            table.add_column(column, justify="left" if column in ("stage", "") else "right")
+        for stage in stages:
+            figures = (cell(value) for value in (stage.seconds_per_item, stage.hours, stage.mib))
+            table.add_row(stage.stage, str(stage.items), *figures, escape(stage.reason or ""))
+        out.print(table)
+        hours = sum(stage.hours or 0.0 for stage in stages)
+        out.print(f"{hours:.3g} {unit} hours of work, {sum(stage.mib or 0.0 for stage in stages):.0f} MiB of results")
+
+
+@app.command()
 def run(
     job: JobFile,
     address: Annotated[

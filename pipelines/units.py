@@ -56,15 +56,21 @@ def planned(job: Job, stage: str, root: Location, digests: dict[str, str], class
     context = Context(job, stage, root, Models(job, classes, device="cpu"), batch_size=1)
     payloads = module.plan(plugin.options, context)
     made = (unit_of(stage, plugin, module.VERSION, payload, job, digests) for payload in payloads)
-    frozen = _write(store, stage, made)
-    body = {"units": frozen.units, "items": frozen.items, "parts": frozen.parts}
-    if not store.create(f"plan/{stage}.json", json.dumps(body, indent=1).encode()):
-        frozen = plan_of(store, stage)  # another driver was first
-    assert frozen is not None
-    return frozen
+    return write_plan(store, stage, made)
 
 
-def _write(store: Store, stage: str, units: Iterator[Unit]) -> Plan:
+def write_plan(store: Store, stage: str, units: Iterator[Unit]) -> Plan:
+    """Freeze a plan; where another driver was first, its plan is returned."""
+    made = _written(store, stage, units)
+    body = {"units": made.units, "items": made.items, "parts": made.parts}
+    if store.create(f"plan/{stage}.json", json.dumps(body, indent=1).encode()):
+        return made
+    first = plan_of(store, stage)
+    assert first is not None
+    return first
+
+
+def _written(store: Store, stage: str, units: Iterator[Unit]) -> Plan:
     """Parts of about `PART_BYTES`, named by their content, so that one that is there already is the same."""
     parts: list[Mapping[str, str]] = []
     lines: list[str] = []

@@ -343,11 +343,14 @@ def test_explanations_of_other_tasks_have_other_ids(bench) -> None:
     subject = Subject("ab12", "crab", "crab", "a photograph of a red crab", ["boat"])
 
     def id_of(target: str = "boat", **options: Any) -> str:
-        return str(work(bench, **options)._base(subject, target)["explanation_id"])
+        made = work(bench, **options)
+        return str(uvce._base(made.options, made.context, subject, target)["explanation_id"])
 
     assert id_of(frames=True, per_class=2, unit_items=1) == id_of()
     other = [id_of("car"), id_of(seed=1), id_of(steps=2), id_of(weight_pixel=1.0), id_of(mask="none")]
-    other.append(str(work(bench)._base(replace(subject, source="car"), "boat")["explanation_id"]))
+    made = work(bench)
+    elsewhere = uvce._base(made.options, made.context, replace(subject, source="car"), "boat")
+    other.append(str(elsewhere["explanation_id"]))
     assert len({id_of(), *other}) == 7
 
 

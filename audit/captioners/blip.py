@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from audit.captioners import Captioner
+from audit.classifiers import check_whole
 from audit.config import Frozen
 from audit.errors import ModelError
 from audit.predictions import to_uint8
@@ -25,10 +26,13 @@ def load(options: Options, device: str = "cpu") -> Captioner:
 
     folder = local_folder(options.ref, options.revision)
     try:
-        network = BlipForConditionalGeneration.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        network, loaded = BlipForConditionalGeneration.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
         processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
     except LOAD_ERRORS as error:
         raise ModelError(f"{options.ref} cannot be loaded as a BLIP model with safetensors: {error}") from error
+    check_whole(options.ref, loaded["missing_keys"])
     network = network.float().eval().requires_grad_(False).to(device)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Images of Hugging Face `datasets` (extra: `hf-datasets`): a folder that `save_to_disk` wrote, a folder of its Parquet
+"""Images of Hugging Face `datasets` (extra: `hf`): a folder that `save_to_disk` wrote, a folder of its Parquet
 or Arrow files, or a data set of the hub at a pinned revision.
 
 Images are not decoded here, and no code that comes with a data set is run.

@@ -14,6 +14,7 @@ and may define
     ONCE                             True where a job may have it once only
     ITEMS                            key of a payload that lists items which do not depend on one another: a unit that
                                      fails again and again is halved there, down to the item that makes it fail
+    expected(options, counts)        how many items its units hold, at most, told before anything ran
     check(options, job)              refuses, before any work, a job in which it cannot run
     lost(options, payload, reason, context)   rows that say of a given-up unit's items why there is nothing on them
 
@@ -68,6 +69,19 @@ class Unit:
             Unit(f"{self.unit_id}.{i}", self.stage, json.dumps({**self.payload, key: part}), len(part))
             for i, part in enumerate(parts)
         ]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is known of a job's data from the listings alone."""
+
+    data: int
+    pool: int
+    classes: tuple[str, ...]
+
+    def classes_of(self, asked: tuple[str, ...] | str) -> int:
+        """How many classes an option `classes` names."""
+        return len(chosen_classes(asked, self.classes))
 
 
 @dataclass

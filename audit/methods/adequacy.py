@@ -16,7 +16,7 @@ from audit.classifiers import canonical
 from audit.config import Frozen, Job, Names, Template
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import sample
-from audit.methods import Context, Payload, check_generator, chosen_classes
+from audit.methods import Context, Counts, Payload, check_generator, chosen_classes
 from audit.metrics.realism import kid
 from audit.pictures import image_row
 from audit.predictions import rows_for, to_uint8
@@ -40,6 +40,10 @@ def check(options: Options, job: Job) -> None:
 def plan(options: Options, context: Context) -> list[Payload]:
     """One unit a class."""
     return [{"class": name} for name in chosen_classes(options.classes, context.models.data_classes)]
+
+
+def expected(options: Options, counts: Counts) -> int:
+    return counts.classes_of(options.classes)
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:

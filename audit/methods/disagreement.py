@@ -25,7 +25,7 @@ from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
-from audit.methods import Context, Payload, check_generator, check_model, chunks, searchable_classes
+from audit.methods import Context, Counts, Payload, check_generator, check_model, chunks, searchable_classes
 from audit.methods._search import SearchOptions, outcome, trace
 from audit.methods.adequacy import not_auditable
 from audit.objectives import DISAGREEMENT
@@ -111,6 +111,10 @@ def plan(options: Options, context: Context) -> list[Payload]:
         parts = chunks(seeds, options.unit_seeds, len(seeds))
         units += [{"pair": list(pair), "class": name, "seeds": part} for part in parts]
     return units
+
+
+def expected(options: Options, counts: Counts) -> int:
+    return len(options.pairs()) * counts.classes_of(options.classes) * options.seeds
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:

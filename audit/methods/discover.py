@@ -25,7 +25,7 @@ from audit.classifiers import canonical
 from audit.config import Frozen, Job, Phrases, Template, digest
 from audit.decode import decode
 from audit.errors import ConfigError
-from audit.methods import Context, Payload
+from audit.methods import Context, Counts, Payload
 from audit.pictures import image_row
 from audit.results.schema import Rows
 
@@ -141,6 +141,10 @@ def plan(options: Options, context: Context) -> list[Payload]:
         "select distinct stage from explanations where other_model_id is not null order by stage"
     )
     return [{"searches": [row["stage"] for row in searches]}]
+
+
+def expected(options: Options, counts: Counts) -> int:
+    return 1
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:

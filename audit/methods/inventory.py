@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from audit.config import Frozen
 from audit.datasets import Entry
 from audit.decode import decode
 from audit.errors import BadItem
-from audit.methods import Context, Payload
+from audit.methods import Context, Counts, Payload
 from audit.models import open_source
 from audit.results.schema import Rows
 
-VERSION, ITEMS = 2, "entries"
+VERSION, ITEMS = 3, "entries"
 UNIT_ITEMS = 1000
 
 
@@ -27,7 +27,16 @@ def plan(options: Options, context: Context) -> Iterator[Payload]:
     for role in ("data", "pool") if context.job.pool else ("data",):
         listing = enumerate(open_source(context.job, role).entries())
         while chunk := list(islice(listing, UNIT_ITEMS)):
-            yield {"role": role, "entries": [[i, *_told(entry)] for i, entry in chunk]}
+            yield payload_of(role, chunk)
+
+
+def payload_of(role: str, entries: Sequence[tuple[int, Entry]]) -> Payload:
+    """A unit of these entries, each with its place in the listing."""
+    return {"role": role, "entries": [[i, *_told(entry)] for i, entry in entries]}
+
+
+def expected(options: Options, counts: Counts) -> int:
+    return counts.data + counts.pool
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:

@@ -27,7 +27,7 @@ from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
-from audit.methods import Context, Payload, check_generator, check_model, searchable_classes
+from audit.methods import Context, Counts, Payload, check_generator, check_model, searchable_classes
 from audit.methods._search import SearchOptions, outcome, trace
 from audit.methods.adequacy import not_auditable
 from audit.neurons import Layer, Objective, check_unit, count_units, layer_of, with_redirection
@@ -141,6 +141,11 @@ def plan(options: Options, context: Context) -> list[Payload]:
         seeds = [[seed, others[seed % len(others)]] for seed in range(options.seeds)] if others else []
         units += [{"class": name, **one, "seeds": seeds} for one in which]
     return units
+
+
+def expected(options: Options, counts: Counts) -> int:
+    neurons = options.top if options.neurons == "auto" else len(options.neurons)
+    return counts.classes_of(options.classes) * neurons
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from audit.config import Frozen, Job
 from audit.decode import decode
-from audit.methods import Context, Payload, check_model, chunks
+from audit.methods import Context, Counts, Payload, check_model, chunks
 from audit.predictions import rows_for
 from audit.results.schema import Rows
 
@@ -60,6 +60,10 @@ def plan(options: Options, context: Context) -> Iterator[Payload]:
         )
         listed = ([item["uri"], item["item_id"], item["label"]] for item in items)
         yield from ({"role": role, "items": chunk} for chunk in chunks(listed, options.unit_items, total))
+
+
+def expected(options: Options, counts: Counts) -> int:
+    return counts.data + counts.pool
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:

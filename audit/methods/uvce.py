@@ -32,7 +32,7 @@ from audit.diffusion.noise import generator_for
 from audit.diffusion.optimise import Settings
 from audit.diffusion.prompt_to_prompt import edited, edited_place
 from audit.errors import BadItem, ConfigError
-from audit.methods import Context, Payload, check_generator, check_model, chosen_classes, chunks
+from audit.methods import Context, Counts, Payload, check_generator, check_model, chosen_classes, chunks
 from audit.methods._search import SearchOptions, outcome, trace
 from audit.metrics import proximity
 from audit.neurons import activations, layer_of
@@ -172,8 +172,10 @@ def check(options: Options, job: Job) -> None:
 
 def plan(options: Options, context: Context) -> list[Payload]:
     """Labelled images with their targets, in chunks. Within a label the order is that of the ids, which are hashes."""
-    labels = chosen_classes(options.classes, context.models.data_classes)
-    model = context.models.classifier(options.model)
+    labels, model = (
+        chosen_classes(options.classes, context.models.data_classes),
+        context.models.classifier(options.model),
+    )
     if not options.attribute:
         check_target(options.target, model.class_names)
     rows = context.run.rows(
@@ -204,6 +206,10 @@ def _masks_of(items: list[list[Any]], options: Options, context: Context) -> Pay
         return {}
     masks = context.models.source("data").read_masks([item[0] for item in items])
     return {"masks": [None if mask is None else hashlib.sha256(mask).hexdigest() for mask in masks]}
+
+
+def expected(options: Options, counts: Counts) -> int:
+    return min(counts.data, counts.classes_of(options.classes) * (options.per_class or counts.data))
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
@@ -247,7 +253,7 @@ class _Work:
         own, uris = self.options.mask == "own", [item[0] for item in items]
         masks = self.models.source("data").read_masks(uris) if own else [None] * len(items)
         for item, data, mask in zip(items, contents, masks, strict=True):
-            for subject in _subjects(self.options, item):
+            for subject in subjects_of(item, self.options):
                 try:
                     self._read(subject, data, mask)
                 except BadItem as error:
@@ -266,7 +272,7 @@ class _Work:
             if not decibels >= self.options.worst_reconstruction:
                 self._fail(ready[i], f"poor_reconstruction: {decibels:.1f} dB", ready[i].targets)
                 for target in ready[i].targets:
-                    poor = self._base(ready[i], target)["explanation_id"]
+                    poor = _base(self.options, self.context, ready[i], target)["explanation_id"]
                     self._measure(poor, [("psnr", "reconstruction", decibels)])
             else:
                 good += [(i, target) for target in ready[i].targets]
@@ -357,7 +363,7 @@ class _Work:
         variants |= {"edit": found.result.start} if found else {}
         measured = measurements.measured({**variants, "result": results}, original, mask, objective, self._features())
         for i, (subject, target) in enumerate(asked):
-            row = self._base(subject, target) | {"seconds": seconds}
+            row = _base(self.options, self.context, subject, target) | {"seconds": seconds}
             said = [measured[name][key][i] for name in ("original", "result") for key in ("p_source", "p_target")]
             if not all(p is not None and math.isfinite(p) for p in said) or (
                 found is not None and not bool(found.result.finite[i])
@@ -409,12 +415,11 @@ class _Work:
         length = self.options.pixel_step * original.image[0].numel() ** 0.5
         return ascend(original.image, augmented, settings.steps, length, judge=lambda x: objective(x) - distance(x))
 
-    def _base(self, subject: Subject, target: str) -> dict[str, Any]:
-        return _base(self.options, self.context, subject, target)
-
     def _fail(self, subject: Subject, reason: str, targets: list[str]) -> None:
         for target in targets:
-            self.found["explanations"].append(self._base(subject, target) | {"status": "failed", "reason": reason})
+            self.found["explanations"].append(
+                _base(self.options, self.context, subject, target) | {"status": "failed", "reason": reason}
+            )
 
     def _pictured(
         self, i: int, original: Original, results: Tensor, mask: Tensor, found: Found | None
@@ -462,17 +467,9 @@ class _Work:
 
 def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
     """Rows of a given-up unit's images and targets."""
-    asked = [(one, target) for item in payload["items"] for one in _subjects(options, item) for target in one.targets]
+    asked = [(one, target) for item in payload["items"] for one in subjects_of(item, options) for target in one.targets]
     failed = {"status": "failed", "reason": reason}
     return {"explanations": [_base(options, context, *one) | failed for one in asked]}
-
-
-def _subjects(options: Options, item: list[Any]) -> list[Subject]:
-    """An item of the plan, once for each source class."""
-    _, item_id, label, caption, predicted, targets = item
-    told = caption if options.caption == "metadata" else None
-    keeps = options.prompt == "keep"
-    return subjects_of(item_id, label, predicted, targets, told, options.template, options.attribute, keeps)
 
 
 def _base(options: Options, context: Context, subject: Subject, target: str) -> dict[str, Any]:
