@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 AUDIT = $(VENV)/bin/audit
 
-.PHONY: demo score counterfactuals test lint world docs benchmark clean
+.PHONY: demo score counterfactuals test lint world docs benchmark faults scale clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,17 @@ score: $(VENV)/installed work/world/pool
 benchmark: $(VENV)/installed
 	mkdir -p work
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.search --output work/benchmark.json
+
+# Every fault of the table, and hundreds of kills. An hour and more on 2 cores.
+faults: $(VENV)/installed
+	mkdir -p work
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.faults --long --output work/faults.json
+
+# What orchestration costs, and the driver with 512 logical GPUs, 100,000 units, 10 million items. An hour on 2 cores.
+scale: $(VENV)/installed
+	mkdir -p work
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.overhead --output work/overhead.json
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.scale --output work/scale.json
 
 work/world/heldout: work/world/pool
 	rm -rf $@

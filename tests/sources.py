@@ -18,7 +18,7 @@ from PIL import Image
 from audit.config import parse_job
 from audit.datasets import DataSource
 from audit.models import open_source
-from tests.s3_server import client
+from benchmarks.s3_server import client
 
 
 class Shown(NamedTuple):

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from audit.results.sql import Run
-from audit.worker import Worker
-from pipelines.plan import data_classes, open_or_create, units_of
+from tests.in_process import done
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -21,15 +20,7 @@ def screened(text: str, root: Path) -> Run:
     from audit.config import parse_job, parse_yaml
 
     job = parse_job(parse_yaml(text), root)
-    target = root / "run"
-    found = open_or_create(job, target)
-    classes: tuple[str, ...] = ()
-    for stage in ("0-inventory", "1-screen"):
-        worker = Worker(job, target, classes, 8)
-        for unit in units_of(job, stage, target, found, classes):
-            assert worker.run(unit).error is None
-        classes = data_classes(target)
-    return Run(target)
+    return done(job, root / "run", 8)
 
 
 def accuracies(run: Run) -> dict[str, float]:

@@ -27,17 +27,15 @@ from torch import Tensor, nn
 from audit.classifiers import Embedder, Preprocess
 from audit.config import load_job
 from audit.errors import ConfigError, ModelError
-from audit.methods import stage_names
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.retrieval import LONGEST_QUERY, checked_query, contents, embedder_of, retrieve, thumbnails
-from audit.worker import Worker
 from audit.zoo.export import export
 from audit.zoo.scenes import Scene
 from audit.zoo.world import load_world, scene_at
 from dashboard import retrieval as page
-from pipelines.plan import data_classes, open_or_create, units_of
 from pipelines.retrieve import file_name, sentence
+from tests.in_process import done
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = 400
@@ -64,13 +62,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     export("labelled", folder / "labelled", "folder", 30)
     export("pool", folder / "pool", "parquet", POOL)
     (folder / "job.yaml").write_text(JOB)
-    job, root, classes = load_job(folder / "job.yaml"), folder / "run", ()
-    found = open_or_create(job, root)
-    for stage in stage_names(job):
-        worker = Worker(job, root, classes, 16)
-        for unit in units_of(job, stage, root, found, classes):
-            assert worker.run(unit).error is None
-        classes = data_classes(root)
+    root = folder / "run"
+    done(load_job(folder / "job.yaml"), root, 16)
     mode = {**MODE, "exemplars": ["x1", "x2", "x3", "x4"]}
     sources = ["car", "fish", "car", "crab"]
     searches = [{"explanation_id": f"x{i}", "source_class": name} for i, name in enumerate(sources, 1)]

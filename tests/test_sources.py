@@ -21,9 +21,9 @@ from audit.config import parse_job
 from audit.datasets._files import expanded
 from audit.errors import DataError
 from audit.zoo.export import export
+from benchmarks.s3_server import client
 from tests.bad_data import with_size
 from tests.in_process import done
-from tests.s3_server import client
 from tests.s3_server import s3_endpoint as s3_endpoint
 from tests.sources import LOCAL, REMOTE, Shown, examples, on_s3, opened, put, table, tarred
 

@@ -35,8 +35,8 @@ from audit.subjects import Subject
 from audit.worker import Worker
 from audit.zoo.export import export
 from audit.zoo.measure import load
-from pipelines.plan import data_classes, open_or_create, units_of
-from tests.in_process import done
+from pipelines.plan import data_classes, open_or_create
+from tests.in_process import done, units_of
 
 UVCE = {"kind": "counterfactual", "method": "uvce", "model": "reference", "preset": "embedded", "classes": ["crab"]}
 UVCE |= {"steps": 1, "cutouts": 1, "null_text_steps": 2, "injection": [0.4], "per_class": 1}

@@ -65,7 +65,7 @@ def f01(folder: Path, seed: int, long: bool) -> Found:
     whole = folder / "runs" / "counted"
     serially(work, job, whole, AUDIT_STEPS=str(steps))
     count = int(steps.read_text().split()[-1])
-    jump = 1 if long else 3
+    jump = 1 if long else 9
     for at in range(1 + seed % jump, count + 1, jump):  # each on a run of its own, then resumed on it
         shutil.rmtree(root, ignore_errors=True)
         done = serially(work, job, root, AUDIT_CRASH_AT=str(at))

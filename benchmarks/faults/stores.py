@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import random
 import shutil
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,42 +20,10 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from benchmarks.faults.protocol import clean, refused
 from benchmarks.faults.workload import Found, Workload, compare
+from benchmarks.s3_server import environment, s3_server
 from pipelines.serial import run_serially
 
-BUCKET = "audit-faults"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def s3_server() -> Iterator[int]:
-    """moto's server in a process of its own, with one bucket; yields its port."""
-    port = free_port()
-    server = subprocess.Popen(
-        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("PUT", f"/{BUCKET}")
-                if connection.getresponse().status == 200:
-                    break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-        yield port
-    finally:
-        server.kill()
-        server.wait()
+BUCKET, ENDPOINT = "bucket", "AWS_ENDPOINT_URL"
 
 
 @dataclass
@@ -71,7 +35,7 @@ class Proxy:
     `stale`: a listing of keys that was made before is answered again.
     """
 
-    port: int
+    server: str
     failing: float = 0.0
     losing: float = 0.0
     unconditional: bool = False
@@ -126,7 +90,7 @@ class Proxy:
         if listing and self.stale and request.path in self.kept:
             self.answer(request, *self.kept[request.path])
             return
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection(self.server.removeprefix("http://"), timeout=60)
         connection.request(request.command, request.path, body, headers)
         response = connection.getresponse()
         data = response.read()
@@ -155,39 +119,18 @@ class Proxy:
             request.wfile.write(data)
 
 
-@contextlib.contextmanager
-def credentials(endpoint: str) -> Iterator[None]:
-    """The environment in which the store at an endpoint is used."""
-    own = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _faulty(folder: Path, found: Found, proxy: Callable[[int], Proxy]) -> Proxy:
+def _faulty(folder: Path, found: Found, proxy: Callable[[str], Proxy]) -> Proxy:
     """A job whose results go through the proxy, compared with one on disk."""
     work = Workload(folder, images=24)
     root, rows = clean(work)
     shutil.rmtree(root)
-    with s3_server() as port:
-        made = proxy(port)
+    with s3_server() as direct:
+        made = proxy(direct)
         uri = f"s3://{BUCKET}/runs"
         there = Workload(folder, images=24, output=uri)
-        with made.serving() as endpoint, credentials(endpoint):
+        with made.serving() as endpoint, environment({ENDPOINT: endpoint}):
             run_serially(load_job(there.job("clean")), f"{uri}/clean", 8)
-        with credentials(f"http://127.0.0.1:{port}"):
+        with environment({ENDPOINT: direct}):
             compare(found, Run(f"{uri}/clean"), rows)
             found.bad_snapshots = len(verify(Store(f"{uri}/clean")))
             found.executions = there.executions()
@@ -196,7 +139,7 @@ def _faulty(folder: Path, found: Found, proxy: Callable[[int], Proxy]) -> Proxy:
 
 def f18(folder: Path, seed: int, long: bool) -> Found:
     found = Found("F18", "503 to every fifth request", "retries; 0 duplicates", seed=seed)
-    proxy = _faulty(folder, found, lambda port: Proxy(port, failing=0.2, seed=seed))
+    proxy = _faulty(folder, found, lambda direct: Proxy(direct, failing=0.2, seed=seed))
     found.seen = f"{proxy.failed} requests failed"
     found.ok = proxy.failed > 10 and found.lost == found.duplicates == found.bad_snapshots == 0
     return found
@@ -204,7 +147,7 @@ def f18(folder: Path, seed: int, long: bool) -> Found:
 
 def f19(folder: Path, seed: int, long: bool) -> Found:
     found = Found("F19", "the answer to every fourth PUT is lost", "retries; 0 duplicates", seed=seed)
-    proxy = _faulty(folder, found, lambda port: Proxy(port, losing=0.25, seed=seed))
+    proxy = _faulty(folder, found, lambda direct: Proxy(direct, losing=0.25, seed=seed))
     found.seen = f"{proxy.lost} answers lost"
     found.ok = proxy.lost > 5 and found.lost == found.duplicates == found.bad_snapshots == 0
     return found
@@ -215,11 +158,11 @@ def f20(folder: Path, seed: int, long: bool) -> Found:
     found = Found("F20", "a store without conditional PUT", "refused at start")
     work = Workload(folder, images=8)
     said = []
-    with s3_server() as port:
+    with s3_server() as direct:
         for unconditional in (True, False):
             name = f"s3://{BUCKET}/runs-{unconditional}"
             there = Workload(folder, images=8, output=name)
-            with Proxy(port, unconditional=unconditional).serving() as endpoint, credentials(endpoint):
+            with Proxy(direct, unconditional=unconditional).serving() as endpoint, environment({ENDPOINT: endpoint}):
                 job = load_job(there.job("clean"))
                 said.append(refused(partial(run_serially, job, f"{name}/clean", 8)))
                 said.append(str(len(Store(f"{name}/clean").names("commits"))))
@@ -240,19 +183,18 @@ def f21(folder: Path, seed: int, long: bool) -> Found:
     uri = f"s3://{BUCKET}/runs"
     there = Workload(folder, images=24, output=uri)
     seen = []
-    with s3_server() as port:
-        proxy = Proxy(port)
-        with proxy.serving() as endpoint, credentials(endpoint):
+    with s3_server() as direct:
+        proxy = Proxy(direct)
+        with proxy.serving() as endpoint, environment({ENDPOINT: endpoint}):
             place = f"{uri}/clean"
             Store(place).create("job.json", b"{}")
             Run(place)
             Store(place).objects.delete("job.json")
             proxy.stale = True  # from here on, listings are of the empty store
-            direct = f"http://127.0.0.1:{port}"
-            with credentials(direct):
+            with environment({ENDPOINT: direct}):
                 run_serially(load_job(there.job("clean")), place, 8)
             seen.append(len(Run(place).commits or {}))
-            with credentials(direct):
+            with environment({ENDPOINT: direct}):
                 Store(place).snapshot()
             seen.append(len(Run(place).commits or {}))  # found without a listing: snapshots have dense numbers
             proxy.stale = False

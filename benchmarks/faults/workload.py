@@ -42,6 +42,8 @@ class Brightness(torch.nn.Module):
     def forward(self, x):
         faults = json.loads((HERE / "faults.json").read_text())
         numbers = (x.mean((1, 2, 3)) * 255 - 20).round().int().tolist()
+        if numbers == [108]:  # the grey image on which every model is tried when it is loaded
+            return torch.zeros(1, 2)
         with open(HERE / "executions.log", "a") as log:
             log.write(f"{os.getpid()} {len(numbers)} {time.time()}\\n")
         time.sleep(faults.get("pause", 0.0))
