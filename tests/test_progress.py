@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
+from audit.methods import Unit
+from audit.results.store import Store
 from audit.worker import Summary, findings_in
+from pipelines.lock import live
 from pipelines.progress import Progress
 
 
@@ -36,7 +40,7 @@ def test_findings_count_the_searches_of_each_class_and_name_modes_of_searches_on
 
 
 def test_a_terminal_shows_units_items_and_findings() -> None:
-    progress = Progress("job", ["1-screen"], as_json=False)
+    progress = Progress("job", None, as_json=False)
     screen = io.StringIO()
     progress.bars = type(progress.bars)(
         *progress.bars.columns, console=Console(file=screen, force_terminal=True, width=80), auto_refresh=False
@@ -53,7 +57,7 @@ def test_a_terminal_shows_units_items_and_findings() -> None:
 
 
 def test_elsewhere_every_event_is_a_json_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("job", ["1-screen"], as_json=True) as progress:
+    with Progress("job", None, as_json=True) as progress:
         progress.begin("1-screen", units=2, items=20, done_units=1, done_items=10)
         progress.advance(Summary("u", "1-screen", 10, 0.1, ("a finding",), "Traceback\nValueError: bad"))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -61,3 +65,44 @@ def test_elsewhere_every_event_is_a_json_line(capsys: pytest.CaptureFixture[str]
     assert lines[0]["already_done"] == 10
     assert (lines[1]["units"], lines[1]["items"], lines[1]["error"]) == ("2/2", "20/20", "ValueError: bad")
     assert lines[2]["text"] == "a finding"
+
+
+def test_what_fails_is_named_with_its_unit_and_items(capsys: pytest.CaptureFixture[str]) -> None:
+    unit = Unit(
+        "u", "1-screen", json.dumps({"role": "data", "items": [["a.png", "ida", "x"], ["b.png", "idb", "y"]]}), 2
+    )
+    with Progress("job", None, as_json=True) as progress:
+        progress.begin("1-screen", units=1, items=2, done_units=0, done_items=0)
+        progress.event("unit_failed", unit, attempt=2, error="ValueError: bad")
+        progress.split(unit, unit.halves("items"))
+    _, failed, split = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (failed["event"], failed["run"], failed["stage"], failed["unit_id"]) == (
+        "unit_failed",
+        "job",
+        "1-screen",
+        "u",
+    )
+    assert (failed["items"], failed["attempt"], failed["error"]) == (["ida", "idb"], 2, "ValueError: bad")
+    assert (split["event"], split["into"]) == ("unit_split", ["u.0", "u.1"])
+
+
+def test_the_live_state_says_how_a_driver_ended(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError, match="no luck"), Progress("job", store, as_json=True) as progress:
+        progress.begin("1-screen", units=2, items=20, done_units=1, done_items=10)
+        progress.advance(Summary("u", "1-screen", 10, 0.1, failed=3))
+        raise RuntimeError("no luck")
+    told = live(store)
+    assert told is not None
+    assert (told["run"], told["ended"]) == ("job", "RuntimeError: no luck")
+    assert {
+        key: told["stages"]["1-screen"][key] for key in ("units", "done", "items", "items_done", "items_failed")
+    } == {
+        "units": 2,
+        "done": 2,
+        "items": 20,
+        "items_done": 20,
+        "items_failed": 3,
+    }
+    store.objects.replace("live.json", b"{half")
+    assert live(store) is None

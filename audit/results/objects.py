@@ -108,7 +108,8 @@ class LocalObjects:
     def names(self, folder: str) -> list[str]:
         def once() -> list[str]:
             try:
-                return sorted(n for n in os.listdir(self.root / folder) if not n.startswith("."))
+                with os.scandir(self.root / folder) as found:
+                    return sorted(one.name for one in found if not one.name.startswith(".") and one.is_file())
             except FileNotFoundError:
                 return []
 

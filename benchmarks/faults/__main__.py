@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import sys
 import tempfile
 import time
@@ -13,6 +14,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+# Ray reads these when it is imported; every cluster of this process and of those it starts shares the token.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from benchmarks.faults import cluster, protocol, runs, stores
 from benchmarks.faults.workload import Found
@@ -63,5 +69,4 @@ def table(found: list[Found]) -> Table:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     sys.exit(main())

@@ -1,0 +1,205 @@
+"""What the driver decides: which stages wait for which, when a unit is late, and where it stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from audit.config import parse_job
+from audit.errors import BadItem
+from audit.methods import Counts, Unit, chunks, module_of, reads
+from audit.results.sql import Run
+from audit.results.store import Store
+from audit.worker import is_device_lost
+from benchmarks.scale import Host, Virtual, data_set
+from pipelines.errors import InfrastructureError, LimitReached
+from pipelines.pace import Pace
+from pipelines.plan import open_or_create
+from pipelines.progress import Progress
+from pipelines.runner import Runner
+from pipelines.units import outstanding, planned, units_in
+from pipelines.workers import Cluster, Workers
+
+STAGES: list[dict[str, Any]] = [
+    {"kind": "screen", "unit_items": 10},
+    {"kind": "adequacy", "classes": ["class 1"]},
+    {"kind": "disagreement", "maximise": "m", "minimise": "n", "seeds": 3},
+    {"kind": "counterfactual", "method": "uvce", "model": "m"},
+    {"kind": "neuron", "model": "m", "neurons": [1, 2]},
+    {"kind": "counterfactual", "method": "uvce", "model": "n"},
+    {"kind": "discover"},
+]
+
+
+def job(folder: Path, stages: list[dict[str, Any]] | None = None, **compute: Any) -> Any:
+    if not (folder / "data").exists():
+        data_set(folder / "data", 100)
+    raw = {
+        "version": 1,
+        "name": "small",
+        "data": {"source": "parquet", "path": str(folder / "data")},
+        "models": [{"id": name, "loader": "hf", "ref": "zoo:reference"} for name in ("m", "n")],
+        "embedder": {"loader": "clip", "ref": "zoo:clip"},
+        "generator": {"loader": "diffusers", "ref": "zoo:diffusion"},
+        "stages": stages or STAGES[:1],
+        "compute": compute,
+    }
+    return parse_job(raw, folder)
+
+
+def test_a_stage_waits_for_what_it_reads_and_for_nothing_else(tmp_path: Path) -> None:
+    made = job(tmp_path, STAGES)
+    assert reads(made, "0-inventory") == []
+    assert reads(made, "1-screen") == ["0-inventory"]
+    assert reads(made, "3-disagreement") == ["0-inventory", "2-adequacy"]
+    assert reads(made, "4-uvce") == ["0-inventory", "1-screen"]  # beside the searches for disagreement
+    assert reads(made, "5-neuron") == ["0-inventory", "1-screen", "2-adequacy"]
+    assert reads(made, "6-uvce") == ["0-inventory", "1-screen", "4-uvce"]  # what that inverts is inverted once
+    assert reads(made, "7-discover") == ["0-inventory", "1-screen", "3-disagreement"]
+
+
+def test_what_is_expected_of_a_job(tmp_path: Path) -> None:
+    made, counts = job(tmp_path, STAGES), Counts(90, 10, ("class 1", "class 2"))
+    told = {}
+    for name in ("0-inventory", "1-screen", "2-adequacy", "3-disagreement", "4-uvce", "5-neuron", "7-discover"):
+        plugin, module = module_of(made, name)
+        told[name] = module.expected(plugin.options, counts)
+    assert told == {
+        "0-inventory": 100,
+        "1-screen": 100,
+        "2-adequacy": 1,
+        "3-disagreement": 6,  # 1 pair, 2 classes, 3 seeds
+        "4-uvce": 90,
+        "5-neuron": 4,
+        "7-discover": 1,
+    }
+
+
+@pytest.mark.parametrize(("total", "size"), [(0, 4), (3, 4), (31, 4), (32, 4), (100, 4), (1000, 7), (5, 1)])
+def test_the_last_units_are_smaller_and_none_is_lost(total: int, size: int) -> None:
+    parts = list(chunks(iter(range(total)), size, total))
+    assert [item for part in parts for item in part] == list(range(total))
+    assert all(0 < len(part) <= size for part in parts)
+    if total >= 8 * size and size >= 4:
+        assert len(parts[-1]) <= size // 4
+        assert sum(len(part) < size for part in parts[: len(parts) // 2]) == 0
+
+
+def test_halves_hold_what_the_unit_held_and_their_ids_follow_from_its() -> None:
+    unit = Unit("u", "1-screen", json.dumps({"role": "data", "items": [1, 2, 3, 4, 5]}), 5)
+    one, other = unit.halves("items")
+    assert one.payload["items"] + other.payload["items"] == [1, 2, 3, 4, 5]
+    assert (one.items, other.items, one.unit_id, other.unit_id) == (2, 3, "u.0", "u.1")
+    assert other.payload["role"] == "data"
+    assert other.halves("items")[1].unit_id == "u.1.1"
+
+
+def test_a_split_unit_stands_for_its_halves_after_a_restart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    unit = Unit("u", "1-screen", json.dumps({"items": [1, 2, 3, 4]}), 4)
+    store.commit("u", "1-screen", {}, status="split")
+    store.commit("u.1", "1-screen", {}, status="split")
+    store.commit("u.1.0", "1-screen", {})
+    left = list(outstanding(iter([unit, Unit("v", "1-screen", "{}", 1)]), store.commits(), "items"))
+    assert [(one.unit_id, one.payload.get("items")) for one in left] == [("u.0", [1, 2]), ("u.1.1", [4]), ("v", None)]
+
+
+def test_when_a_unit_is_slow_and_when_it_hangs() -> None:
+    pace = Pace("auto")
+    assert pace.slow("s", 10) is None
+    assert pace.deadline("s", 10) == 3600
+    for seconds in (100.0, 120.0, 900.0):
+        pace.add("s", 10, seconds)
+    assert pace.expected("s", 5) == 60  # the median of 10, 12 and 90 seconds an item
+    assert pace.slow("s", 10) == 360
+    assert pace.deadline("s", 10) == 1200
+    assert pace.deadline("s", 1) == 600  # no less than ten minutes
+    assert pace.slow("s", 0) == 36  # a unit without items counts as one
+    assert Pace(0.5).deadline("s", 10) == 30
+
+
+def test_what_takes_a_process_with_it() -> None:
+    assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not is_device_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_device_lost(BadItem("x"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two logical GPUs."""
+    ray.shutdown()
+    with Cluster(None, {"num_gpus": 2}):
+        yield
+
+
+def run(made: Any, root: Path, seconds: float, workers: Workers | None = None) -> tuple[Runner, str]:
+    """A run with virtual workers, which take so many seconds for a unit; and what ended it."""
+    open_or_create(made, root, {})
+    if workers is None:
+        host = ray.remote(num_cpus=0, max_concurrency=10)(Host).remote(str(root), seconds)
+        workers = Workers(made, root, False, lambda: Virtual(host), lambda actor: None)
+    with Progress("small", Store(root), True) as progress:
+        runner = Runner(made, root, {}, workers, progress)
+        runner.gpu_seconds = sum(row["s"] for row in Run(root).rows("select coalesce(sum(seconds), 0) as s from units"))
+        try:
+            runner.run()
+        except LimitReached as error:
+            return runner, str(error)
+    return runner, ""
+
+
+def test_a_budget_of_gpu_hours_stops_a_run_cleanly_and_a_higher_one_resumes_it(cluster: None, tmp_path: Path) -> None:
+    """15 units of .3 s on one GPU: a second and a half is used up before all are done."""
+    made = job(tmp_path, gpus=1, max_gpu_hours=1.5 / 3600)
+    root = tmp_path / "run"
+    first, said = run(made, root, 0.3)
+    assert "max_gpu_hours" in said
+    assert 1 <= first.executions < 15
+    assert len(Store(root).commits()) - 1 == first.executions  # all that began has ended; one record is the run's own
+    second, said = run(job(tmp_path, gpus=1, max_gpu_hours=1.0), root, 0.01)
+    assert said == ""
+    plans = [planned(made, stage, root, {}, ()) for stage in ("0-inventory", "1-screen")]
+    units = [len(list(units_in(Store(root), plan))) for plan in plans]
+    assert first.executions + second.executions == sum(units) == 15
+    assert Run(root).rows("select count(*) as n, count(distinct item_id) as d from predictions") == [
+        {"n": 100, "d": 100}
+    ]
+
+
+class Broken:
+    """A worker that does not come up."""
+
+    def __init__(self) -> None:
+        raise OSError("libcuda.so is missing")
+
+    def started(self) -> str:
+        return ""
+
+
+def test_workers_that_cannot_start_end_the_run_and_quarantine_nothing(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.workers.PAUSE", 0.1)
+    made, root = job(tmp_path, workers=1), tmp_path / "run"
+    open_or_create(made, root, {})
+    workers = Workers(made, root, False, lambda: ray.remote(max_restarts=0)(Broken).remote())
+    with pytest.raises(InfrastructureError, match=r"no worker can start: .*libcuda\.so is missing"):
+        run(made, root, 0, workers)
+    assert set(Store(root).commits()) == {"run"}
+
+
+def test_a_machine_with_too_few_gpus_is_refused_and_a_growing_cluster_is_waited_for(
+    cluster: None, tmp_path: Path
+) -> None:
+    made, root = job(tmp_path, gpus=3, start_minutes=0.02), tmp_path / "run"
+    with pytest.raises(InfrastructureError, match="asks for 3 GPUs, this machine has 2"):
+        Workers(made, root, grows=False)
+    asking = job(tmp_path, gpus=8, workers=1, start_minutes=0.02)
+    workers = Workers(asking, root, grows=True)
+    with pytest.raises(InfrastructureError, match="no worker could start in 0 minutes: each needs 8 GPU"):
+        run(asking, root, 0, workers)

@@ -1,0 +1,127 @@
+"""Looking after a run from the command line: plan, status, verify, repair, collect; and a run kept in an S3 server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+import pytest
+
+from audit.config import load_job
+from audit.results.sql import Run
+from audit.results.store import Store
+from benchmarks.faults.protocol import clean
+from benchmarks.faults.workload import Found, Workload, compare
+from pipelines.forecast import forecast
+from pipelines.serial import run_serially
+from pipelines.units import plan_of
+from tests.s3_server import s3_endpoint as s3_endpoint
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    return Workload(tmp_path_factory.mktemp("upkeep"))
+
+
+def test_verify_says_nothing_of_a_whole_run_and_repair_mends_a_damaged_one(work: Workload) -> None:
+    root, rows = clean(work)
+    assert work.audit("verify", str(root)).returncode == 0
+    copy = root.with_name("damaged")
+    shutil.copytree(root, copy)
+    file = sorted((copy / "data" / "predictions").iterdir())[0]
+    unit = file.name.partition("-")[0]
+    file.write_bytes(file.read_bytes()[:-1])
+    done = work.audit("verify", str(copy), "--json")
+    assert done.returncode == 4
+    (damage,) = json.loads(done.stdout)
+    assert damage["units"] == [unit]
+    assert damage["where"] == str(file)
+    assert "instead of" in damage["what"]
+    done = work.audit("repair", str(copy), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["withdrawn"] == [unit]
+    assert work.audit("verify", str(copy)).returncode == 0
+    found = Found("", "", "")
+    assert compare(found, Run(copy), rows), found
+
+
+def test_collect_lists_and_deletes_only_on_request(work: Workload) -> None:
+    root, _ = clean(work, "orphans")
+    stray = root / "data" / "items" / "stray-1.parquet"
+    stray.write_bytes(b"x")
+    listed = work.audit("collect", str(root), "--older-than", "-1", "--json")
+    assert [one["key"] for one in json.loads(listed.stdout)] == ["data/items/stray-1.parquet"]
+    assert stray.exists()
+    assert "0 files" in work.audit("collect", str(root), "--delete").stdout  # a day old they are not
+    assert stray.exists()
+    assert work.audit("collect", str(root), "--older-than", "-1", "--delete").returncode == 0
+    assert not stray.exists()
+
+
+@pytest.mark.parametrize("command", ["verify", "repair", "collect", "status"])
+def test_what_is_no_run_is_refused(work: Workload, command: str) -> None:
+    done = work.audit(command, str(work.folder / "data"))
+    assert done.returncode == 2
+    assert "is not a run" in done.stderr
+
+
+def test_a_plan_counts_what_the_run_then_has(work: Workload) -> None:
+    root, _ = clean(work)
+    told = forecast(load_job(work.folder / "clean.yaml"), calibrate=False)
+    assert [(one.stage, one.items) for one in told] == [("0-inventory", 40), ("1-screen", 40)]
+    for one in told:
+        plan = plan_of(Store(root), one.stage)
+        assert plan is not None
+        assert plan.items == one.items
+
+
+def test_a_plan_is_calibrated_by_real_units_in_a_folder_that_goes(work: Workload) -> None:
+    before = {path for path in work.folder.rglob("*") if path.name != "executions.log"}
+    work.misbehave(pause=0.2)
+    try:
+        done = work.audit("plan", str(work.job("clean")), "--json")
+    finally:
+        work.misbehave()
+    assert done.returncode == 0, done.stderr
+    screen = json.loads(done.stdout)[1]
+    assert screen["seconds_per_item"] >= 0.2 / 4  # four images a unit, of .2 s at least
+    assert screen["hours"] == pytest.approx(40 * screen["seconds_per_item"] / 3600)
+    assert screen["mib"] > 0
+    assert {path for path in work.folder.rglob("*") if path.name != "executions.log"} == before
+
+
+def test_a_run_in_an_object_store_has_the_rows_of_one_on_disk(work: Workload, s3_endpoint: str) -> None:
+    """By the command line, on Ray; and read by every command that reads runs."""
+    root, rows = clean(work)
+    there = Workload(work.folder, output=f"s3://bucket/{uuid.uuid4().hex}")
+    place = str(there.place("clean"))
+    done = there.audit("run", str(there.job("clean")))
+    assert done.returncode == 0, done.stderr
+    assert place in done.stdout
+    found = Found("", "", "")
+    assert compare(found, Run(place), rows), found
+    again = there.audit("run", str(there.job("clean")))
+    assert (again.returncode, '"event": "unit"' in again.stderr) == (0, False)
+    assert there.audit("verify", place).returncode == 0
+    told = json.loads(there.audit("status", place, "--json").stdout)
+    assert [stage["done"] for stage in told["stages"]] == [1, 13]
+    assert told["driver"]["ended"] == "finished"
+    query = "select count(*) as n from predictions"
+    assert json.loads(there.audit("sql", place, query, "--format", "json").stdout) == [{"n": 40}]
+    there.job("clean", workers=2)
+    assert there.audit("run", str(there.job("clean")), "--new-run").returncode == 0
+    assert Run(f"{place}-2").rows(query) == [{"n": 40}]
+    assert root.exists()
+
+
+def test_a_run_can_be_read_while_it_grows(work: Workload, tmp_path: Path) -> None:
+    job = load_job(work.job("growing"))
+    run_serially(job, tmp_path / "run", 8)
+    opened = Run(tmp_path / "run")
+    before = opened.rows("select count(*) as n from predictions")
+    Store(tmp_path / "run").commit("later", "1-screen", {"predictions": [{"item_id": "x", "status": "ok"}]})
+    assert opened.rows("select count(*) as n from predictions") == before
+    opened.refresh()
+    assert opened.rows("select count(*) as n from predictions") == [{"n": before[0]["n"] + 1}]
