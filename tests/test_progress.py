@@ -59,7 +59,7 @@ def test_a_terminal_shows_units_items_and_findings() -> None:
 def test_elsewhere_every_event_is_a_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("job", None, as_json=True) as progress:
         progress.begin("1-screen", units=2, items=20, done_units=1, done_items=10)
-        progress.advance(Summary("u", "1-screen", 10, 0.1, ("a finding",), "Traceback\nValueError: bad"))
+        progress.advance(Summary("u", "1-screen", 10, 0.1, ("a finding",), error="Traceback\nValueError: bad"))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["event"] for line in lines] == ["stage", "unit", "finding"]
     assert lines[0]["already_done"] == 10
@@ -86,23 +86,21 @@ def test_what_fails_is_named_with_its_unit_and_items(capsys: pytest.CaptureFixtu
     assert (split["event"], split["into"]) == ("unit_split", ["u.0", "u.1"])
 
 
-def test_the_live_state_says_how_a_driver_ended(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    with pytest.raises(RuntimeError, match="no luck"), Progress("job", store, as_json=True) as progress:
+def fails(progress: Progress) -> None:
+    with progress:
         progress.begin("1-screen", units=2, items=20, done_units=1, done_items=10)
         progress.advance(Summary("u", "1-screen", 10, 0.1, failed=3))
         raise RuntimeError("no luck")
+
+
+def test_the_live_state_says_how_a_driver_ended(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError, match="no luck"):
+        fails(Progress("job", store, as_json=True))
     told = live(store)
     assert told is not None
     assert (told["run"], told["ended"]) == ("job", "RuntimeError: no luck")
-    assert {
-        key: told["stages"]["1-screen"][key] for key in ("units", "done", "items", "items_done", "items_failed")
-    } == {
-        "units": 2,
-        "done": 2,
-        "items": 20,
-        "items_done": 20,
-        "items_failed": 3,
-    }
+    expected = {"units": 2, "done": 2, "items": 20, "items_done": 20, "items_failed": 3}
+    assert {key: told["stages"]["1-screen"][key] for key in expected} == expected
     store.objects.replace("live.json", b"{half")
     assert live(store) is None
