@@ -100,7 +100,7 @@ def chaos(folder: Path, seed: int, long: bool) -> Found:
     found = Found(
         "chaos", f"{goal} SIGKILLs: workers, drivers, raylets", "final tables equal to a clean run's", seed=seed
     )
-    work = Workload(folder, images=60 if goal < 50 else 240, unit_items=2)
+    work = Workload(folder, images=60 if goal < 50 else 230, unit_items=2)
     _, rows = clean(work)
     before, choose = work.executions(), random.Random(seed)
     root = folder / "runs" / "chaos"
