@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from audit.errors import StoreError
 from audit.methods import Unit
 from audit.results.store import Store
 from audit.worker import Summary
@@ -193,7 +195,8 @@ class Progress:
         }
         who = {"run": self.name, "host": platform.node(), "pid": os.getpid(), "at": datetime.now(UTC).isoformat()}
         body = {**who, "stages": stages, "last_event": self.last, "ended": None, **more}
-        self.store.objects.replace(LIVE, json.dumps(body, indent=1).encode())
+        with contextlib.suppress(StoreError):  # nothing rests on it; a store that is gone shows in the next commit
+            self.store.objects.replace(LIVE, json.dumps(body, indent=1).encode())
 
     def _line(self, event: str, **values: object) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")

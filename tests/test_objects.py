@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from audit.results.integrity import collect, repair, verify
 from audit.results.objects import open_objects
 from audit.results.sql import Run
 from audit.results.store import Store
+from pipelines import lock
 from tests.s3_server import s3_endpoint as s3_endpoint
 
 
@@ -185,3 +187,32 @@ def test_a_bucket_that_is_not_there_is_named(s3_endpoint: str) -> None:
         Store("s3://none/run").create("a", b"1")
     with pytest.raises((StoreError, ConfigError), match="s3://"):
         Run("s3://bucket/no-run")
+
+
+def test_a_run_in_a_store_is_held_by_whoever_changes_its_state(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object store has no lock: a driver that is at work shows by its beat, one that died by its silence."""
+    monkeypatch.setattr(lock, "BEAT", 0.3)
+    store = Store(f"s3://bucket/{uuid.uuid4().hex}/run")
+    beats, over = iter(range(10**6)), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.1):
+            state = {"pid": 7, "host": "elsewhere", "beat": next(beats), "ended": None}
+            store.objects.replace(lock.LIVE, json.dumps(state).encode())
+
+    with lock.only_driver(store):
+        pass  # nobody was there yet
+    other = threading.Thread(target=beat)
+    other.start()
+    try:
+        while lock.live(store) is None:
+            over.wait(0.05)
+        with pytest.raises(ConfigError, match="worked on by process 7 on elsewhere"), lock.only_driver(store):
+            pass
+    finally:
+        over.set()
+        other.join()
+    with lock.only_driver(store):
+        pass  # its state says that it is at work, and does not change any more

@@ -32,9 +32,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--long", action="store_true", help="every crash point, more kills")
     parser.add_argument("--output", type=Path, help="write the table as JSON too")
+    parser.add_argument("--markdown", action="store_true", help="print the table of the documentation too")
     arguments = parser.parse_args()
     found = [run(name, arguments.seed, arguments.long) for name in arguments.only]
     Console(width=220).print(table(found))
+    if arguments.markdown:
+        print(markdown(found))
     if arguments.output:
         arguments.output.write_text(json.dumps([one.as_dict() for one in found], indent=1))
     return 0 if all(one.ok for one in found) else 1
@@ -66,6 +69,18 @@ def table(found: list[Found]) -> Table:
             )
         )
     return made
+
+
+def markdown(found: list[Found]) -> str:
+    """The columns that say something, for the documentation."""
+    lines = ["| id | injected | expected | seen | kills | executions/tasks | recovery s |", "|" + "---|" * 7]
+    for one in found:
+        ratio = f"{one.executions}/{one.tasks}" if one.tasks else ""
+        seconds = "" if one.recovery_seconds is None else f"{one.recovery_seconds:.1f}"
+        seen = one.seen.replace("|", "/") + ("" if one.ok else " **FAILED**")
+        cells = (one.id, one.injected, one.expected, seen, str(one.kills or ""), ratio, seconds)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
