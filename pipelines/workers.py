@@ -153,6 +153,10 @@ class Workers:
     def grow(self) -> None:
         """Start actors up to the number wanted, which follows the cluster. Raises InfrastructureError if none can."""
         if time.monotonic() - self._last_look > LOOK:
+            if ray.get_runtime_context().get_node_id() not in nodes_alive():
+                raise InfrastructureError(
+                    "the Ray node that this driver is on has died; what is committed stays, the same command resumes"
+                )
             self._last_look, self.wanted = time.monotonic(), self._wanted()
         while self.count + len(self.starting) < self.wanted and time.monotonic() >= self._start_at:
             self._number += 1

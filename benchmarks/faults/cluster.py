@@ -125,7 +125,7 @@ def chaos(folder: Path, seed: int, long: bool) -> Found:
         kinds[kind] += 1
         if kind != "worker":
             with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.wait(timeout=120)
+                driver.wait(timeout=60)
             kill_group(driver)
             driver = _again(work, job)
         if sum(kinds.values()) % 10 == 0 and root.exists():
@@ -166,7 +166,7 @@ def _strike(driver: subprocess.Popen[bytes], choose: random.Random) -> str | Non
     workers = workers_of(driver.pid)
     if not workers:
         return None
-    kind = choose.choices(("worker", "driver", "raylet"), (8, 1, 1))[0]
+    kind = choose.choices(("worker", "driver", "raylet"), (18, 1, 1))[0]
     if kind == "worker":
         kill(choose.choice(workers))
     elif kind == "driver":

@@ -201,28 +201,33 @@ def _changed(root: Path, name: str) -> int:
 
 def f05(folder: Path, seed: int, long: bool) -> Found:
     """Ray's control process and raylet of the run are killed together, the driver is left."""
-    found = Found("F05", "SIGKILL of the head: gcs_server and raylet", "clear error, resume works")
-    work = Workload(folder)
+    found = Found("F05", "SIGKILL of the raylet; then of gcs_server and raylet", "clear error, resume works")
+    work = Workload(folder, images=200)
     root, rows = clean(work)
     shutil.rmtree(root)
     before, job = work.executions(), work.job("clean")
-    work.misbehave(pause=0.5)
-    driver = work.start("run", str(job))
-    wait_for_commits(Store(root), 5, driver)
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        if process.name() in ("gcs_server", "raylet"):
-            kill(process)
-            found.kills += 1
-    try:
-        code = driver.wait(timeout=150)
-    except subprocess.TimeoutExpired:
-        code = 999
-    kill_group(driver)
+    work.misbehave(pause=2.0)
+    codes: list[int] = []
+    began = time.monotonic()
+    for names in (("raylet",), ("gcs_server", "raylet")):
+        driver = work.start("run", str(job))
+        wait_for_commits(Store(root), len(Store(root).names("commits")) + 3, driver)
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            if process.name() in names:
+                kill(process)
+                found.kills += 1
+        began = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            codes.append(driver.wait(timeout=150))
+        kill_group(driver)
+    found.recovery_seconds = time.monotonic() - began
     work.misbehave()
     again = work.audit("run", str(job))
     filled(found, work, root, rows, before)
-    found.seen = f"driver ended with {code}; then exit {again.returncode}"
-    found.ok = found.kills == 2 and code not in (0, 999) and again.returncode == 0 and whole(found)
+    said = "the Ray node that this driver is on has died" in (folder / "driver.log").read_text("utf-8", "replace")
+    found.seen = f"driver ended with {codes}, node named: {said}; then exit {again.returncode}"
+    found.ok = found.kills == 3 and len(codes) == 2 and 0 not in codes and said
+    found.ok = found.ok and again.returncode == 0 and whole(found)
     return found
 
 
