@@ -49,7 +49,7 @@ def job(options: dict[str, Any]) -> Any:
 def searched(root: Path, **options: Any) -> Rows:
     """The rows of all units of a job, in the order of its plan."""
     made = job(options)
-    context = Context(made, "3-disagreement", root, loaded(), batch_size=2)
+    context = Context(made, "1-disagreement", root, loaded(), batch_size=2)
     chosen = made.stages[0].options
     rows: Rows = {}
     for payload in json.loads(json.dumps(disagreement.plan(chosen, context))):
@@ -92,7 +92,7 @@ def test_labels_that_a_model_lacks_are_left_out_unless_named(store: Path) -> Non
 
     def classes(asked: Any) -> list[str]:
         made = job({"classes": asked})
-        context = Context(made, "3-disagreement", store, models, batch_size=2)
+        context = Context(made, "1-disagreement", store, models, batch_size=2)
         return [unit["class"] for unit in disagreement.plan(made.stages[0].options, context)]
 
     assert classes("auto") == ["boat", "crab"]

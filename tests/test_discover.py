@@ -114,7 +114,7 @@ class Planted:
         store.create(
             "job.json", b'{"job": {"models": {"f": {"ref": "zoo:shortcut-a"}, "g": {"ref": "zoo:reference"}}}}'
         )
-        store.commit("u", "1-x", self.rows)
+        store.commit("u", "0-inventory", self.rows)  # a stage that every other one reads
         context = Context(made, "1-discover", root, self.models, 8)
         plugin = made.stages[0].options
         (payload,) = discover.plan(plugin, context)

@@ -516,7 +516,7 @@ def with_other_neurons(folder: Path, name: str, batch: int, **changed: Any) -> R
         (root / file).unlink()
     for commit in Store(root).commits().values():
         if commit.stage == "3-neuron":
-            (root / "commits" / f"{commit.unit_id}.json").unlink()
+            (root / "commits" / f"{commit.units[0]}.json").unlink()
     return done(parse_job({**JOB, "stages": [*JOB["stages"][:2], options]}, folder), root, batch)
 
 

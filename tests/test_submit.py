@@ -119,7 +119,7 @@ def test_the_text_of_the_docs_runs_a_job_on_a_cluster(cluster: RayCluster) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "first-1: SUCCEEDED, exit code 0" in done.stderr
-    assert re.search(r'"stage": "1-screen", "units": "2/2", "items": "40/40"', done.stdout)
+    assert re.search(r'"stage": "1-screen", "unit_id": "[0-9a-f]+", "units": "2/2", "items": "40/40"', done.stdout)
     assert "\nfirst-2\n" in done.stdout
     run = Run(shared / "runs" / "first")
     counted = run.rows("select count(*) as n, count(distinct item_id) as items from predictions")
