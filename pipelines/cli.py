@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, Optional, TextIO
 
@@ -32,8 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-register_upkeep(app)
-register_submission(app)
 app.add_typer(zoo_app, name="zoo")
 
 
@@ -59,12 +58,17 @@ def init(
 
 
 @app.command()
-def validate(job: JobFile) -> None:
+def validate(job: JobFile, as_json: AsJson = False) -> None:
     """Check a job file: keys, options, models, and that the data can be listed."""
+    from audit.methods import stage_names
     from pipelines.execute import validate as check
 
     with exit_codes():
         checked = check(job)
+        if as_json:
+            told = {"job": checked.name, "models": list(checked.models), "stages": stage_names(checked)}
+            out.print_json(json.dumps(told))
+            return
         out.print(f"{job} is fine: {len(checked.models)} models, {len(checked.stages)} stages")
 
 
@@ -108,7 +112,8 @@ def run(
     ] = None,
     new_run: Annotated[bool, typer.Option(help="Start over beside an existing run of this name")] = False,
     json_lines: Annotated[
-        Optional[bool], typer.Option("--json/--no-json", help="Progress as JSON lines; default: unless on a terminal")
+        Optional[bool],
+        typer.Option("--json/--no-json", help="JSON: progress on stderr (default where that is no terminal), outcome"),
     ] = None,
 ) -> None:
     """Run a job, or resume it where it stopped."""
@@ -117,8 +122,13 @@ def run(
 
     with exit_codes():
         outcome = execute(job, address=address, new_run=new_run, as_json=json_lines)
-        _print_findings(Run(outcome.root))
-        root = shown(outcome.root)
+        root, opened = shown(outcome.root), Run(outcome.root)
+        if json_lines:
+            told = {"run": root, "seconds": outcome.seconds, "failed": outcome.failed}
+            json.dump({**told, "failure_modes": opened.failure_modes()}, sys.stdout, default=plain)
+            sys.stdout.write("\n")
+            raise typer.Exit(3 if outcome.failed else 0)
+        _print_findings(opened)
         out.print(f"\nfinished in {outcome.seconds:.0f} s: {root}", highlight=False)
         audit = "audit" if shutil.which("audit") else os.path.relpath(sys.argv[0])
         out.print(f"open the report:  {audit} dashboard {root}", highlight=False)
@@ -265,10 +275,14 @@ def dashboard(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Report versions, devices, Ray, weights and write access, and what to do about what is broken."""
     from pipelines.doctor import checks
 
+    if as_json:
+        found = [asdict(check) for check in checks()]
+        out.print_json(json.dumps(found))
+        raise typer.Exit(0 if all(check["ok"] for check in found) else 4)
     broken = 0
     for check in checks():
         mark = "[green]ok[/green]    " if check.ok else "[red]broken[/red]"
@@ -278,6 +292,10 @@ def doctor() -> None:
             out.print(f"       {'':<14} {escape(check.advice)}", highlight=False)
     if broken:
         raise typer.Exit(4)
+
+
+register_submission(app)
+register_upkeep(app)
 
 
 def main() -> None:

@@ -60,9 +60,11 @@ def mend(location: Location, *, address: str | None = None, as_json: bool | None
     if store.read("job.json") is None:
         raise ConfigError(f"{location} is not a run: it has no job.json")
     job = job_of(store)
+    found = digests(job)
+    open_or_create(job, location, found)  # with other weights or code nothing could be done again
     with only_driver(store):
         repaired = repair(store)
-    return repaired, _run(job, location, digests(job), address, as_json)
+    return repaired, _run(job, location, found, address, as_json)
 
 
 def _run(job: Job, root: Location, found: dict[str, str], address: str | None, as_json: bool | None) -> Outcome:

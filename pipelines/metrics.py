@@ -62,3 +62,4 @@ class WorkerMetrics:
 
         if torch.cuda.is_available():
             self.gpu_memory.set(torch.cuda.max_memory_allocated(), self.tags)
+            torch.cuda.reset_peak_memory_stats()

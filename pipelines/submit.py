@@ -29,7 +29,7 @@ from pipelines.errors import InfrastructureError
 STOPPED = 143  # as of a process that ended by SIGTERM
 INFRASTRUCTURE = 4
 STOP_SECONDS = 60
-START_SECONDS = 60
+START_SECONDS = 180
 POLL_SECONDS = 1.0
 
 # Set, they would win over the address that was asked for.

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,16 @@ def audit(cluster: RayCluster, *arguments: str, **environment: str) -> subproces
         text=True,
         check=False,
     )
+
+
+def scraped(cluster: RayCluster) -> str:
+    """What a Prometheus would read from the nodes, whose addresses Ray writes down for it."""
+    found = []
+    for file in cluster.home.rglob("prom_metrics_service_discovery.json"):
+        for target in json.loads(file.read_text())[0]["targets"]:
+            with suppress(OSError):
+                found.append(urllib.request.urlopen(f"http://{target}/metrics", timeout=5).read().decode())
+    return "\n".join(found)
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
@@ -185,6 +196,10 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
     first = jobs.submit(path, env=["AUDIT_TEST_WORD"])
     assert first.submission_id == "slow-1"
     until(reached.exists, "the model is asked")
+    seen = r'ray_audit_units_total{.*stage="0-inventory".*status="ok".*} 1\.0'
+    until(lambda: bool(re.search(seen, scraped(cluster))), "Ray's metrics count the inventory's unit", 120)
+    assert re.search(r'ray_audit_items_total{.*status="failed".*} 1\.0', scraped(cluster))  # one image is none
+    assert re.search(r"ray_audit_units_running{.*} 1\.0", scraped(cluster))
     with pytest.raises(ConfigError, match=r"as slow-1 \(RUNNING\).*audit logs slow-1.*audit stop slow-1"):
         jobs.submit(path)
     with monkeypatch.context() as blind:  # to what another submitter has started since

@@ -180,12 +180,16 @@ class RemoteObjects:
             try:
                 obstore.put(self._store, key, data, mode="create")
                 return True
-            except AlreadyExistsError:
-                return self.read(key) == data
+            except AlreadyExistsError as error:
+                there = self.read(key)
+                if there is not None:
+                    return there == data
+                failed: Exception = error  # a conflict with a write that has not come through, or never will
             except (BaseError, OSError) as error:
-                if pause is None or isinstance(error, (NotSupportedError, PermissionDeniedError)):
-                    raise self._failed("write", key, error) from error
-                time.sleep(pause)
+                failed = error
+            if pause is None or isinstance(failed, (NotSupportedError, PermissionDeniedError)):
+                raise self._failed("write", key, failed) from failed
+            time.sleep(pause)
         raise AssertionError("unreachable")
 
     def replace(self, key: str, data: bytes) -> None:

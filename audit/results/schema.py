@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from audit.errors import RowError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _S, _F, _I, _B = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 _TIME = pa.timestamp("us", tz="UTC")

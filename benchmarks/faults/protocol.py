@@ -33,6 +33,9 @@ SERIAL = "import sys; from pathlib import Path; from audit.config import load_jo
 run_serially; run_serially(load_job(Path(sys.argv[1])), Path(sys.argv[2]), 8)"
 
 
+INJECTED = f"{ROOT / 'benchmarks' / 'faults' / 'injected'}{os.pathsep}{ROOT}"
+
+
 def clean(work: Workload, name: str = "clean") -> tuple[Path, Counter[str]]:
     """A run without faults: its folder and rows."""
     job = work.job(name)
@@ -43,11 +46,10 @@ def clean(work: Workload, name: str = "clean") -> tuple[Path, Counter[str]]:
 
 def serially(work: Workload, job: Path, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The same in a process that may be killed."""
-    injected = f"{ROOT / 'benchmarks' / 'faults' / 'injected'}{os.pathsep}{ROOT}"
     return subprocess.run(
         [sys.executable, "-c", SERIAL, str(job), str(root)],
         cwd=work.folder,
-        env={**work.environment(**environment), "PYTHONPATH": injected},
+        env={**work.environment(**environment), "PYTHONPATH": INJECTED},
         capture_output=True,
         text=True,
         check=False,
@@ -79,6 +81,33 @@ def f01(folder: Path, seed: int, long: bool) -> Found:
         found.orphans += len(collect(Store(root), -10.0))
     found.seen = f"{found.kills} crash points of {count}, {found.orphans} orphans left, all collectable"
     found.ok = found.kills >= (count // jump) - 1 and found.lost == found.duplicates == found.bad_snapshots == 0
+    return found
+
+
+def f07(folder: Path, seed: int, long: bool) -> Found:
+    """A worker is stopped with all of a unit written but its record; another does the unit; then the first goes on."""
+    found = Found(
+        "F07", "SIGSTOP of a worker before it creates a record, SIGCONT after a second commit", "0 duplicates"
+    )
+    work = Workload(folder)
+    root, rows = clean(work)
+    job, late = work.job("clean"), folder / "runs" / "late"
+    command = [sys.executable, "-c", SERIAL, str(job), str(late)]
+    environment = work.environment(AUDIT_STOP_AT_COMMIT="5", PYTHONPATH=INJECTED)
+    zombie = subprocess.Popen(command, cwd=folder, env=environment)
+    while not Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+        time.sleep(0.05)
+    before = set(Store(late).names("commits"))
+    run_serially(load_job(job), late, 8)
+    orphan = collect(Store(late), -10.0)
+    os.kill(zombie.pid, signal.SIGCONT)
+    code = zombie.wait()
+    compare(found, Run(late), rows)
+    found.kills, found.bad_snapshots = 1, len(verify(Store(late)))
+    found.orphans = len(collect(Store(late), -10.0))
+    found.seen = f"{len(before)} commits when it stopped with {len(orphan)} files of its own; {found.orphans} after"
+    found.ok = code == 0 and len(before) == 4 and len(orphan) >= 2 and found.orphans == 0
+    found.ok = found.ok and found.lost == found.duplicates == found.bad_snapshots == 0
     return found
 
 
@@ -115,15 +144,16 @@ def f13(folder: Path, seed: int, long: bool) -> Found:
     store.create("job.json", b"{}")
     said = []
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    for limit, error in ((2000, ""), (600, "x" * 5000)):  # the data; then a record with a long error
+    for limit, error in ((2000, ""), (4000, "x" * 5000)):  # the data; then a record with a long error
         with limited(resource.RLIMIT_FSIZE, limit):
             said.append(refused(partial(store.commit, "u", "1-x", _rows(1 if error else 200, 32), error=error)))
+    hit = "/data/" in said[0] and "/commits/" in said[1]
     visible = Run(store.location).rows("select count(*) as n from measurements")[0]["n"]
     committed = store.commit("u", "1-x", _rows(200))
     after = Run(store.location).rows("select count(*) as n from measurements")[0]["n"]
     found.lost, found.duplicates = 200 - min(after, 200), visible
     found.seen = f"{sum('cannot write' in message for message in said)} of 2 writes refused by name, then {after} rows"
-    found.ok = all("cannot write" in m for m in said) and visible == 0 and committed and after == 200
+    found.ok = hit and all("cannot write" in m for m in said) and visible == 0 and committed and after == 200
     return found
 
 
@@ -281,11 +311,10 @@ def f23(folder: Path, seed: int, long: bool) -> Found:
     root, rows = clean(Workload(folder))
     script = f"from pathlib import Path; from audit.results.store import Store; from audit.results.compaction import \
 compact; compact(Store(Path({str(root)!r})), 4)"
-    injected = f"{ROOT / 'benchmarks' / 'faults' / 'injected'}{os.pathsep}{ROOT}"
     reader, at = Run(root), 0
     while True:
         at += 1 if long else 2
-        environment = {**os.environ, "PYTHONPATH": injected, "AUDIT_CRASH_AT": str(at)}
+        environment = {**os.environ, "PYTHONPATH": INJECTED, "AUDIT_CRASH_AT": str(at)}
         done = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True)
         for run in (reader, Run(root)):
             mine = Found("", "", "")
@@ -343,5 +372,16 @@ def f40(folder: Path, seed: int, long: bool) -> Found:
     return found
 
 
-FAULTS = {"F01": f01, "F13": f13, "F14": f14, "F15": f15, "F16": f16, "F17": f17, "F22": f22, "F23": f23, "F24": f24}
+FAULTS = {
+    "F01": f01,
+    "F07": f07,
+    "F13": f13,
+    "F14": f14,
+    "F15": f15,
+    "F16": f16,
+    "F17": f17,
+    "F22": f22,
+    "F23": f23,
+    "F24": f24,
+}
 FAULTS["F40"] = f40
