@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from audit.errors import StoreError
+
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
@@ -85,8 +87,12 @@ def folders(location: Location) -> list[str]:
     if isinstance(location, Path):
         return [path.name for path in location.iterdir() if path.is_dir()] if location.is_dir() else []
     import obstore
+    from obstore.exceptions import BaseError
 
-    found = obstore.list_with_delimiter(object_store(location))
+    try:
+        found = obstore.list_with_delimiter(object_store(location))
+    except (BaseError, OSError) as error:
+        raise StoreError(f"cannot list {location}: {str(error).splitlines()[0][:300]}") from error
     return [PurePosixPath(prefix).name for prefix in found["common_prefixes"]]
 
 

@@ -29,7 +29,7 @@ class Summary:
     """What a worker tells the driver about a unit. `error` is set where it was not committed.
 
     `failed` of its `items` are rows that say why they cannot be used. `fatal`: it would befall every unit.
-    `device_lost`: this process cannot use its device any more.
+    `device_lost`: this process cannot use its device any more. `split`: another driver has split the unit meanwhile.
     """
 
     unit_id: str
@@ -41,6 +41,7 @@ class Summary:
     error: str | None = None
     fatal: Literal["config", "store"] | None = None
     device_lost: bool = False
+    split: bool = False
 
 
 class Worker:
@@ -89,7 +90,10 @@ class Worker:
                     "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 }
             ]
-            self.store.commit(unit.unit_id, unit.stage, rows, items=unit.items, failed=failed)
+            if not self.store.commit(unit.unit_id, unit.stage, rows, items=unit.items, failed=failed):
+                first = self.store.record(f"commits/{unit.unit_id}.json")
+                if first is not None and first.status == "split":
+                    return Summary(unit.unit_id, unit.stage, 0, seconds, split=True)
             return Summary(unit.unit_id, unit.stage, unit.items, seconds, findings_in(rows), failed)
         except (ConfigError, ModelError) as refused:
             error = {"error": str(refused), "fatal": "config"}

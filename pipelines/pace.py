@@ -19,14 +19,16 @@ class Pace:
     def __init__(self, deadline_minutes: float | Literal["auto"]) -> None:
         self.deadline_minutes = deadline_minutes
         self._seen: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=64))
+        self._median: dict[str, float] = {}
 
     def add(self, stage: str, items: int, seconds: float) -> None:
         self._seen[stage].append(seconds / max(items, 1))
+        self._median[stage] = median(self._seen[stage])
 
     def expected(self, stage: str, items: int) -> float | None:
         """Seconds that a unit of so many items should take, None while no unit of its stage is done."""
-        seen = self._seen.get(stage)
-        return median(seen) * max(items, 1) if seen else None
+        seconds = self._median.get(stage)
+        return None if seconds is None else seconds * max(items, 1)
 
     def deadline(self, stage: str, items: int) -> float:
         """Seconds after which its worker counts as hung."""

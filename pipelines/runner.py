@@ -16,12 +16,14 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
 from audit.config import Job
+from audit.datasets import printable
 from audit.errors import ConfigError
 from audit.locations import Location
 from audit.methods import INVENTORY, Context, Unit, check_classes, module_of, reads, stage_names
@@ -164,17 +166,20 @@ class Runner:
 
     def _hand_out(self) -> None:
         """A unit to every idle worker, while there are any and the budget lasts."""
-        while self.workers.idle and self._affordable():
-            worker = self.workers.idle[-1]
-            again = self._next(worker)
-            if again is None:
+        if not self.retries and not any(stage.units is not None for stage in self.stages):
+            return
+        for worker in list(reversed(self.workers.idle)):
+            if not self._affordable():
                 return
-            self._start(again, worker)
+            again = self._next(worker)
+            if again is not None:
+                self._start(again, worker)
 
     def _next(self, worker: Handle) -> Retry | None:
         """What this worker should do: a unit that failed elsewhere, else the next of the first stage that has one."""
+        alone = not self.running and len(self.workers.idle) == 1
         for again in self.retries:
-            if again.avoid is not worker or self.workers.count == 1:
+            if again.avoid is not worker or alone:
                 self.retries.remove(again)
                 return again
         for stage in self.stages:
@@ -247,6 +252,9 @@ class Runner:
     def _done(self, task: Task, summary: Summary) -> None:
         self._account(task)
         if self._settle(task.unit.unit_id):
+            if summary.split:
+                self._halve(task.unit)
+                return
             stage = self._stage(task.unit)
             stage.open -= 1
             stage.items += summary.items
@@ -267,7 +275,7 @@ class Runner:
         if task.tries <= self.job.compute.retries:
             self.retries.append(Retry(unit, task.tries, task.nodes_lost, task.worker))
         elif stage.items_key and unit.items > 1:
-            self._split(unit, stage)
+            self._split(unit)
         else:
             self._quarantine(unit, task.tries, error)
 
@@ -284,11 +292,16 @@ class Runner:
             self.ended.discard(unit_id)
         return over and not was_over
 
-    def _split(self, unit: Unit, stage: Stage) -> None:
+    def _split(self, unit: Unit) -> None:
         """Its halves become units of their own, with two tries each: one of them holds what makes it fail."""
-        if not self.store.commit(unit.unit_id, unit.stage, {}, status="split"):
+        if self.store.commit(unit.unit_id, unit.stage, {}, status="split"):
+            self._halve(unit)
+        else:
             self._late(unit)
-            return
+
+    def _halve(self, unit: Unit) -> None:
+        """Go on with the halves of a unit that is committed as split."""
+        stage = self._stage(unit)
         assert stage.items_key is not None
         halves = unit.halves(stage.items_key)
         self.retries.extend(Retry(half, max(0, self.job.compute.retries - 1)) for half in halves)
@@ -298,6 +311,7 @@ class Runner:
 
     def _quarantine(self, unit: Unit, attempt: int, error: str) -> None:
         """Give a unit up: rows of its items with the reason, and its error."""
+        error = printable(error).replace("\\x0a", "\n")  # what a model raises may hold anything
         rows = self._lost(unit, error)
         row = {"unit_id": unit.unit_id, "stage": unit.stage, "attempt": attempt, "status": "quarantined"}
         rows["units"] = [{**row, "error": error, "items": unit.items}]
@@ -322,7 +336,11 @@ class Runner:
         return rows
 
     def _late(self, unit: Unit) -> None:
-        """A worker that was thought dead has committed the unit after all."""
+        """A worker that was thought dead has committed the unit after all, or another driver has, or has split it."""
+        record = self.store.record(f"commits/{unit.unit_id}.json")
+        if record is not None and record.status == "split":
+            self._halve(unit)
+            return
         self._stage(unit).open -= 1
         self.progress.advance(Summary(unit.unit_id, unit.stage, unit.items, 0.0))
 
@@ -355,11 +373,22 @@ class Runner:
                     f"compute.max_quarantined of {self.job.compute.max_quarantined:.0%} allows; see status and reason "
                     "in the run's tables"
                 )
-        if not self.running and not self._affordable():
+        if not self.running and not self._affordable() and self._more():
             raise LimitReached(
                 f"{self.gpu_seconds / 3600:.2f} GPU-hours of work are done, as many as compute.max_gpu_hours of "
                 f"{self.job.compute.max_gpu_hours:g} allows; raise it to go on"
             )
+
+    def _more(self) -> bool:
+        """Whether there is a unit that could be handed out."""
+        for stage in self.stages:
+            if stage.units is not None:
+                unit = next(stage.units, None)
+                if unit is not None:
+                    stage.units = chain([unit], stage.units)
+                    return True
+                stage.units = None
+        return bool(self.retries)
 
     # --- what goes wrong quietly ----------------------------------------------------------------------------
 
@@ -371,6 +400,13 @@ class Runner:
         self.watched = now
         for reference, task in list(self.running.items()):
             deadline = self.pace.deadline(task.unit.stage, task.unit.items)
+            slow = self.pace.slow(task.unit.stage, task.unit.items)
+            if task.unit.unit_id in self.ended and slow is not None and now - task.began > slow:
+                del self.running[reference]  # a copy of it was quicker
+                self.workers.drop(task.worker)
+                self._account(task)
+                self._settle(task.unit.unit_id, over=False)
+                continue
             if now - task.began > deadline:
                 del self.running[reference]
                 self.workers.drop(task.worker)
@@ -380,7 +416,8 @@ class Runner:
         for task in sorted(self.running.values(), key=lambda task: task.began):
             slow = self.pace.slow(task.unit.stage, task.unit.items)
             late = slow is not None and now - task.began > slow
-            if late and self.copies[task.unit.unit_id] == 1 and self.workers.idle and self._affordable():
+            alone = self.copies[task.unit.unit_id] == 1 and task.unit.unit_id not in self.ended
+            if late and alone and self.workers.idle and self._affordable():
                 self.progress.event("second_copy", task.unit, seconds=round(now - task.began, 1))
                 self._start(Retry(task.unit, task.tries - 1, task.nodes_lost), self.workers.idle[-1])
 

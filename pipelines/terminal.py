@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from audit.errors import ConfigError, DataError, ModelError, StoreError
+from audit.errors import ConfigError, DataError, ModelError, RowError, StoreError
 from audit.locations import Location, is_uri
 
 out = Console(width=None if sys.stdout.isatty() else 160)
@@ -45,6 +45,9 @@ def exit_codes() -> Iterator[None]:
             highlight=False,
             soft_wrap=True,
         )
+        raise typer.Exit(4) from error
+    except RowError as error:
+        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(4) from error
     except LimitReached as error:
         err.print(f"[bold yellow]stopped:[/bold yellow] {escape(str(error))}", highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from audit.errors import BadItem
 from audit.methods import Counts, Unit, chunks, module_of, reads
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.worker import is_device_lost
+from audit.worker import Summary, is_device_lost
 from benchmarks.scale import Host, Virtual, data_set
 from pipelines.errors import InfrastructureError, LimitReached
 from pipelines.pace import Pace
@@ -169,6 +169,56 @@ def test_a_budget_of_gpu_hours_stops_a_run_cleanly_and_a_higher_one_resumes_it(c
     assert Run(root).rows("select count(*) as n, count(distinct item_id) as d from predictions") == [
         {"n": 100, "d": 100}
     ]
+
+
+class Flaky(Host):
+    """Every unit fails once."""
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        if attempt == 1:
+            return Summary(unit.unit_id, unit.stage, 0, 0.0, error="ValueError: once")
+        return await super().run(unit, attempt)
+
+
+def test_units_that_fail_once_are_all_done_by_the_other_worker(cluster: None, tmp_path: Path) -> None:
+    """To the last one, when nothing else is under way and one of the idle workers is not to have it."""
+    made, root = job(tmp_path, gpus=2, retries=1), tmp_path / "run"
+    open_or_create(made, root, {})
+    host = ray.remote(num_cpus=0, max_concurrency=10)(Flaky).remote(str(root), 0.0)
+    runner, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    assert said == ""
+    assert runner.executions == 2 * 15
+    assert Run(root).rows("select count(*) as n from predictions where status = 'ok'") == [{"n": 100}]
+
+
+def test_a_budget_that_is_used_up_by_the_last_unit_is_no_limit_reached(cluster: None, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    assert run(job(tmp_path, gpus=1, max_gpu_hours=1.0), root, 0.0)[1] == ""
+    made = job(tmp_path, gpus=1, max_gpu_hours=1e-9)
+    assert run(made, root, 0.0)[1] == ""
+
+
+def test_halves_that_another_driver_made_are_done(cluster: None, tmp_path: Path) -> None:
+    """It has split a unit that this driver's worker is at: the worker's rows are refused, and the halves remain."""
+    made, root = job(tmp_path, gpus=1), tmp_path / "run"
+    open_or_create(made, root, {})
+    unit = next(units_in(Store(root), planned(made, "0-inventory", root, {}, ())))
+    host = ray.remote(num_cpus=0, max_concurrency=10)(Late).remote(str(root), 0.0)
+    runner, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    assert said == ""
+    assert Store(root).commits()[unit.unit_id].status == "split"
+    assert Run(root).rows("select count(*) as n, count(distinct item_id) as d from items") == [{"n": 100, "d": 100}]
+    assert runner.executions == 1 + 2 + 14
+
+
+class Late(Host):
+    """Whatever it does, the unit of the inventory was split by another driver just before it commits."""
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        if unit.stage == "0-inventory" and "." not in unit.unit_id:
+            self.store.commit(unit.unit_id, unit.stage, {}, status="split")
+            return Summary(unit.unit_id, unit.stage, 0, 0.0, split=True)
+        return await super().run(unit, attempt)
 
 
 class Broken:

@@ -180,6 +180,9 @@ def _clock(store: Store) -> float:
     key = f"probe/{uuid4().hex}"
     store.create(key, b"now")
     try:
-        return next(stored.modified for stored in store.objects.listing("probe") if stored.key == key)
+        for stored in store.objects.listing("probe"):
+            if stored.key == key:
+                return stored.modified
+        raise StoreError(f"{store.location} does not list what was just written there; try again in a minute")
     finally:
         store.objects.delete(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +79,23 @@ class Run:
                 commits = {unit: commit for unit, commit in commits.items() if commit.stage in self.stages}
             if self.commits is not None and commits == self.commits:
                 return
-            for name, schema in TABLES.items():
-                self._connection.register("_columns", schema.empty_table())
-                self._connection.execute(f'create or replace table "_empty_{name}" as select * from _columns')
-                body = f'select * from "_empty_{name}"'  # every column, also those that older files lack
-                files = self.store.files(name, commits.values())
-                if files:
-                    body += f" union all by name select * from {self._relation(name, files)}"
-                self._connection.execute(f'create or replace view "{name}" as {body}')
-            for name, body in VIEWS.items():
-                self._connection.execute(f'create or replace view "{name}" as {body}')
+            self._define(self._connection, commits)
             self.commits = commits
 
-    def _relation(self, table: str, files: list[File]) -> str:
+    def _define(self, connection: duckdb.DuckDBPyConnection, commits: Mapping[str, Commit]) -> None:
+        """Tables and views of these commits in a connection."""
+        for name, schema in TABLES.items():
+            connection.register("_columns", schema.empty_table())
+            connection.execute(f'create or replace table "_empty_{name}" as select * from _columns')
+            body = f'select * from "_empty_{name}"'  # every column, also those that older files lack
+            files = self.store.files(name, commits.values())
+            if files:
+                body += f" union all by name select * from {self._relation(connection, name, files)}"
+            connection.execute(f'create or replace view "{name}" as {body}')
+        for name, body in VIEWS.items():
+            connection.execute(f'create or replace view "{name}" as {body}')
+
+    def _relation(self, connection: duckdb.DuckDBPyConnection, table: str, files: list[File]) -> str:
         """A table's files for DuckDB, which reads local ones itself; those of an object store come through Arrow."""
         if isinstance(self.location, Path):
             quoted = (str(self.location / file.path).replace("'", "''") for file in files)
@@ -101,7 +105,7 @@ class Run:
         paths = [f"{key_of(self.location)}/{file.path}" for file in files]
         dataset = ds.dataset(paths, schema=TABLES[table], format="parquet", filesystem=filesystem())
         self._datasets[f"_files_{table}"] = dataset
-        self._connection.register(f"_files_{table}", dataset)
+        connection.register(f"_files_{table}", dataset)
         return f'"_files_{table}"'
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
@@ -114,16 +118,15 @@ class Run:
 
     def stream(self, query: str, parameters: list[Any] | None = None, rows: int = 10_000) -> Iterator[dict[str, Any]]:
         """The rows of a query one by one, however many: what does not fit into a quarter of a gigabyte goes to disk."""
-        with tempfile.TemporaryDirectory(prefix="audit-") as spill:
-            cursor = self._cursor()
-            cursor.execute(f"set memory_limit='256MB'; set threads=1; set temp_directory='{spill}'")
-            try:
-                found = cursor.execute(query, parameters)
-                names = [column[0] for column in found.description or ()]
-                while batch := found.fetchmany(rows):
-                    yield from (dict(zip(names, row, strict=True)) for row in batch)
-            finally:
-                cursor.execute("reset memory_limit; reset threads; reset temp_directory")
+        with tempfile.TemporaryDirectory(prefix="audit-") as spill, duckdb.connect() as connection:
+            connection.execute("set enable_progress_bar=false")
+            connection.execute(f"set memory_limit='256MB'; set threads=1; set temp_directory='{spill}'")
+            connection.execute(_CANONICAL)
+            self._define(connection, self.commits or {})
+            found = connection.execute(query, parameters)
+            names = [column[0] for column in found.description or ()]
+            while batch := found.fetchmany(rows):
+                yield from (dict(zip(names, row, strict=True)) for row in batch)
 
     def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
         """The result of a query as an Arrow table. Raises ConfigError where the query is wrong, else StoreError."""

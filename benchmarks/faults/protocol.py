@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -90,12 +91,12 @@ def f07(folder: Path, seed: int, long: bool) -> Found:
         "F07", "SIGSTOP of a worker before it creates a record, SIGCONT after a second commit", "0 duplicates"
     )
     work = Workload(folder)
-    root, rows = clean(work)
+    _, rows = clean(work)
     job, late = work.job("clean"), folder / "runs" / "late"
     command = [sys.executable, "-c", SERIAL, str(job), str(late)]
     environment = work.environment(AUDIT_STOP_AT_COMMIT="5", PYTHONPATH=INJECTED)
     zombie = subprocess.Popen(command, cwd=folder, env=environment)
-    while not Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+    while psutil.Process(zombie.pid).status() != psutil.STATUS_STOPPED:
         time.sleep(0.05)
     before = set(Store(late).names("commits"))
     run_serially(load_job(job), late, 8)
