@@ -61,11 +61,13 @@ class Worker:
         self.models = Models(job, data_classes)
         self.stages = dict(zip(stage_names(job), stages(job), strict=True))
         self._settled: dict[str, tuple[Any, int]] = {}
+        self._contexts: dict[str, Context] = {}  # a stage's units read the same rows, which are all committed
 
     def use_classes(self, data_classes: tuple[str, ...]) -> None:
         """The labels of the data set, which are known once the inventory is committed."""
         if data_classes != self.models.data_classes:
             self.models = Models(self.job, data_classes)
+            self._contexts.clear()
 
     def run(self, unit: Unit, attempt: int = 1) -> Summary:
         """Run and commit a unit. An exception becomes a summary: the driver decides whether to try again.
@@ -111,7 +113,10 @@ class Worker:
             self._settled[unit.stage] = settled(plugin.options, self.models, self.batch_size, self.sharing)
         while True:
             options, batch_size = self._settled[unit.stage]
-            context = Context(self.job, unit.stage, self.root, self.models, batch_size)
+            if unit.stage not in self._contexts:
+                self._contexts[unit.stage] = Context(self.job, unit.stage, self.root, self.models, batch_size)
+            context = self._contexts[unit.stage]
+            context.batch_size = batch_size
             try:
                 return registry.plugin("methods", plugin.name).run(options, unit.payload, context)
             except RuntimeError as error:

@@ -70,7 +70,7 @@ def mend(location: Location, *, address: str | None = None, as_json: bool | None
 def _run(job: Job, root: Location, found: dict[str, str], address: str | None, as_json: bool | None) -> Outcome:
     began = time.monotonic()
     store = Store(root)
-    with only_driver(store):
+    with only_driver(store), _terminable():
         open_or_create(job, root, found)
         with Progress(job.name, store, as_json) as progress, Cluster(address), _terminable():
             if plan_of(store, INVENTORY) is not None and not _is_complete(job, store):

@@ -11,6 +11,7 @@ Nothing here decides results: each unit is committed once, whoever runs it and h
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -97,7 +98,7 @@ class Runner:
     def __post_init__(self) -> None:
         self.store = Store(self.root)
         self.pace = Pace(self.job.compute.deadline_minutes)
-        self.planner = ThreadPoolExecutor(1, thread_name_prefix="planner")
+        self.planner, self.stopping = ThreadPoolExecutor(1, thread_name_prefix="planner"), threading.Event()
         self.planning: dict[str, Future[Plan]] = {}
         self.copies: dict[str, int] = {}  # of units that are out: how often
         self.ended: set[str] = set()  # units that ended while a copy of them is still out
@@ -127,6 +128,7 @@ class Runner:
             if self.compacting is not None:
                 self._compacted(self.compacting)
         finally:
+            self.stopping.set()
             self.planner.shutdown(wait=False, cancel_futures=True)
             self.workers.close()
 
@@ -139,7 +141,7 @@ class Runner:
             if stage.plan is None and done.issuperset(stage.reads):
                 if stage.name not in self.planning:
                     arguments = (self.job, stage.name, self.root, self.found, self.classes)
-                    self.planning[stage.name] = self.planner.submit(planned, *arguments)
+                    self.planning[stage.name] = self.planner.submit(planned, *arguments, self.stopping)
                 elif self.planning[stage.name].done():
                     self._open(stage, self.planning.pop(stage.name).result(), committed)
         for stage in self.stages:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from audit.config import Job
 from audit.errors import StoreError
 from audit.locations import Location
-from audit.methods import Context, Unit, module_of, unit_of
+from audit.methods import Context, Payload, Unit, module_of, unit_of
 from audit.models import Models
 from audit.results.store import Commit, Store
 
@@ -46,8 +47,18 @@ def plan_of(store: Store, stage: str) -> Plan | None:
         ) from error
 
 
-def planned(job: Job, stage: str, root: Location, digests: dict[str, str], classes: tuple[str, ...]) -> Plan:
-    """The plan of a stage: read, or made now and frozen. What it reads must be committed."""
+def planned(
+    job: Job,
+    stage: str,
+    root: Location,
+    digests: dict[str, str],
+    classes: tuple[str, ...],
+    stopping: threading.Event | None = None,
+) -> Plan:
+    """The plan of a stage: read, or made now and frozen. What it reads must be committed.
+
+    `stopping`: once it is set, planning ends at the next unit, with a StoreError and without a plan.
+    """
     store = Store(root)
     frozen = plan_of(store, stage)
     if frozen is not None:
@@ -55,8 +66,15 @@ def planned(job: Job, stage: str, root: Location, digests: dict[str, str], class
     plugin, module = module_of(job, stage)
     context = Context(job, stage, root, Models(job, classes, device="cpu"), batch_size=1)
     payloads = module.plan(plugin.options, context)
-    made = (unit_of(stage, plugin, module.VERSION, payload, job, digests) for payload in payloads)
+    made = (unit_of(stage, plugin, module.VERSION, payload, job, digests) for payload in _until(stopping, payloads))
     return write_plan(store, stage, made)
+
+
+def _until(stopping: threading.Event | None, payloads: Iterable[Payload]) -> Iterator[Payload]:
+    for payload in payloads:
+        if stopping is not None and stopping.is_set():
+            raise StoreError("the run was stopped while it was planned")
+        yield payload
 
 
 def write_plan(store: Store, stage: str, units: Iterator[Unit]) -> Plan:

@@ -180,8 +180,9 @@ class Workers:
         try:
             handle.node = ray.get(reference)
         except RayError as error:
-            self._failed_starts += 1
-            self._start_at = time.monotonic() + min(PAUSE, 2.0 ** (self._failed_starts - 1))
+            if time.monotonic() >= self._start_at:  # actors that fail together fail once
+                self._failed_starts += 1
+                self._start_at = time.monotonic() + min(PAUSE, 2.0 ** (self._failed_starts - 1))
             self._last_failure = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             self.kill(handle.actor)
             return False
