@@ -79,7 +79,7 @@ class Worker:
         try:
             rows = self._rows(unit)
             seconds = time.monotonic() - began
-            failed = failed_in(rows)
+            failed = unusable_in(rows)
             rows["units"] = [
                 {
                     "unit_id": unit.unit_id,
@@ -137,7 +137,7 @@ def is_device_lost(error: Exception) -> bool:
     )
 
 
-def failed_in(rows: Rows) -> int:
+def unusable_in(rows: Rows) -> int:
     """How many images of the data sets have rows that say why they cannot be used."""
     images = {("item", row["role"], row["position"]) for row in rows.get("items", []) if row["status"] != "ok"}
     images |= {

@@ -218,7 +218,7 @@ class Runner:
             if reference in self.running:
                 self._end(reference)
             elif reference in self.workers.starting:
-                self.workers.has_started(reference)
+                self.workers.welcome(reference)
             else:
                 self._compacted(reference)
 

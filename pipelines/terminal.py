@@ -35,7 +35,7 @@ def exit_codes() -> Iterator[None]:
     except (ConfigError, DataError, ModelError) as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
-    except (InfrastructureError, StoreError) as error:
+    except (InfrastructureError, StoreError, RowError) as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(4) from error
     except OSError as error:
@@ -45,9 +45,6 @@ def exit_codes() -> Iterator[None]:
             highlight=False,
             soft_wrap=True,
         )
-        raise typer.Exit(4) from error
-    except RowError as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(4) from error
     except LimitReached as error:
         err.print(f"[bold yellow]stopped:[/bold yellow] {escape(str(error))}", highlight=False, soft_wrap=True)

@@ -174,8 +174,8 @@ class Workers:
                 f"{'GPU' if self.gpus else 'CPU'}, the cluster has {there}; add nodes, or ask for less under 'compute'"
             )
 
-    def has_started(self, reference: Any) -> bool:
-        """Take the answer of an actor that was starting; False where it died instead."""
+    def welcome(self, reference: Any) -> None:
+        """Take the answer of an actor that was starting: it is idle now, or it has died instead."""
         handle = self.starting.pop(reference)
         try:
             handle.node = ray.get(reference)
@@ -185,10 +185,9 @@ class Workers:
                 self._start_at = time.monotonic() + min(PAUSE, 2.0 ** (self._failed_starts - 1))
             self._last_failure = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             self.kill(handle.actor)
-            return False
+            return
         self._failed_starts = 0
         self.idle.append(handle)
-        return True
 
     def take(self, handle: Handle) -> None:
         self.idle.remove(handle)

@@ -21,8 +21,8 @@ from audit.results.integrity import verify
 from audit.results.sql import Run
 from audit.results.store import Store
 from benchmarks.faults.protocol import clean
-from benchmarks.faults.runs import events, filled, kill, whole, workers_of
-from benchmarks.faults.workload import Found, Workload, compare, kill_group, wait_for_commits
+from benchmarks.faults.runs import compare_named, events, filled, kill, whole, workers_of
+from benchmarks.faults.workload import Found, Workload, kill_group, wait_for_commits
 
 
 class Nodes:
@@ -46,10 +46,6 @@ class Nodes:
         """SIGKILL to a node's raylet, and with it to all that runs there."""
         node = self.nodes.pop(index)
         self.cluster.remove_node(node, allow_graceful=False)
-
-    def workers(self) -> list[psutil.Process]:
-        """The processes of actors on all nodes."""
-        return [worker for worker in workers_of(os.getpid()) if worker.is_running()]
 
 
 @contextlib.contextmanager
@@ -115,7 +111,8 @@ def chaos(folder: Path, seed: int, long: bool) -> Found:
         if driver.poll() is not None:
             finished += driver.returncode == 0
             if driver.returncode == 0:  # it got through: check it, and begin another on an empty folder
-                found.bad_snapshots += _check(found, root, rows)
+                compare_named(found, root, rows)
+                found.bad_snapshots += len(verify(Store(root)))
                 shutil.rmtree(root)
             driver = _again(work, job)
         began, count = time.monotonic(), len(Store(root).names("commits"))
@@ -140,21 +137,11 @@ def chaos(folder: Path, seed: int, long: bool) -> Found:
         driver.wait(timeout=900)
     found.kills = sum(kinds.values())
     filled(found, work, root, None, before)
-    found.bad_snapshots += _check(found, root, rows)
+    compare_named(found, root, rows)
     found.recovery_seconds = max(waits, default=None) if waits else None
     found.seen = f"{dict(kinds)}; {finished} runs got through meanwhile, the last one too"
     found.ok = found.kills == goal and whole(found)
     return found
-
-
-def _check(found: Found, root: Path, rows: Counter[str]) -> int:
-    """Rows of a run that ended against a clean one of another name."""
-    mine = Found("", "", "")
-    compare(mine, Run(root), rows)
-    runs = sum(1 for row in rows if row.startswith("runs "))
-    found.lost += mine.lost - runs
-    found.duplicates += mine.duplicates - runs
-    return len(verify(Store(root)))
 
 
 def _again(work: Workload, job: Path) -> subprocess.Popen[bytes]:

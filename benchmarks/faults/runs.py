@@ -123,18 +123,19 @@ def f02(folder: Path, seed: int, long: bool) -> Found:
         found.bad_snapshots += counts["n"] != counts["d"]
         reads += 1
     filled(found, work, root, None, before)
-    _compare_named(found, root, rows)
+    compare_named(found, root, rows)
     found.seen = f"{reads} reads meanwhile, exit {driver.returncode}"
     found.ok = driver.returncode == 0 and found.kills > 0 and whole(found)
     return found
 
 
-def _compare_named(found: Found, root: Path, rows: Counter[str]) -> None:
-    """Against a clean run of the same job under another name."""
+def compare_named(found: Found, root: Path, rows: Counter[str]) -> None:
+    """Add what a run lost and doubled against a clean run of the same job under another name."""
     mine = Found("", "", "")
     compare(mine, Run(root), rows)
-    run_rows = sum(1 for row in rows if row.startswith("runs "))
-    found.lost, found.duplicates = mine.lost - run_rows, mine.duplicates - run_rows
+    runs = sum(1 for row in rows if row.startswith("runs "))
+    found.lost += mine.lost - runs
+    found.duplicates += mine.duplicates - runs
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
