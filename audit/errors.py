@@ -3,6 +3,7 @@
     AuditError
     ├── ConfigError        the job file, or an option, cannot be used as it is
     ├── DataError          a data set cannot be listed or read at all
+    │   └── DataUnavailable  its files cannot be read now, which says nothing about an item
     ├── ModelError         a classifier or generator cannot be loaded, or cannot do what a method needs
     ├── StoreError         results cannot be written or read safely
     ├── RowError           a row that its table cannot hold
@@ -28,6 +29,10 @@ class ConfigError(AuditError):
 
 class DataError(AuditError):
     """A data set that cannot be listed or read."""
+
+
+class DataUnavailable(DataError):
+    """The data's files cannot be read now, whichever item is asked for: says nothing about an item."""
 
 
 class ModelError(AuditError):

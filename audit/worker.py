@@ -15,7 +15,7 @@ import torch
 
 from audit import registry
 from audit.config import Job
-from audit.errors import ConfigError, ModelError, StoreError
+from audit.errors import ConfigError, DataUnavailable, ModelError, StoreError
 from audit.locations import Location
 from audit.memory import is_out_of_memory, settled
 from audit.methods import Context, Unit, stage_names, stages
@@ -29,7 +29,8 @@ class Summary:
     """What a worker tells the driver about a unit. `error` is set where it was not committed.
 
     `failed` of its `items` are rows that say why they cannot be used. `fatal`: it would befall every unit.
-    `device_lost`: this process cannot use its device any more. `split`: another driver has split the unit meanwhile.
+    `excuse`: what failed instead of the unit, this process's device, which it cannot use any more, or the data's files,
+    which cannot be read now. `split`: another driver has split the unit meanwhile.
     """
 
     unit_id: str
@@ -40,7 +41,7 @@ class Summary:
     failed: int = 0
     error: str | None = None
     fatal: Literal["config", "store"] | None = None
-    device_lost: bool = False
+    excuse: Literal["device", "data"] | None = None
     split: bool = False
 
 
@@ -101,8 +102,11 @@ class Worker:
             error = {"error": str(refused), "fatal": "config"}
         except StoreError as refused:
             error = {"error": str(refused), "fatal": "store"}
+        except DataUnavailable as refused:
+            error = {"error": str(refused), "excuse": "data"}
         except Exception as raised:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
-            error = {"error": traceback.format_exc(limit=-4), "device_lost": is_device_lost(raised)}
+            lost = is_device_lost(raised)
+            error = {"error": traceback.format_exc(limit=-4), "excuse": "device" if lost else None}
         return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, **error)
 
     def _rows(self, unit: Unit) -> Rows:

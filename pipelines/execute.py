@@ -21,7 +21,7 @@ from audit.results.integrity import Repair, repair
 from audit.results.sql import Run
 from audit.results.store import Store
 from pipelines.errors import Terminated
-from pipelines.lock import only_driver
+from pipelines.lock import live, only_driver
 from pipelines.metrics import Metrics
 from pipelines.plan import changes_since, free_place, job_of, newest_of, open_or_create, run_place
 from pipelines.progress import Progress
@@ -80,8 +80,7 @@ def _run(job: Job, root: Location, found: dict[str, str], address: str | None, a
             runner = Runner(job, root, found, Workers(job, root, grows=address is not None), progress)
             runner.gpu_seconds = _gpu_seconds(job, root, runner.workers.share)
             runner.run()
-        if len(store.covered()[0]) < len(store.commits()):
-            compact(store)
+        compact(store)
     return Outcome(root, failed_in(Run(root)), time.monotonic() - began)
 
 
@@ -94,10 +93,12 @@ def _is_complete(job: Job, store: Store) -> bool:
 
 
 def _gpu_seconds(job: Job, root: Location, share: float) -> float:
-    """What the run's committed units took, where there is a budget of GPU-hours."""
+    """What the run has used of a budget of GPU-hours: what its committed units took or, with those that failed, what
+    its last driver said."""
     if job.compute.max_gpu_hours is None:
         return 0.0
-    return share * float(Run(root).rows("select coalesce(sum(seconds), 0) as s from units")[0]["s"])
+    committed = share * float(Run(root).rows("select coalesce(sum(seconds), 0) as s from units")[0]["s"])
+    return max(committed, 3600 * float((live(Store(root)) or {}).get("gpu_hours") or 0.0))
 
 
 @contextmanager

@@ -30,12 +30,13 @@ class Pace:
         seconds = self._median.get(stage)
         return None if seconds is None else seconds * max(items, 1)
 
-    def deadline(self, stage: str, items: int) -> float:
-        """Seconds after which its worker counts as hung."""
+    def deadline(self, stage: str, items: int, loads: bool = False) -> float:
+        """Seconds after which its worker counts as hung. `loads`: it is the worker's first unit of the stage, which
+        may have to load models."""
         if self.deadline_minutes != "auto":
             return 60 * self.deadline_minutes
         expected = self.expected(stage, items)
-        return FIRST if expected is None else max(LEAST, HUNG * expected)
+        return FIRST if expected is None else max(FIRST if loads else LEAST, HUNG * expected)
 
     def slow(self, stage: str, items: int) -> float | None:
         """Seconds after which a second worker should try it too, None where nothing is known."""

@@ -73,6 +73,7 @@ class Progress:
         self.metrics: Metrics | None = None
         self.stages: dict[str, _Stage] = {}
         self.last: str | None = None
+        self.gpu_hours = 0.0
         self._beat = 0.0
 
     def __enter__(self) -> Progress:
@@ -175,7 +176,7 @@ class Progress:
         ]
         workers = {"wanted": runner.workers.wanted, "started": runner.workers.count, "busy": len(runner.running)}
         facts = {"retries_waiting": len(runner.retries), "executions": runner.executions}
-        self._live({"running": running, "workers": workers, "gpu_hours": runner.gpu_seconds / 3600, **facts})
+        self._live({"running": running, "workers": workers, **facts})
 
     def _live(self, more: dict[str, Any]) -> None:
         if self.store is None:
@@ -194,9 +195,9 @@ class Progress:
             for name, stage in self.stages.items()
         }
         who = {"run": self.name, "host": platform.node(), "pid": os.getpid(), "at": datetime.now(UTC).isoformat()}
-        body = {**who, "stages": stages, "last_event": self.last, "ended": None, **more}
+        body = {**who, "stages": stages, "last_event": self.last, "gpu_hours": self.gpu_hours, "ended": None}
         with contextlib.suppress(StoreError):  # nothing rests on it; a store that is gone shows in the next commit
-            self.store.objects.replace(LIVE, json.dumps(body, indent=1).encode())
+            self.store.objects.replace(LIVE, json.dumps({**body, **more}, indent=1).encode())
 
     def _line(self, event: str, **values: object) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")

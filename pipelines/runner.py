@@ -11,13 +11,9 @@ Nothing here decides results: each unit is committed once, whoever runs it and h
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import ray
@@ -27,57 +23,49 @@ from audit.config import Job
 from audit.datasets import printable
 from audit.errors import ConfigError
 from audit.locations import Location
-from audit.methods import INVENTORY, Context, Unit, check_classes, module_of, reads, stage_names
+from audit.methods import Context, Unit, module_of
 from audit.models import Models
 from audit.results.compaction import compact, due
 from audit.results.schema import Rows
-from audit.results.store import Commit, Store
+from audit.results.store import Store
 from audit.worker import Summary
 from pipelines.errors import InfrastructureError, LimitReached
 from pipelines.pace import Pace
-from pipelines.plan import data_classes
 from pipelines.progress import Progress
-from pipelines.units import Plan, outstanding, planned, units_in
+from pipelines.stages import Stages
 from pipelines.workers import Handle, Workers, nodes_alive
 
 TICK = 1.0  # seconds that the loop waits for a unit to end before it looks around
 MANY, BATCH = 32, 0.02  # with more units out than this, wait so many seconds for others that end at the same time
-NODES_LOST = 20  # workers that a unit may lose with their nodes, which is no fault of its own
-LIMIT_FROM = 20  # items of a stage from which on the share of unusable ones is held against the limit
-
-
-@dataclass
-class Stage:
-    """A stage under way. `units`: what is still to be handed out; `open`: what is handed out or waits to be again."""
-
-    name: str
-    reads: list[str]
-    items_key: str | None
-    plan: Plan | None = None
-    units: Iterator[Unit] | None = None
-    open: int = 0
-    items: int = 0
-    failed: int = 0
-    finished: bool = False
+# How often a unit may fail for no fault of its own before it counts as one: with its node, with its worker's device,
+# or because the data cannot be read, which ends the run instead.
+EXCUSED = {"node": 20, "device": 3, "data": 8}
+PAUSE = 60.0  # seconds at most until such a unit is tried again; the first time two, each further time twice as many
+ALL_FAILED = 200  # items of a stage that are the first, and all unusable, after which it is not gone on with
+COMPACTING = 600.0  # seconds that the end of a run waits for a compaction
 
 
 @dataclass(eq=False)
 class Task:
-    """A unit out with a worker. `tries` counts attempts that were the unit's own fault, this one too."""
+    """A unit out with a worker. `tries` counts attempts that were the unit's own fault, this one too; `excused` those
+    that were not."""
 
     unit: Unit
     tries: int
-    nodes_lost: int
+    excused: int
     worker: Handle
     began: float
 
 
 @dataclass
 class Retry:
+    """A unit to be tried again, by another worker than `avoid`, and not before a moment of the monotonic clock."""
+
     unit: Unit
     tries: int = 0
-    nodes_lost: int = 0
+    excused: int = 0
     avoid: Handle | None = None
+    not_before: float = 0.0
 
 
 @dataclass
@@ -89,8 +77,6 @@ class Runner:
     found: dict[str, str]
     workers: Workers
     progress: Progress
-    classes: tuple[str, ...] = ()
-    stages: list[Stage] = field(default_factory=list)
     running: dict[Any, Task] = field(default_factory=dict)
     retries: deque[Retry] = field(default_factory=deque)
     gpu_seconds: float = 0.0
@@ -98,17 +84,13 @@ class Runner:
     def __post_init__(self) -> None:
         self.store = Store(self.root)
         self.pace = Pace(self.job.compute.deadline_minutes)
-        self.planner, self.stopping = ThreadPoolExecutor(1, thread_name_prefix="planner"), threading.Event()
-        self.planning: dict[str, Future[Plan]] = {}
+        self.stages = Stages(self.job, self.root, self.found, self.progress)
         self.copies: dict[str, int] = {}  # of units that are out: how often
         self.ended: set[str] = set()  # units that ended while a copy of them is still out
         self.compacting: Any = None
         self.units_seen = self.units_covered = 0
         self.executions = 0
         self.watched = 0.0
-        for name in stage_names(self.job):
-            _, module = module_of(self.job, name)
-            self.stages.append(Stage(name, reads(self.job, name), getattr(module, "ITEMS", None)))
 
     def run(self) -> None:
         """Until every stage is committed. Raises ConfigError, InfrastructureError or LimitReached where it cannot."""
@@ -116,8 +98,8 @@ class Runner:
         self.units_seen = len(committed)
         self.units_covered = len(self.store.covered()[0])
         try:
-            while not all(stage.finished for stage in self.stages):
-                self._plan(committed)
+            while not self.stages.finished():
+                self.stages.advance(committed)
                 self.workers.grow()
                 self._hand_out()
                 self._stop_at_limits()
@@ -126,49 +108,17 @@ class Runner:
                 self._compact()
                 self.progress.beat(self)
             if self.compacting is not None:
+                ray.wait([self.compacting], timeout=COMPACTING)
                 self._compacted(self.compacting)
         finally:
-            self.stopping.set()
-            self.planner.shutdown(wait=False, cancel_futures=True)
+            self.stages.close()
             self.workers.close()
-
-    # --- stages ---------------------------------------------------------------------------------------------
-
-    def _plan(self, committed: dict[str, Commit]) -> None:
-        """Plan the stages that can be, beside the work on others; finish those that have nothing left."""
-        done = {stage.name for stage in self.stages if stage.finished}
-        for stage in self.stages:
-            if stage.plan is None and done.issuperset(stage.reads):
-                if stage.name not in self.planning:
-                    arguments = (self.job, stage.name, self.root, self.found, self.classes)
-                    self.planning[stage.name] = self.planner.submit(planned, *arguments, self.stopping)
-                elif self.planning[stage.name].done():
-                    self._open(stage, self.planning.pop(stage.name).result(), committed)
-        for stage in self.stages:
-            if stage.units is None and stage.plan is not None and not stage.open and not stage.finished:
-                self._finish(stage)
-
-    def _open(self, stage: Stage, plan: Plan, committed: dict[str, Commit]) -> None:
-        before = {unit: commit for unit, commit in committed.items() if commit.stage == stage.name}
-        leaves = {id(commit): commit for commit in before.values() if commit.status != "split"}.values()
-        stage.plan = plan
-        stage.units = outstanding(units_in(self.store, plan), before, stage.items_key)
-        stage.items, stage.failed = sum(c.items for c in leaves), sum(c.failed for c in leaves)
-        splits = sum(commit.status == "split" for commit in before.values())
-        self.progress.begin(stage.name, plan.units + splits, plan.items, len(before) - splits, stage.items)
-
-    def _finish(self, stage: Stage) -> None:
-        stage.finished = True
-        self.progress.end(stage.name)
-        if stage.name == INVENTORY:
-            self.classes = data_classes(self.root)
-            check_classes(self.job, self.classes)
 
     # --- units ----------------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
         """A unit to every idle worker, while there are any and the budget lasts."""
-        if not self.retries and not any(stage.units is not None for stage in self.stages):
+        if not self.retries and not self.stages.may_have_more():
             return
         for worker in list(reversed(self.workers.idle)):
             if not self._affordable():
@@ -178,39 +128,52 @@ class Runner:
                 self._start(again, worker)
 
     def _next(self, worker: Handle) -> Retry | None:
-        """What this worker should do: a unit that failed elsewhere, else the next of the first stage that has one."""
-        alone = not self.running and len(self.workers.idle) == 1
+        """What this worker should do: a unit that failed elsewhere before a fresh one; where the worker's device is
+        suspected, the other way round, to see whether it is the device or the unit."""
+        if self.workers.suspected(worker):
+            return self._fresh() or self._again(worker)
+        return self._again(worker) or self._fresh()
+
+    def _again(self, worker: Handle) -> Retry | None:
+        now = time.monotonic()
         for again in self.retries:
-            if again.avoid is not worker or alone:
+            if again.not_before <= now and self._suits(worker, again.avoid):
                 self.retries.remove(again)
                 return again
-        for stage in self.stages:
-            if stage.units is not None:
-                unit = next(stage.units, None)
-                if unit is not None:
-                    stage.open += 1
-                    return Retry(unit)
-                stage.units = None
         return None
+
+    def _fresh(self) -> Retry | None:
+        unit = self.stages.take()
+        return None if unit is None else Retry(unit)
+
+    def _suits(self, worker: Handle, avoid: Handle | None) -> bool:
+        """Not the worker that has failed already, and not its node, as long as there is another."""
+        if avoid is None:
+            return True
+        others = [*self.workers.idle, *(task.worker for task in self.running.values())]
+        if any(other.node != avoid.node for other in others):
+            return worker.node != avoid.node
+        return worker is not avoid or all(other is avoid for other in others)
 
     def _start(self, again: Retry, worker: Handle) -> None:
         self.workers.take(worker)
         unit = again.unit
-        if worker.classes != self.classes:
-            worker.actor.use_classes.remote(self.classes)  # is done before what is asked after it
-            worker.classes = self.classes
+        if worker.classes != self.stages.classes:
+            worker.actor.use_classes.remote(self.stages.classes)  # is done before what is asked after it
+            worker.classes = self.stages.classes
         reference = worker.actor.run.remote(unit, again.tries + 1)
-        self.running[reference] = Task(unit, again.tries + 1, again.nodes_lost, worker, time.monotonic())
+        self.running[reference] = Task(unit, again.tries + 1, again.excused, worker, time.monotonic())
         self.copies[unit.unit_id] = self.copies.get(unit.unit_id, 0) + 1
         self.executions += 1
 
     def _take(self) -> None:
         """Wait for something to end, and take all that has."""
         waited = [*self.running, *self.workers.starting, *([self.compacting] if self.compacting else [])]
+        thinking = self.stages.think()
         if not waited:
-            time.sleep(0.02 if self.planning else TICK)
+            time.sleep(0.02 if thinking else TICK)
             return
-        ready, _ = ray.wait(waited, num_returns=1, timeout=0.05 if self.planning else TICK)
+        ready, _ = ray.wait(waited, num_returns=1, timeout=0.05 if thinking else TICK)
         if ready:
             time.sleep(BATCH if len(waited) > MANY else 0)
             ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
@@ -229,7 +192,7 @@ class Runner:
         except RayError as error:
             self._died(task, error)
             return
-        if summary.device_lost:
+        if summary.excuse == "device":
             self.workers.drop(task.worker)
         else:
             self.workers.give_back(task.worker)
@@ -237,19 +200,20 @@ class Runner:
             raise FATAL[summary.fatal](f"stage {task.unit.stage}: {summary.error}")
         if summary.error is None:
             self.pace.add(summary.stage, summary.items, summary.seconds)
+            self.workers.works(task.worker, summary.stage)
             self._done(task, summary)
         else:
-            self._failed(task, summary.error)
+            self._failed(task, summary.error, summary.excuse)
 
     def _died(self, task: Task, error: RayError) -> None:
         """The worker is gone with its unit: by the unit's fault, unless the whole node is gone."""
         self.workers.drop(task.worker)
-        if isinstance(error, RayActorError) and task.worker.node not in nodes_alive():
-            task.nodes_lost += 1
-            task.tries -= task.nodes_lost <= NODES_LOST
+        node_lost = isinstance(error, RayActorError) and task.worker.node not in nodes_alive()
         self.progress.event("worker_lost", task.unit, worker=task.worker.number, node=task.worker.node)
         lines = str(error).strip().splitlines()
-        self._failed(task, f"the worker died: {lines[0] if lines else type(error).__name__}")
+        self._failed(
+            task, f"the worker died: {lines[0] if lines else type(error).__name__}", "node" if node_lost else None
+        )
 
     def _done(self, task: Task, summary: Summary) -> None:
         self._account(task)
@@ -257,29 +221,44 @@ class Runner:
             if summary.split:
                 self._halve(task.unit)
                 return
-            stage = self._stage(task.unit)
+            stage = self.stages.of(task.unit)
             stage.open -= 1
             stage.items += summary.items
             stage.failed += summary.failed
             self.units_seen += 1
             self.progress.advance(summary, task)
 
-    def _failed(self, task: Task, error: str) -> None:
-        """Again, in halves, or given up; unless a copy of it is still at work, or has done it."""
+    def _failed(self, task: Task, error: str, excuse: str | None = None) -> None:
+        """Again, in halves, or given up; unless a copy of it is still at work, or has done it.
+
+        `excuse`: what failed instead of the unit, a key of `EXCUSED`.
+        """
         self._account(task)
         unit = task.unit
+        pause = self._excuse(task, excuse, error) if excuse else 0.0
         if unit.unit_id in self.ended or self.copies[unit.unit_id] > 1:
             self._settle(unit.unit_id, over=False)
             return
         self.copies.pop(unit.unit_id)
         self.progress.event("unit_failed", unit, attempt=task.tries, error=error)
-        stage = self._stage(unit)
+        stage = self.stages.of(unit)
         if task.tries <= self.job.compute.retries:
-            self.retries.append(Retry(unit, task.tries, task.nodes_lost, task.worker))
+            self.retries.append(Retry(unit, task.tries, task.excused, task.worker, time.monotonic() + pause))
         elif stage.items_key and unit.items > 1:
             self._split(unit)
         else:
             self._quarantine(unit, task.tries, error)
+
+    def _excuse(self, task: Task, what: str, error: str) -> float:
+        """Take a failure off a unit's account, so many times. Returns the seconds after which to try it again."""
+        task.excused += 1
+        if what == "device" and self.workers.device_failed(task.worker, task.unit):
+            self.progress.event("node_left_out", task.unit, node=task.worker.node, error=error.strip().splitlines()[-1])
+        if task.excused <= EXCUSED[what]:
+            task.tries -= 1
+        elif what == "data":
+            raise InfrastructureError(f"stage {task.unit.stage}: {error}")
+        return 0.0 if what == "node" else min(PAUSE, 2.0**task.excused)
 
     def _settle(self, unit_id: str, over: bool = True) -> bool:
         """Count one copy of a unit as back; True if the unit ended with it just now."""
@@ -303,7 +282,7 @@ class Runner:
 
     def _halve(self, unit: Unit) -> None:
         """Go on with the halves of a unit that is committed as split."""
-        stage = self._stage(unit)
+        stage = self.stages.of(unit)
         assert stage.items_key is not None
         halves = unit.halves(stage.items_key)
         self.retries.extend(Retry(half, max(0, self.job.compute.retries - 1)) for half in halves)
@@ -321,7 +300,7 @@ class Runner:
         if not self.store.commit(unit.unit_id, unit.stage, rows, status="quarantined", **facts):
             self._late(unit)
             return
-        stage = self._stage(unit)
+        stage = self.stages.of(unit)
         stage.open -= 1
         stage.items += unit.items
         stage.failed += unit.items
@@ -332,7 +311,7 @@ class Runner:
         plugin, module = module_of(self.job, unit.stage)
         if not hasattr(module, "lost"):
             return {}
-        context = Context(self.job, unit.stage, self.root, Models(self.job, self.classes, device="cpu"), 1)
+        context = Context(self.job, unit.stage, self.root, Models(self.job, self.stages.classes, device="cpu"), 1)
         reason = f"gave_up: {error.strip().splitlines()[-1][:200]}"
         rows: Rows = module.lost(plugin.options, unit.payload, reason, context)
         return rows
@@ -343,16 +322,17 @@ class Runner:
         if record is not None and record.status == "split":
             self._halve(unit)
             return
-        self._stage(unit).open -= 1
-        self.progress.advance(Summary(unit.unit_id, unit.stage, unit.items, 0.0))
-
-    def _stage(self, unit: Unit) -> Stage:
-        return next(stage for stage in self.stages if stage.name == unit.stage)
+        stage, failed = self.stages.of(unit), record.failed if record is not None else 0
+        stage.open -= 1
+        stage.items += unit.items
+        stage.failed += failed
+        self.progress.advance(Summary(unit.unit_id, unit.stage, unit.items, 0.0, failed=failed))
 
     # --- limits ---------------------------------------------------------------------------------------------
 
     def _account(self, task: Task) -> None:
         self.gpu_seconds += (time.monotonic() - task.began) * self.workers.share
+        self.progress.gpu_hours = self.gpu_seconds / 3600
 
     def _affordable(self) -> bool:
         """Whether the GPU-hours done, and those that the units under way will take, leave any for another."""
@@ -366,31 +346,24 @@ class Runner:
         return self.gpu_seconds + coming * self.workers.share < 3600 * self.job.compute.max_gpu_hours
 
     def _stop_at_limits(self) -> None:
-        """Raises LimitReached where too much cannot be used, or where the budget is spent and nothing is under way."""
-        for stage in self.stages:
-            over = stage.failed > self.job.compute.max_quarantined * stage.items
-            if over and (stage.items >= LIMIT_FROM or stage.finished):
+        """Raises LimitReached where too much cannot be used, or where the budget is spent and nothing is under way.
+
+        The share is of all items of the stage, so that their order does not matter; only where the first are all
+        unusable is the rest not waited for.
+        """
+        share = self.job.compute.max_quarantined
+        for stage in self.stages.all:
+            items = stage.plan.items if stage.plan else 0
+            if stage.failed > share * items or (share < 1 and stage.failed == stage.items >= ALL_FAILED):
                 raise LimitReached(
-                    f"stage {stage.name}: {stage.failed} of {stage.items} items cannot be used, more than "
-                    f"compute.max_quarantined of {self.job.compute.max_quarantined:.0%} allows; see status and reason "
-                    "in the run's tables"
+                    f"stage {stage.name}: {stage.failed} of the {stage.items} items done, of {items}, cannot be used, "
+                    f"more than compute.max_quarantined of {share:.0%} allows; status and reason are in its tables"
                 )
-        if not self.running and not self._affordable() and self._more():
+        if not self.running and not self._affordable() and (self.retries or self.stages.have_more()):
             raise LimitReached(
                 f"{self.gpu_seconds / 3600:.2f} GPU-hours of work are done, as many as compute.max_gpu_hours of "
                 f"{self.job.compute.max_gpu_hours:g} allows; raise it to go on"
             )
-
-    def _more(self) -> bool:
-        """Whether there is a unit that could be handed out."""
-        for stage in self.stages:
-            if stage.units is not None:
-                unit = next(stage.units, None)
-                if unit is not None:
-                    stage.units = chain([unit], stage.units)
-                    return True
-                stage.units = None
-        return bool(self.retries)
 
     # --- what goes wrong quietly ----------------------------------------------------------------------------
 
@@ -401,7 +374,8 @@ class Runner:
             return
         self.watched = now
         for reference, task in list(self.running.items()):
-            deadline = self.pace.deadline(task.unit.stage, task.unit.items)
+            loads = task.unit.stage not in task.worker.stages
+            deadline = self.pace.deadline(task.unit.stage, task.unit.items, loads)
             slow = self.pace.slow(task.unit.stage, task.unit.items)
             if task.unit.unit_id in self.ended and slow is not None and now - task.began > slow:
                 del self.running[reference]  # a copy of it was quicker
@@ -413,7 +387,7 @@ class Runner:
                 del self.running[reference]
                 self.workers.drop(task.worker)
                 self._failed(task, f"no end after {deadline:.0f} s, its worker was taken to hang")
-        if self.retries or not self.workers.idle or any(stage.units is not None for stage in self.stages):
+        if self.retries or not self.workers.idle or self.stages.may_have_more():
             return
         for task in sorted(self.running.values(), key=lambda task: task.began):
             slow = self.pace.slow(task.unit.stage, task.unit.items)
@@ -421,7 +395,7 @@ class Runner:
             alone = self.copies[task.unit.unit_id] == 1 and task.unit.unit_id not in self.ended
             if late and alone and self.workers.idle and self._affordable():
                 self.progress.event("second_copy", task.unit, seconds=round(now - task.began, 1))
-                self._start(Retry(task.unit, task.tries - 1, task.nodes_lost), self.workers.idle[-1])
+                self._start(Retry(task.unit, task.tries - 1, task.excused), self.workers.idle[-1])
 
     def _compact(self) -> None:
         """Merge small files in a process of its own, now and then, so that readers of a long run stay quick."""
@@ -429,10 +403,11 @@ class Runner:
             self.compacting = ray.remote(num_cpus=0, max_retries=0)(_compact).remote(self.root)
 
     def _compacted(self, reference: Any) -> None:
+        """Take the end of a compaction, or give one up that is still at work: readers need none."""
         self.compacting = None
         self.units_covered = self.units_seen
         try:
-            ray.get(reference)
+            ray.get(reference, timeout=1)
         except RayError as error:
             self.progress.event("not_compacted", error=str(error).strip().splitlines()[-1])
 

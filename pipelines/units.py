@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,13 @@ def planned(
     root: Location,
     digests: dict[str, str],
     classes: tuple[str, ...],
+    before: Collection[str] = (),
     stopping: threading.Event | None = None,
 ) -> Plan:
     """The plan of a stage: read, or made now and frozen. What it reads must be committed.
 
-    `stopping`: once it is set, planning ends at the next unit, with a StoreError and without a plan.
+    `before`: units of the stage that are committed though their plan is gone. Raises StoreError if the new plan lacks
+    one of them: the data are others now. `stopping`: once it is set, planning ends at the next unit, with a StoreError.
     """
     store = Store(root)
     frozen = plan_of(store, stage)
@@ -67,7 +69,19 @@ def planned(
     context = Context(job, stage, root, Models(job, classes, device="cpu"), batch_size=1)
     payloads = module.plan(plugin.options, context)
     made = (unit_of(stage, plugin, module.VERSION, payload, job, digests) for payload in _until(stopping, payloads))
-    return write_plan(store, stage, made)
+    return write_plan(store, stage, _with_all(made, stage, {unit.split(".")[0] for unit in before}))
+
+
+def _with_all(units: Iterator[Unit], stage: str, before: set[str]) -> Iterator[Unit]:
+    """The units, with a StoreError at their end if some of those committed `before` are not among them."""
+    for unit in units:
+        before.discard(unit.unit_id)
+        yield unit
+    if before:
+        raise StoreError(
+            f"stage {stage} has {len(before)} committed units that its new plan has not, such as {min(before)}: the "
+            "data are not what they were when these were made. Put them back, or start over with --new-run"
+        )
 
 
 def _until(stopping: threading.Event | None, payloads: Iterable[Payload]) -> Iterator[Payload]:
@@ -132,6 +146,28 @@ def outstanding(units: Iterator[Unit], committed: Mapping[str, Commit], items_ke
             yield unit
         elif commit.status == "split":
             yield from outstanding(iter(unit.halves(str(items_key))), committed, items_key)
+
+
+def closed(store: Store, plan: Plan, items_key: str | None) -> None:
+    """Publish the commits of a stage whose units are all done, so that what reads it rests on no listing, which may
+    lag behind. Raises StoreError where one of them has no commit."""
+    while True:
+        covered, number = store.covered()
+        commits = store.commits()
+        _add_unlisted(store, units_in(store, plan), commits, items_key)
+        if commits.keys() == covered.keys() or store.publish(commits.values(), number + 1):
+            return
+
+
+def _add_unlisted(store: Store, units: Iterable[Unit], commits: dict[str, Commit], items_key: str | None) -> None:
+    for unit in units:
+        commit = commits.get(unit.unit_id) or store.record(f"commits/{unit.unit_id}.json")
+        if commit is None:
+            where = store.where(f"commits/{unit.unit_id}.json")
+            raise StoreError(f"{where} is gone, though its unit was done; the same command does it again")
+        commits[unit.unit_id] = commit
+        if commit.status == "split":
+            _add_unlisted(store, unit.halves(str(items_key)), commits, items_key)
 
 
 def entries_of(store: Store) -> Iterator[tuple[str, list[Any]]]:

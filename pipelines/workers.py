@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from pipelines.metrics import WorkerMetrics
 
 LOOK = 5.0  # seconds between two looks at what the cluster has
 STARTS = 3  # failed starts in a row, after which a run without any worker ends
+DEVICES = 5  # units in a row that lose their device on a node, after which it gets no more workers
 PAUSE = 60.0  # seconds at most between starts that fail; the first waits one, each further one twice as long
 
 
@@ -80,12 +81,14 @@ class Actor:
 
 @dataclass(eq=False)
 class Handle:
-    """An actor, the node it is on once it has started, and the data set's classes that it knows of."""
+    """An actor, the node it is on once it has started, the data set's classes that it knows of, and the stages of which
+    it has done units, so that their models are loaded."""
 
     number: int
     actor: Any
     node: str = ""
     classes: tuple[str, ...] = ()
+    stages: set[str] = field(default_factory=set)
 
 
 class Workers:
@@ -117,6 +120,8 @@ class Workers:
         self.idle: list[Handle] = []
         self.starting: dict[Any, Handle] = {}
         self.out: set[Handle] = set()
+        self.left_out: set[str] = set()
+        self._suspects: dict[str, set[str]] = {}  # nodes, and the units whose device failed there since one was done
         self._number = self._failed_starts = 0
         self._began = self._last_look = time.monotonic()
         self._start_at = 0.0
@@ -145,8 +150,10 @@ class Workers:
 
     def _actor(self) -> Any:
         cores = int(ray.cluster_resources().get("CPU", 1))
-        share = {"num_gpus": self.share} if self.gpus else {"num_cpus": 1}
+        share: dict[str, Any] = {"num_gpus": self.share} if self.gpus else {"num_cpus": 1}
         sharing = -(-self.wanted // (self.gpus or 1))
+        if self.left_out:
+            share["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self.left_out))})"}
         made = ray.remote(max_restarts=0, max_task_retries=0, **share)(Actor)
         return made.remote(self.job, self.root, max(1, cores // self.wanted), sharing)
 
@@ -194,8 +201,39 @@ class Workers:
         self.out.add(handle)
 
     def give_back(self, handle: Handle) -> None:
+        if handle.node in self.left_out:
+            self.drop(handle)
+            return
         self.out.discard(handle)
         self.idle.append(handle)
+
+    def works(self, handle: Handle, stage: str) -> None:
+        """A unit was done, so whatever failed on its node before may have been the units' own fault."""
+        handle.stages.add(stage)
+        self._suspects.pop(handle.node, None)
+
+    def suspected(self, handle: Handle) -> bool:
+        """Whether a device has failed on its node, and no unit was done there since."""
+        return handle.node in self._suspects
+
+    def device_failed(self, handle: Handle, unit: Unit) -> bool:
+        """Count a device that failed. True if its node gets no more workers from now on: so many units in a row have
+        lost their device there. Raises InfrastructureError where no other node is left."""
+        failed = self._suspects.setdefault(handle.node, set())
+        failed.add(unit.unit_id)
+        if len(failed) < DEVICES or handle.node in self.left_out:
+            return False
+        self.left_out.add(handle.node)
+        kind = "GPU" if self.gpus else "CPU"
+        if all(node["NodeID"] in self.left_out for node in ray.nodes() if node["Alive"] and kind in node["Resources"]):
+            raise InfrastructureError(
+                f"on every node {DEVICES} units in a row have lost their device; see 'unit_failed' in the run's log. "
+                "What is committed stays, the same command resumes once the devices work"
+            )
+        for idle in [idle for idle in self.idle if idle.node == handle.node]:
+            self.idle.remove(idle)
+            self.drop(idle)
+        return True
 
     def drop(self, handle: Handle) -> None:
         """Let go of an actor that died, or that must."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
 from audit.config import parse_job
-from audit.errors import BadItem
+from audit.errors import BadItem, StoreError
 from audit.methods import Counts, Unit, chunks, module_of, reads
 from audit.results.sql import Run
 from audit.results.store import Store
@@ -22,7 +27,7 @@ from pipelines.pace import Pace
 from pipelines.plan import open_or_create
 from pipelines.progress import Progress
 from pipelines.runner import Runner
-from pipelines.units import outstanding, planned, units_in
+from pipelines.units import closed, outstanding, plan_of, planned, units_in
 from pipelines.workers import Cluster, Workers
 
 STAGES: list[dict[str, Any]] = [
@@ -119,6 +124,7 @@ def test_when_a_unit_is_slow_and_when_it_hangs() -> None:
     assert pace.slow("s", 10) == 360
     assert pace.deadline("s", 10) == 1200
     assert pace.deadline("s", 1) == 600  # no less than ten minutes
+    assert pace.deadline("s", 1, loads=True) == 3600  # its worker may have to load models first
     assert pace.slow("s", 0) == 36  # a unit without items counts as one
     assert Pace(0.5).deadline("s", 10) == 30
 
@@ -219,6 +225,167 @@ class Late(Host):
             self.store.commit(unit.unit_id, unit.stage, {}, status="split")
             return Summary(unit.unit_id, unit.stage, 0, 0.0, split=True)
         return await super().run(unit, attempt)
+
+
+class Suffering(Host):
+    """Fails for no fault of the unit: on a node whose device is broken, or as often as `times` says for each unit."""
+
+    def __init__(self, root: str, excuse: str, node: str = "", times: int = 10**9, seconds: float = 0.0) -> None:
+        super().__init__(root, seconds)
+        self.excuse, self.node, self.times = excuse, node, times
+        self.failed: dict[str, int] = {}
+
+    async def started(self) -> str:
+        return self.node
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        if self.failed.get(unit.unit_id, 0) < self.times:
+            self.failed[unit.unit_id] = self.failed.get(unit.unit_id, 0) + 1
+            await asyncio.sleep(0.02)
+            return Summary(unit.unit_id, unit.stage, 0, 0.0, error="not now", excuse=self.excuse)  # type: ignore[arg-type]
+        return await super().run(unit, attempt)
+
+    async def failures(self) -> dict[str, int]:
+        return self.failed
+
+
+def actor(kind: Any, *arguments: Any) -> Any:
+    return ray.remote(num_cpus=0, max_concurrency=10)(kind).remote(*arguments)
+
+
+def test_a_node_whose_device_fails_gets_no_more_units_and_none_of_them_is_charged(
+    cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers; that of the first node loses its device with every unit. Its fifth unit is its last."""
+    made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
+    monkeypatch.setattr("pipelines.runner.PAUSE", 0.3)
+    broken, sound = actor(Suffering, str(root), "device", "a"), actor(Suffering, str(root), "", "b", 0, 0.1)
+    order = chain([broken, sound], repeat(broken))
+
+    def make() -> Virtual:
+        return Virtual(sound if workers.left_out else next(order))
+
+    workers = Workers(made, root, False, make, lambda actor: None)
+    runner, said = run(made, root, 0.0, workers)
+    assert said == ""
+    failed = ray.get(broken.failures.remote())
+    assert len(failed) == 5
+    assert workers.left_out == {"a"}
+    assert capsys.readouterr().err.count("node_left_out") == 1
+    assert runner.executions == 15 + sum(failed.values())
+    assert Run(root).rows("select distinct attempt, status from units") == [{"attempt": 1, "status": "ok"}]
+    assert Run(root).rows("select count(*) as n from predictions") == [{"n": 100}]
+
+
+def test_where_every_node_loses_its_device_the_run_ends_and_gives_nothing_up(cluster: None, tmp_path: Path) -> None:
+    made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
+    open_or_create(made, root, {})
+    (unit,) = units_in(Store(root), planned(made, "0-inventory", root, {}, ()))
+    Host.__dict__["_commit"](SimpleNamespace(store=Store(root), latencies=[]), unit, 1)
+    broken = actor(Suffering, str(root), "device", ray.get_runtime_context().get_node_id())
+    with pytest.raises(InfrastructureError, match="on every node 5 units in a row have lost their device"):
+        run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(broken), lambda actor: None))
+    assert {commit.stage for commit in Store(root).commits().values()} == {"run", "0-inventory"}
+
+
+def test_data_that_cannot_be_read_for_a_while_costs_no_unit_anything(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.runner.PAUSE", 0.01)
+    made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
+    open_or_create(made, root, {})
+    host = actor(Suffering, str(root), "data", "", 8)
+    runner, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    assert said == ""
+    assert runner.executions == 15 * 9
+    assert Run(root).rows("select distinct attempt, status from units") == [{"attempt": 1, "status": "ok"}]
+
+
+def test_data_that_stay_away_end_the_run_and_give_nothing_up(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.runner.PAUSE", 0.01)
+    made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
+    open_or_create(made, root, {})
+    host = actor(Suffering, str(root), "data")
+    with pytest.raises(InfrastructureError, match="stage 0-inventory: not now"):
+        run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    assert set(Store(root).commits()) == {"run"}
+
+
+class Bad(Host):
+    """Finds so many of the first items of screening unusable."""
+
+    def __init__(self, root: str, bad: int) -> None:
+        super().__init__(root, 0.0)
+        self.bad = bad
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        summary = await super().run(unit, attempt)
+        if unit.stage == "1-screen":
+            failed = sum(int(item_id, 16) < self.bad for _, item_id, _ in unit.payload["items"])
+            return replace(summary, failed=failed)
+        return summary
+
+
+@pytest.mark.parametrize(("bad", "stops"), [(30, False), (31, True)])
+def test_the_limit_on_unusable_items_is_a_share_of_all_of_them(
+    cluster: None, tmp_path: Path, bad: int, stops: bool
+) -> None:
+    """Whichever come first: all of the first 30 of 100 are bad, and 30 % are allowed."""
+    made, root = job(tmp_path, gpus=1, max_quarantined=0.3), tmp_path / "run"
+    open_or_create(made, root, {})
+    host = actor(Bad, str(root), bad)
+    _, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    assert (f"{bad} of the" in said and "of 100, cannot be used" in said) == stops
+    assert (said == "") != stops
+
+
+class Lagging(Store):
+    """A store whose listings lack what is new."""
+
+    def names(self, folder: str) -> list[str]:
+        return super().names(folder)[:2] if folder in ("commits", "snapshots") else super().names(folder)
+
+
+def test_a_stage_ends_with_a_snapshot_that_has_what_a_listing_lacks(tmp_path: Path) -> None:
+    """A unit in halves among them; a reader with the same listing sees all."""
+    made, root = job(tmp_path), tmp_path / "run"
+    store = Store(root)
+    plan = planned(made, "0-inventory", root, {}, ())
+    units = list(units_in(store, plan))
+    one = {"unit_id": "u", "stage": "0-inventory", "attempt": 1, "status": "ok", "items": 1}
+    halved, *others = units
+    store.commit(halved.unit_id, "0-inventory", {}, status="split")
+    whole = {unit.unit_id for unit in [*others, *halved.halves("entries")]}
+    for unit in sorted(whole):
+        store.commit(unit, "0-inventory", {"units": [{**one, "unit_id": unit}]})
+    lagging = Lagging(root)
+    assert len(lagging.commits()) == 2
+    closed(lagging, plan, "entries")
+    assert lagging.commits().keys() == whole | {halved.unit_id}
+    store.snapshot()
+    assert len(lagging.covered()[0]) == len(whole) + 1
+    (root / "commits" / f"{max(whole)}.json").unlink()
+    for snapshot in (root / "snapshots").iterdir():
+        snapshot.unlink()
+    with pytest.raises(StoreError, match=f"{max(whole)}.json is gone"):
+        closed(store, plan, "entries")
+
+
+def test_a_plan_made_anew_from_other_data_is_refused_where_units_of_the_old_one_are_committed(tmp_path: Path) -> None:
+    made, root = job(tmp_path), tmp_path / "run"
+    store = Store(root)
+    before = [unit.unit_id for unit in units_in(store, planned(made, "0-inventory", root, {}, ()))]
+    (root / "plan" / "0-inventory.json").unlink()
+    again = planned(made, "0-inventory", root, {}, (), [*before, f"{before[0]}.1.0"])
+    assert [unit.unit_id for unit in units_in(store, again)] == before
+    (root / "plan" / "0-inventory.json").unlink()
+    shutil.rmtree(tmp_path / "data")
+    data_set(tmp_path / "data", 99)
+    with pytest.raises(StoreError, match=r"0-inventory has 1 committed units that its new plan has not.*--new-run"):
+        planned(made, "0-inventory", root, {}, (), before[-1:])
+    assert plan_of(store, "0-inventory") is None
 
 
 class Broken:

@@ -31,16 +31,20 @@ def due(store_units: int, uncovered: int) -> bool:
 
 
 def compact(store: Store, least: int = LEAST) -> int:
-    """Merge what is small, and publish everything that is committed as the next snapshot; returns its number.
+    """Merge what is small, and publish everything that is committed as the next snapshot, unless the newest is just
+    that already; returns its number.
 
     Raises StoreError for a file that is not what its record says: a merge must not hide damage.
     """
     while True:
-        number = store.covered()[1] + 1
-        kept, groups = _groups(unique(store.commits().values()), least)
-        merged = [_merged(store, group) for group in groups]
-        if store.publish([*kept, *merged], number):
+        covered, number = store.covered()
+        commits = store.commits()
+        kept, groups = _groups(unique(commits.values()), least)
+        if not groups and commits.keys() == covered.keys():
             return number
+        merged = [_merged(store, group) for group in groups]
+        if store.publish([*kept, *merged], number + 1):
+            return number + 1
         for commit in merged:
             store.discard(commit)
 
