@@ -171,7 +171,7 @@ class Runner:
         waited = [*self.running, *self.workers.starting, *([self.compacting] if self.compacting else [])]
         thinking = self.stages.think()
         if not waited:
-            time.sleep(0.02 if thinking else TICK)
+            time.sleep(0.02 if thinking or self.retries else TICK)
             return
         ready, _ = ray.wait(waited, num_returns=1, timeout=0.05 if thinking else TICK)
         if ready:

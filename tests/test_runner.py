@@ -140,14 +140,45 @@ def cluster() -> Iterator[None]:
     """Two logical GPUs."""
     ray.shutdown()
     with Cluster(None, {"num_gpus": 2}):
+        POOL[:] = [ray.remote(num_cpus=0, max_concurrency=10)(Anyone).remote() for _ in range(2)]
         yield
+
+
+class Anyone:
+    """A process of virtual workers, which starts slowly; what they are changes from test to test."""
+
+    def become(self, kind: Any, *arguments: Any) -> None:
+        self.now = kind(*arguments)
+
+    async def started(self) -> str:
+        return str(await self.now.started())
+
+    async def use_classes(self, classes: tuple[str, ...]) -> None:
+        pass
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        summary: Summary = await self.now.run(unit, attempt)
+        return summary
+
+    async def failures(self) -> dict[str, int]:
+        return dict(self.now.failed)
+
+
+POOL: list[Any] = []
+
+
+def actor(kind: Any, *arguments: Any) -> Any:
+    """A process that is such workers from now on."""
+    POOL.reverse()
+    ray.get(POOL[0].become.remote(kind, *arguments))
+    return POOL[0]
 
 
 def run(made: Any, root: Path, seconds: float, workers: Workers | None = None) -> tuple[Runner, str]:
     """A run with virtual workers, which take so many seconds for a unit; and what ended it."""
     open_or_create(made, root, {})
     if workers is None:
-        host = ray.remote(num_cpus=0, max_concurrency=10)(Host).remote(str(root), seconds)
+        host = actor(Host, str(root), seconds)
         workers = Workers(made, root, False, lambda: Virtual(host), lambda actor: None)
     with Progress("small", Store(root), True) as progress:
         runner = Runner(made, root, {}, workers, progress)
@@ -190,7 +221,7 @@ def test_units_that_fail_once_are_all_done_by_the_other_worker(cluster: None, tm
     """To the last one, when nothing else is under way and one of the idle workers is not to have it."""
     made, root = job(tmp_path, gpus=2, retries=1), tmp_path / "run"
     open_or_create(made, root, {})
-    host = ray.remote(num_cpus=0, max_concurrency=10)(Flaky).remote(str(root), 0.0)
+    host = actor(Flaky, str(root), 0.0)
     runner, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
     assert said == ""
     assert runner.executions == 2 * 15
@@ -209,7 +240,7 @@ def test_halves_that_another_driver_made_are_done(cluster: None, tmp_path: Path)
     made, root = job(tmp_path, gpus=1), tmp_path / "run"
     open_or_create(made, root, {})
     unit = next(units_in(Store(root), planned(made, "0-inventory", root, {}, ())))
-    host = ray.remote(num_cpus=0, max_concurrency=10)(Late).remote(str(root), 0.0)
+    host = actor(Late, str(root), 0.0)
     runner, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
     assert said == ""
     assert Store(root).commits()[unit.unit_id].status == "split"
@@ -244,13 +275,6 @@ class Suffering(Host):
             await asyncio.sleep(0.02)
             return Summary(unit.unit_id, unit.stage, 0, 0.0, error="not now", excuse=self.excuse)  # type: ignore[arg-type]
         return await super().run(unit, attempt)
-
-    async def failures(self) -> dict[str, int]:
-        return self.failed
-
-
-def actor(kind: Any, *arguments: Any) -> Any:
-    return ray.remote(num_cpus=0, max_concurrency=10)(kind).remote(*arguments)
 
 
 def test_a_node_whose_device_fails_gets_no_more_units_and_none_of_them_is_charged(
