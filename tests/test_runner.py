@@ -301,6 +301,24 @@ def test_a_node_whose_device_fails_gets_no_more_units_and_none_of_them_is_charge
     assert Run(root).rows("select count(*) as n from predictions") == [{"n": 100}]
 
 
+def test_a_node_that_is_left_out_gets_no_worker(cluster: None, tmp_path: Path) -> None:
+    """The only node there is: what asks for a worker waits, and the GPUs stay free."""
+    made, root = job(tmp_path, gpus=2), tmp_path / "run"
+    workers = Workers(made, root, grows=True)
+    workers.left_out.add(ray.get_runtime_context().get_node_id())
+    workers.grow()
+    ready, waiting = ray.wait(list(workers.starting), timeout=2.0)
+    assert (ready, len(waiting)) == ([], 2)
+    assert ray.available_resources()["GPU"] == 2.0
+    workers.close()
+    workers.left_out.clear()
+    workers.grow()
+    ready, _ = ray.wait(list(workers.starting), timeout=60.0)
+    assert ray.available_resources().get("GPU", 0.0) < 2.0
+    assert ray.get(ready[0]) == ray.get_runtime_context().get_node_id()
+    workers.close()
+
+
 def test_where_every_node_loses_its_device_the_run_ends_and_gives_nothing_up(cluster: None, tmp_path: Path) -> None:
     made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
     open_or_create(made, root, {})
