@@ -301,6 +301,31 @@ def test_a_node_whose_device_fails_gets_no_more_units_and_none_of_them_is_charge
     assert Run(root).rows("select count(*) as n from predictions") == [{"n": 100}]
 
 
+class Alternating(Suffering):
+    """It loses its device with every second unit, the first time."""
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        if (len(self.latencies) + len(self.failed)) % 2 == 0 and unit.unit_id not in self.failed:
+            self.failed[unit.unit_id] = 1
+            return Summary(unit.unit_id, unit.stage, 0, 0.0, error="not now", excuse="device")
+        return await Host.run(self, unit, attempt)
+
+
+def test_a_node_on_which_units_are_done_in_between_is_not_left_out(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.runner.PAUSE", 0.01)
+    made, root = job(tmp_path, gpus=1, retries=0), tmp_path / "run"
+    open_or_create(made, root, {})
+    host = actor(Alternating, str(root), "device", ray.get_runtime_context().get_node_id())
+    workers = Workers(made, root, False, lambda: Virtual(host), lambda actor: None)
+    runner, said = run(made, root, 0.0, workers)
+    failed = len(ray.get(host.failures.remote()))
+    assert failed > 5
+    assert (said, workers.left_out, runner.executions) == ("", set(), 15 + failed)
+    assert Run(root).rows("select distinct attempt, status from units") == [{"attempt": 1, "status": "ok"}]
+
+
 def test_a_node_that_is_left_out_gets_no_worker(cluster: None, tmp_path: Path) -> None:
     """The only node there is: what asks for a worker waits, and the GPUs stay free."""
     made, root = job(tmp_path, gpus=2), tmp_path / "run"
