@@ -3,6 +3,7 @@
     AuditError
     ├── ConfigError        the job file, or an option, cannot be used as it is
     ├── DataError          a data set cannot be listed or read at all
+    │   └── DataUnavailable   it cannot be read now, whichever item is asked; says nothing about an item
     ├── ModelError         a classifier or generator cannot be loaded, or cannot do what a method needs
     ├── StoreError         results cannot be written or read safely
     ├── RowError           a row that its table cannot hold
@@ -28,6 +29,11 @@ class ConfigError(AuditError):
 
 class DataError(AuditError):
     """A data set that cannot be listed or read."""
+
+
+class DataUnavailable(DataError):
+    """A data set that cannot be read now, whichever item is asked: its file system or store does not answer, or this
+    process cannot ask. It says nothing about an item, and may pass."""
 
 
 class ModelError(AuditError):
