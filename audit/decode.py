@@ -10,11 +10,29 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
-from audit.errors import BadItem
+from audit.errors import BadItem, DataUnavailable
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+# Pillow imports these when it first needs them; where no file can be opened then, it does without them for ever.
+_PLUGINS = (
+    *(BmpImagePlugin, GifImagePlugin, JpegImagePlugin, MpoImagePlugin),
+    *(PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin),
+)
+_BYTES_A_PIXEL = 16  # that decoding takes, but for the widest of formats
 _ORIENTATION, _TURNED = 274, range(2, 9)
 _KNOWN_REFUSED = {b"\x00\x00\x01\x00": "ICO", b"%!PS": "EPS"}
 # What Pillow raises, in some decoder or other, for bytes that begin like an image and are none.
@@ -48,21 +66,40 @@ def decode(data: bytes, limits: Limits = Limits()) -> Decoded:
     EXIF data that cannot be read are taken as none. Float images: values in [0, 1] are scaled by 255, others are taken
     as 0-255; NaN and infinities are refused.
     Raises BadItem with reason `too_many_bytes`, `unidentified`, `format_not_allowed`, `too_small`,
-    `too_elongated`, `too_many_pixels`, `truncated` or `not_finite`.
+    `too_elongated`, `too_many_pixels`, `truncated` or `not_finite`; DataUnavailable where this machine lacks what any
+    image of that size needs, which says nothing of the image.
     """
     if len(data) > limits.max_bytes:
         raise BadItem("too_many_bytes", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+    pixels = limits.max_pixels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
+            pixels = min(pixels, opened.width * opened.height)
             return _decode(opened, limits)
     except BadItem:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BadItem(*_why_not_opened(data, error)) from error
     except _BROKEN as error:
+        _not_of_the_machine(error, pixels)
         raise BadItem("truncated", str(error)[:200]) from error
+
+
+def _not_of_the_machine(error: Exception, pixels: int) -> None:
+    """Raises DataUnavailable for an error that is no fault of the image. Decoders report a lack of memory by several
+    errors, and raise MemoryError for images that ask for more than their size warrants: so the memory that an image of
+    so many pixels may need is asked for. An error with a number is one of the system, since images come as bytes."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise DataUnavailable(f"cannot decode images now: {error}. Go on when the machine can open files") from error
+    try:
+        np.empty(pixels * _BYTES_A_PIXEL, np.uint8)
+    except MemoryError:
+        raise DataUnavailable(
+            f"cannot decode images of {pixels} pixels now: this process gets no {pixels * _BYTES_A_PIXEL >> 20} MiB "
+            "more memory. Go on with fewer workers on the machine, or with more memory"
+        ) from error
 
 
 def decode_mask(data: bytes | None, height: int, width: int, limits: Limits = Limits()) -> NDArray[np.float32]:
@@ -125,7 +162,8 @@ def _orientation(opened: Image.Image) -> int | None:
     itself and then forgets it; a PNG that is asked before it is loaded is taken as whole, whatever it is."""
     try:
         return int(opened.getexif().get(_ORIENTATION, 1))
-    except _BROKEN:
+    except _BROKEN as error:
+        _not_of_the_machine(error, opened.width * opened.height)
         return None
 
 

@@ -3,7 +3,7 @@
     AuditError
     ├── ConfigError        the job file, or an option, cannot be used as it is
     ├── DataError          a data set cannot be listed or read at all
-    │   └── DataUnavailable  its files cannot be read now, which says nothing about an item
+    │   └── DataUnavailable   it cannot be read now, whichever item is asked; says nothing about an item
     ├── ModelError         a classifier or generator cannot be loaded, or cannot do what a method needs
     ├── StoreError         results cannot be written or read safely
     ├── RowError           a row that its table cannot hold
@@ -32,7 +32,8 @@ class DataError(AuditError):
 
 
 class DataUnavailable(DataError):
-    """The data's files cannot be read now, whichever item is asked for: says nothing about an item."""
+    """A data set that cannot be read now, whichever item is asked: its file system or store does not answer, or this
+    process cannot ask. It says nothing about an item, and may pass."""
 
 
 class ModelError(AuditError):

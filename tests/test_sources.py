@@ -18,7 +18,7 @@ import pytest
 
 from audit import locations
 from audit.config import parse_job
-from audit.datasets._files import expanded
+from audit.datasets._places import expanded
 from audit.errors import DataError
 from audit.zoo.export import export
 from benchmarks.s3_server import client

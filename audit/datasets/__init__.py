@@ -28,14 +28,15 @@ class DataSource(Protocol):
 
     def entries(self) -> Iterator[Entry]:
         """All entries, in a stable order, as they are listed: none is kept. Raises DataError where the data set cannot
-        be listed."""
+        be listed, DataUnavailable where it cannot be now."""
 
     def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
-        """The bytes of each uri, in the order asked; None where they cannot be read any more. Raises DataError where
-        a store does not answer at all."""
+        """The bytes of each uri, in the order asked; None where an item cannot be read any more. Raises
+        DataUnavailable where that cannot be told of an item, since nothing can be read now."""
 
     def read_masks(self, uris: Sequence[str]) -> Iterator[bytes | None]:
-        """The bytes of the mask of each uri (of the image), in the order asked; None where it has none to read."""
+        """The bytes of the mask of each uri (of the image), in the order asked; None where it has none to read.
+        Raises DataUnavailable as `read` does."""
 
 
 def printable(raw: str) -> str:

@@ -1,12 +1,16 @@
 """Files of a data set, in a folder or in an object store: named relative to a root, and opened without risk.
 
 A name that leads out of the root, a device, a pipe or a file above the byte limit of images is never opened; reading
-one gives None, as reading a file that is gone does. A store that cannot be asked at all is a DataError.
+one gives None, as reading a file that is gone or may not be read does.
+
+What says nothing of a file is a DataUnavailable: errors of the file system that may pass (audit/datasets/_patience.py),
+a root that is gone or empty, since a file system that is not mounted looks so, and whatever a store answers instead of
+what is asked of it. That includes 401 and 403, which stand for credentials that have run out far more often than for
+one object that others may read: such an object has to be left out of the data set.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import io
 import os
 import re
@@ -16,17 +20,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, InvalidPathError
 
+from audit.datasets._patience import children, is_folder, may_pass, part, patiently, real, regular, status_of, whole
 from audit.decode import Limits
-from audit.errors import DataError
-from audit.locations import Location, name_of, object_store, parent
+from audit.errors import DataError, DataUnavailable
+from audit.locations import Location, object_store
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -34,7 +38,12 @@ if TYPE_CHECKING:
 AHEAD = 8
 _WINDOW = 2**20
 _BUFFER = 2**13
-_SPECIAL = re.compile(r"[*?\[{]")
+_BUSY = (408, 429)  # of HTTP: too slow, too many
+_NO_BUCKET = "<Code>NoSuchBucket</Code>"
+_ACCESS = (
+    "Check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the credentials (AWS_ACCESS_KEY_ID, "
+    "AWS_SECRET_ACCESS_KEY)"
+)
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
@@ -48,19 +57,19 @@ class Files(Protocol):
         """The files with these suffixes and why each must not be opened, in a stable order; no folder of `unwalked`."""
 
     def reason(self, name: str) -> str | None:
-        """Why a file must not be opened, or cannot."""
+        """Why a file must not be opened, or cannot. Raises DataUnavailable."""
 
     def read(self, name: str) -> bytes | None:
-        """What a whole file holds; None where it must not be opened or is gone."""
+        """What a whole file holds; None where it must not be opened or is gone. Raises DataUnavailable."""
 
     def part(self, name: str, start: int, size: int) -> bytes | None:
-        """A range of a file; None where it has not as many bytes any more."""
+        """A range of a file; None where it has not as many bytes any more. Raises DataUnavailable."""
 
     def each(self, function: Callable[[_T], bytes | None], asked: Iterable[_T]) -> Iterator[bytes | None]:
         """What a function reads for each that is asked, in order; several at a time where that is faster."""
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read from any place. Raises DataError."""
+        """A file to read from any place. Raises DataError, and DataUnavailable then and at every read."""
 
 
 class Folder:
@@ -75,16 +84,16 @@ class Folder:
     def walk(self, suffixes: tuple[str, ...], unwalked: set[str]) -> Iterator[tuple[str, str | None]]:
         """Files and sub-folders in sorted order; links to folders are not followed. A folder that cannot be listed
         stands for what is in it. Of a folder, the names are held in memory, and nothing else."""
-        if not self._path.is_dir():
+        if not is_folder(self._path):
             raise DataError(f"no folder of images at {self.root}")
         if not os.access(self._path, os.R_OK | os.X_OK):
             raise DataError(f"cannot list {self.root}: permission denied")
         under_way = [self._listed("", suffixes, unwalked)]
         while under_way:  # no recursion: folders can be nested deeper than Python's stack
-            path, reason, is_folder = next(under_way[-1], ("", None, None))
-            if is_folder is None:
+            path, reason, to_walk = next(under_way[-1], ("", None, None))
+            if to_walk is None:
                 under_way.pop()
-            elif is_folder:
+            elif to_walk:
                 under_way.append(self._listed(path, suffixes, unwalked))
             else:
                 yield path, reason
@@ -94,7 +103,7 @@ class Folder:
     ) -> Iterator[tuple[str, str | None, bool]]:
         """Of what is in a folder: its path, why it must not be opened, and whether it is a folder to walk."""
         try:
-            names, folders = _children(self._path / folder, suffixes)
+            names, folders = children(self._path / folder, suffixes)
         except OSError:
             yield folder, "unreadable_folder", False
             return
@@ -107,6 +116,9 @@ class Folder:
 
     def reason(self, name: str) -> str | None:
         """Devices and pipes would block, links and names may lead outside."""
+        return patiently(self._path / name, lambda: self._reason(name))
+
+    def _reason(self, name: str) -> str | None:
         path = self._path / name
         try:
             if os.path.isabs(name) or ".." in PurePosixPath(name).parts:
@@ -121,71 +133,120 @@ class Folder:
             elif stat.S_ISDIR(found.st_mode):
                 return "unreadable_folder"
         except FileNotFoundError:
-            return "unreadable" if path.is_symlink() else "missing"
-        except (OSError, RuntimeError, ValueError):
+            return "unreadable" if os.path.islink(path) else self._missing()
+        except OSError as error:
+            if may_pass(error):
+                raise
+            return "unreadable"
+        except (RuntimeError, ValueError):
             return "unreadable"
         if not stat.S_ISREG(found.st_mode):
             return "not_a_regular_file"
         return "too_many_bytes" if found.st_size > Limits.max_bytes else None
 
     def _is_inside(self, name: str) -> bool:
-        return (self._path / name).resolve().is_relative_to(self._path.resolve())
+        return real(self._path / name).is_relative_to(real(self._path))
+
+    def _missing(self) -> str:
+        """That a file is missing says something of it only where there are others."""
+        found = status_of(self._path)
+        if found is None or not children(self._path)[0]:
+            state = "is not there" if found is None else "is empty"
+            raise DataUnavailable(
+                f"cannot read from {self.root} now: it {state}, and was not when it was listed. Mount its file system "
+                "again, or bring the files back, then go on"
+            )
+        return "missing"
 
     def read(self, name: str) -> bytes | None:
         if self.reason(name):
             return None
-        try:
-            with _regular(self._path / name) as file:
-                return file.read()
-        except OSError:
-            return None
+        return self._asked(name, lambda: whole(self._path / name))
 
     def part(self, name: str, start: int, size: int) -> bytes | None:
         """The file read last stays open, since units ask for neighbours."""
+        data = self._asked(name, lambda: part(self._opened(name), start, size))
+        return data if data is not None and len(data) == size else None
+
+    def _asked(self, name: str, action: Callable[[], bytes]) -> bytes | None:
+        """What an action reads of a file, None where the file is gone or cannot be read."""
+
+        def once() -> bytes:
+            try:
+                return action()
+            except OSError:
+                self._close()  # what is open may be what cannot be read any more
+                raise
+
         try:
-            if self._held is None or self._held[0] != name:
-                opened = _regular(self._path / name)
-                if self._held:
-                    self._held[1].close()
-                self._held = name, opened
-            self._held[1].seek(start)
-            data = self._held[1].read(size)
+            return patiently(self._path / name, once)
+        except FileNotFoundError:
+            self._missing()
         except (OSError, ValueError):
-            return None
-        return data if len(data) == size else None
+            pass
+        return None
+
+    def _opened(self, name: str) -> BinaryIO:
+        if self._held is None or self._held[0] != name:
+            self._close()
+            self._held = name, regular(self._path / name)
+        return self._held[1]
+
+    def _close(self) -> None:
+        if self._held is not None:
+            self._held[1].close()
+            self._held = None
 
     def each(self, function: Callable[[_T], bytes | None], asked: Iterable[_T]) -> Iterator[bytes | None]:
         return map(function, asked)
 
     def open(self, name: str) -> BinaryIO:
+        path = self._path / name
         try:
-            return _regular(self._path / name)
+            return io.BufferedReader(_Patient(path, patiently(path, lambda: regular(path))), _BUFFER)
         except FileNotFoundError as error:
-            raise DataError(f"no file at {self._path / name}") from error
+            raise DataError(f"no file at {path}") from error
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {self._path / name}: {error}") from error
+            raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _children(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[str], set[str]]:
-    """The sorted names of sub-folders and of files with these suffixes in a folder, and which are sub-folders."""
-    names, folders = [], set()
-    with os.scandir(folder) as scan:
-        for child in scan:
-            if child.is_dir(follow_symlinks=False):
-                folders.add(child.name)
-            elif not child.name.lower().endswith(suffixes):
-                continue
-            names.append(child.name)
-    return sorted(names), folders
+class _Positioned(io.RawIOBase):
+    """A file of a known size that is read from any place."""
+
+    def __init__(self, size: int) -> None:
+        self._at, self._size = 0, size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
 
 
-def _regular(path: Path) -> BinaryIO:
-    """Open a regular file. What is none is not waited for. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path} is no regular file")
-    return os.fdopen(descriptor, "rb")
+class _Patient(_Positioned):
+    """A file of this machine, of which each read is tried again while its error may pass."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        super().__init__(os.fstat(file.fileno()).st_size)
+        self._path, self._file = path, file
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = patiently(self._path, lambda: part(self._file, self._at, len(buffer)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class Keys:
@@ -208,7 +269,7 @@ class Keys:
                 yield name, "too_many_bytes" if size > Limits.max_bytes else None
 
     def size(self, name: str) -> int | None:
-        """How many bytes an object has, None where there is none. Raises DataError."""
+        """How many bytes an object has, None where there is none. Raises DataUnavailable."""
         with asked_of(self.root, "read"):
             try:
                 return obstore.head(self.store, name)["size"]
@@ -227,7 +288,8 @@ class Keys:
             try:
                 found = obstore.get(self.store, name)
                 return None if found.meta["size"] > Limits.max_bytes else bytes(found.bytes())
-            except (FileNotFoundError, ValueError):
+            except (FileNotFoundError, ValueError) as error:
+                self._refuse_no_bucket(error)
                 return None
 
     def each(self, function: Callable[[_T], bytes | None], asked: Iterable[_T]) -> Iterator[bytes | None]:
@@ -237,13 +299,19 @@ class Keys:
         with asked_of(self.root, "read"):
             try:
                 data = bytes(obstore.get_range(self.store, name, start=start, length=size)) if size else b""
-            except (FileNotFoundError, ValueError):
+            except (FileNotFoundError, ValueError) as error:
+                self._refuse_no_bucket(error)
                 return None
             except BaseError as error:
-                if "416" in said(error):  # the object is shorter now
+                if _answered(error) == 416:  # the object is shorter now
                     return None
                 raise
         return data if len(data) == size else None
+
+    def _refuse_no_bucket(self, error: Exception) -> None:
+        """Raises DataUnavailable where it is not the object that is missing, but the whole bucket."""
+        if _NO_BUCKET in str(error):
+            raise DataUnavailable(f"cannot read {self.root} now: its bucket is not there. {_ACCESS}")
 
     def open(self, name: str) -> BinaryIO:
         try:
@@ -255,26 +323,13 @@ class Keys:
         return io.BufferedReader(_Ranges(self, name, size), _BUFFER)
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(_Positioned):
     """An object as a file: small reads through a window, large ones each by a request of that size."""
 
     def __init__(self, keys: Keys, name: str, size: int) -> None:
-        self._keys, self._name, self._size = keys, name, size
-        self._at, self._start, self._window = 0, 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
+        super().__init__(size)
+        self._keys, self._name = keys, name
+        self._start, self._window = 0, b""
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill the whole buffer, but for the object's end."""
@@ -316,15 +371,22 @@ def ahead(function: Callable[[_T], _U], asked: Iterable[_T]) -> Iterator[_U]:
 
 
 @contextmanager
-def asked_of(root: Location, doing: str) -> Iterator[None]:
-    """What an object store answers, instead of what is asked of it, becomes a DataError that names the store."""
+def asked_of(root: Location, doing: Literal["list", "read"]) -> Iterator[None]:
+    """What an object store answers, instead of what is asked of it, becomes an error that names the store: a
+    DataUnavailable, but a DataError where it refuses a listing, or lists what no name can stand for."""
     try:
         yield
     except BaseError as error:
-        raise DataError(
-            f"cannot {doing} {root}: {said(error)}. Check the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the "
-            "credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        ) from error
+        answer = _answered(error)
+        refused = doing == "list" and answer is not None and answer < 500 and answer not in _BUSY
+        kind = DataError if refused or isinstance(error, InvalidPathError) else DataUnavailable
+        raise kind(f"cannot {doing} {root}: {said(error)}. {_ACCESS}") from error
+
+
+def _answered(error: BaseError) -> int | None:
+    """The HTTP status that a store refused with; None where it did not answer."""
+    found = re.search(r"status code: (\d{3})", str(error))
+    return int(found[1]) if found else None
 
 
 def said(error: BaseException) -> str:
@@ -340,89 +402,6 @@ def as_uri(name: str) -> str:
 def as_name(uri: str) -> str:
     """The name that `as_uri` encoded."""
     return os.fsdecode(unquote_to_bytes(uri))
-
-
-def matching(place: Location, suffix: str) -> tuple[Files, list[str]]:
-    """The files that an option's path stands for: a file; all in a folder that end so; or those of a pattern.
-
-    A pattern has *, ? and [] as in a shell, {000..099} for numbers and {a,b} for words. Names are sorted, but for
-    braces, which keep their order. Raises DataError where nothing matches.
-    """
-    files, names = _literal(place, suffix) or _pattern(place)
-    if not names:
-        raise DataError(f"no *{suffix} at {place}; give a file, a folder of them, or a pattern such as part-*{suffix}")
-    return files, names
-
-
-def _literal(place: Location, suffix: str) -> tuple[Files, list[str]] | None:
-    """A file, or the files in a folder; None for a pattern."""
-    if isinstance(place, Path):
-        if place.is_dir():
-            return Folder(place), sorted(path.name for path in place.iterdir() if path.name.endswith(suffix))
-        if place.exists() or not _SPECIAL.search(str(place)):
-            return Folder(place.parent), [place.name] if place.exists() else []
-        return None
-    if _SPECIAL.search(place):
-        return None
-    above, name = Keys(parent_of(place)), name_of(place)
-    if place.count("/") > 2 and above.size(name) is not None:
-        return above, [name]
-    files = Keys(place)
-    return files, [name for name, _ in files.listing() if name.endswith(suffix) and "/" not in name]
-
-
-def parent_of(place: str) -> str:
-    """The prefix above, or the bucket itself."""
-    return str(parent(place)) if place.count("/") > 2 else place
-
-
-def _pattern(place: Location) -> tuple[Files, list[str]]:
-    parts = str(place).split("/")
-    fixed = next(i for i, part in enumerate(parts) if _SPECIAL.search(part))
-    above = "/".join(parts[:fixed])
-    files = Folder(Path(above or "/")) if isinstance(place, Path) else Keys(above)
-    names: list[str] = []
-    for wanted in expanded("/".join(parts[fixed:])):
-        if re.search(r"[*?\[]", wanted):
-            names += [name for name in _all_below(files, wanted) if name not in names]
-        else:
-            names.append(wanted)
-    return files, names
-
-
-def _all_below(files: Files, pattern: str) -> list[str]:
-    if isinstance(files, Folder):
-        root = Path(files.root)
-        return sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
-    assert isinstance(files, Keys)
-    return [name for name, _ in files.listing() if _fits(name, pattern)]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    names, patterns = name.split("/"), pattern.split("/")
-    return len(names) == len(patterns) and all(map(fnmatch.fnmatchcase, names, patterns))
-
-
-def expanded(pattern: str) -> list[str]:
-    """The names that braces stand for.
-
-    >>> expanded("{a,b}-{08..10}.tar")
-    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar', 'b-09.tar', 'b-10.tar']
-    """
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
-    return ["".join(chosen) for chosen in product(*choices)]
-
-
-def _choices(inner: str) -> list[str]:
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
-    if not numbers:
-        return inner.split(",")
-    first, last = numbers.groups()
-    width = len(first) if first.startswith("0") or last.startswith("0") else 0
-    if not 0 <= int(last) - int(first) < 10**6:
-        raise DataError(f"{{{inner}}} counts upwards, to a million names at most")
-    return [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
 
 
 def _above(name: str) -> Iterator[str]:

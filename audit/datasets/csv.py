@@ -15,7 +15,9 @@ from pydantic import Field, model_validator
 
 from audit.config import AnyPlace, Frozen
 from audit.datasets import Entry, printable
-from audit.datasets._files import Files, ahead, as_name, as_uri, files_at, parent_of
+from audit.datasets._files import Files, ahead, as_name, as_uri, files_at
+from audit.datasets._patience import patiently, real
+from audit.datasets._places import parent_of
 from audit.datasets._table import KINDS, rows, text_of
 from audit.errors import DataError
 from audit.locations import SCHEMES, Location, is_uri, name_of, parent
@@ -113,7 +115,7 @@ class CsvSource:
         else:
             whole = os.path.normpath(os.path.join("/" if is_uri(root) else root, value))
             if value.startswith("/") and not is_uri(root) and not whole.startswith(f"{root}/"):
-                whole = os.path.realpath(whole)  # the root is known by its real path
+                whole = str(patiently(value, lambda: real(value)))  # the root is known by its real path
         return whole[len(root) + 1 :] if whole.startswith(root.rstrip("/") + "/") else whole
 
     def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:

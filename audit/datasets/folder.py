@@ -14,6 +14,7 @@ from pydantic import Field
 from audit.config import AnyPlace, Frozen
 from audit.datasets import Entry, printable
 from audit.datasets._files import Keys, as_name, as_uri, files_at
+from audit.datasets._patience import is_file
 from audit.datasets._table import rows, text_of
 from audit.errors import ConfigError, DataError
 from audit.locations import child
@@ -117,7 +118,7 @@ class FolderSource:
     def _has(self, name: str) -> bool:
         if isinstance(self.files, Keys):
             return self.files.size(name) is not None
-        return os.path.isfile(os.path.join(self.root, name))
+        return is_file(os.path.join(self.root, name))
 
     def _rows(self, metadata: str) -> Iterator[tuple[str, _Told]]:
         where = str(child(self.root, metadata))

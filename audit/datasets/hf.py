@@ -10,8 +10,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import datasets
@@ -22,9 +22,10 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from audit.config import Frozen
 from audit.datasets import DataSource, Entry, printable
 from audit.datasets._files import Folder, as_name, as_uri
+from audit.datasets._patience import is_file, is_folder, patiently, status_of
 from audit.datasets.parquet import Options as ParquetOptions
 from audit.datasets.parquet import ParquetSource, check_columns, class_names, encoded
-from audit.errors import DataError
+from audit.errors import DataError, DataUnavailable
 
 WORKS = (
     "What works: a folder that save_to_disk wrote, a folder of the data set's .parquet or .arrow files, or a hub id "
@@ -41,7 +42,7 @@ def _folder_or_id(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str):
         return value
     path = ((info.context or {}).get("folder", Path()) / Path(value).expanduser()).resolve()
-    return str(path) if path.exists() or value.startswith((".", "/", "~")) else value
+    return str(path) if status_of(path) or value.startswith((".", "/", "~")) else value
 
 
 class Options(Frozen):
@@ -61,7 +62,11 @@ class Options(Frozen):
 
 class HfSource:
     """A uri is '<split>#<row>', or in a folder of Parquet files '<file>#<row>'. Nothing is copied into a cache: Arrow
-    files are mapped into memory, Parquet files read by row groups."""
+    files are mapped into memory, Parquet files read by row groups.
+
+    Of a file that is mapped, a fault of its file system is no error that could be told from others: it ends the
+    process. Where that may happen, Parquet files are the safer choice.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -79,12 +84,12 @@ class HfSource:
     def _opened(self) -> DataSource:
         options = self.options
         folder = _folder(options)
-        if (folder / "dataset_dict.json").is_file():
+        if is_file(folder / "dataset_dict.json"):
             folder, split = self._split_of_dict(folder)
             return _Rows(options, _saved(folder), split, folder)
-        if (folder / "state.json").is_file():
+        if is_file(folder / "state.json"):
             return _Rows(options, _saved(folder), options.split or "data", folder)
-        kind = next((kind for kind in ("parquet", "arrow") if any(folder.rglob(f"*.{kind}"))), None)
+        kind = next((kind for kind in ("parquet", "arrow") if any(_below(folder, kind))), None)
         if kind is None:
             raise DataError(f"{options.path} holds no data set of Hugging Face. {WORKS}")
         split, names = self._split_of_files(folder, kind)
@@ -95,7 +100,7 @@ class HfSource:
 
     def _split_of_dict(self, folder: Path) -> tuple[Path, str]:
         try:
-            splits = [str(name) for name in json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]]
+            splits = [str(name) for name in _json(folder / "dataset_dict.json")["splits"]]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise DataError(f"{folder}/dataset_dict.json cannot be read: {error}") from error
         split = self._chosen(splits)
@@ -105,12 +110,13 @@ class HfSource:
 
     def _split_of_files(self, folder: Path, kind: str) -> tuple[str, list[str]]:
         """A split, and the names of its files in the folder."""
-        root = folder / (self.options.config or "")
+        within = self.options.config or ""
         by_split: dict[str, list[str]] = {}
-        for path in sorted(root.rglob(f"*.{kind}")):
+        for name in _below(folder / within, kind):
+            path = PurePosixPath(within, name)
             found = _SPLIT.fullmatch(path.stem)
             split = found[1] if found else path.parent.name if path.stem.isdigit() else path.stem
-            by_split.setdefault(split, []).append(path.relative_to(folder).as_posix())
+            by_split.setdefault(split, []).append(str(path))
         split = self._chosen(list(by_split))
         folders = sorted({os.path.dirname(name) for name in by_split[split]})
         if len(folders) > 1:
@@ -219,7 +225,7 @@ def _has_bytes(table: pa.Table, column: str | None) -> list[bool]:
 
 def _folder(options: Options) -> Path:
     """Where the data set is, fetched from the hub where the path is a hub id with a pinned revision."""
-    if Path(options.path).is_dir():
+    if is_folder(options.path):
         return Path(options.path)
     if options.path.startswith("/") or not _HUB_ID.fullmatch(options.path):
         raise DataError(f"no folder at {options.path}. {WORKS}")
@@ -239,20 +245,31 @@ def _folder(options: Options) -> Path:
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise DataError(
+        refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
+        raise (DataError if refused else DataUnavailable)(
             f"cannot fetch the data set {options.path!r} at revision {options.revision!r} from the hub: {error}. "
             + WORKS
         ) from error
 
 
+def _below(folder: Path, kind: str) -> Iterator[str]:
+    """The names of files of a kind below a folder, sorted. Links are followed: the hub's files are links."""
+    if is_folder(folder):
+        yield from (name for name, _ in Folder(folder).walk((f".{kind}",), set()) if name.endswith(f".{kind}"))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(patiently(path, lambda: path.read_text("utf-8")))
+
+
 def _saved(folder: Path) -> datasets.Dataset:
     """What `save_to_disk` wrote. Raises DataError."""
     try:
-        state = json.loads((folder / "state.json").read_text("utf-8"))
+        state = _json(folder / "state.json")
         for file in state["_data_files"]:
             if os.path.basename(file["filename"]) != file["filename"]:
                 raise DataError(f"{folder}/state.json names a file {file['filename']!r}, which leads out of the folder")
-        return datasets.Dataset.load_from_disk(str(folder), keep_in_memory=False)
+        return patiently(folder, lambda: datasets.Dataset.load_from_disk(str(folder), keep_in_memory=False))
     except _FAILS as error:
         raise DataError(f"{folder} cannot be opened as a data set that save_to_disk wrote: {error}. {WORKS}") from error
 
@@ -262,7 +279,7 @@ def _concatenated(paths: list[Path]) -> datasets.Dataset:
     opened = []
     for path in paths:
         try:
-            opened.append(datasets.Dataset.from_file(str(path)))
+            opened.append(patiently(path, partial(datasets.Dataset.from_file, str(path))))
         except _FAILS as error:
             raise DataError(f"{path} is not an Arrow file that can be read: {error}") from error
     try:

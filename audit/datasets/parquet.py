@@ -17,8 +17,9 @@ from pydantic import Field
 
 from audit.config import AnyPlace, Frozen
 from audit.datasets import Entry, printable
-from audit.datasets._files import Files, as_name, as_uri, matching
-from audit.errors import DataError
+from audit.datasets._files import Files, as_name, as_uri
+from audit.datasets._places import matching
+from audit.errors import DataError, DataUnavailable
 
 
 class Options(Frozen):
@@ -156,6 +157,9 @@ class ParquetSource:
             if start <= row < start + count:
                 try:
                     values = file.read_row_group(group, columns=[column]).column(0)
+                except DataUnavailable:
+                    self._opened = None  # opened anew, it may be read again
+                    raise
                 except (OSError, pa.ArrowInvalid):
                     return name, start, start + count, pa.nulls(count)
                 return name, start, start + count, values.combine_chunks()

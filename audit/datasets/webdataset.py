@@ -18,7 +18,8 @@ from pydantic import Field
 
 from audit.config import AnyPlace, Frozen, Names
 from audit.datasets import Entry, printable
-from audit.datasets._files import Files, as_name, as_uri, matching
+from audit.datasets._files import Files, as_name, as_uri
+from audit.datasets._places import matching
 from audit.decode import Limits
 from audit.errors import DataError
 
