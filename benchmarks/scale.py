@@ -28,6 +28,7 @@ import ray
 from audit.config import parse_job
 from audit.methods import Unit
 from audit.models import digests
+from audit.results.compaction import compact
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.worker import Summary
@@ -35,9 +36,8 @@ from pipelines.errors import LimitReached
 from pipelines.plan import open_or_create
 from pipelines.progress import Progress
 from pipelines.runner import Runner
+from pipelines.units import closed
 from pipelines.workers import Cluster, Workers
-
-INVENTORY_ITEMS = 1000  # in a unit of the inventory
 
 
 class Host:
@@ -145,6 +145,14 @@ def measure(units: int, per_unit: int, gpus: int, seconds: float, hosts: int, fo
     latencies = np.array([value for host in held for value in ray.get(host.told.remote())])
     for host in held:
         ray.kill(host)
+    store, began = Store(root), time.monotonic()
+    compact(store)
+    compacting = time.monotonic() - began
+    began = time.monotonic()
+    for stage in runner.stages.all:
+        assert stage.plan is not None
+        closed(store, stage.plan, stage.items_key)
+    closing = time.monotonic() - began
     began = time.monotonic()
     opened = Run(root)
     opening = time.monotonic() - began
@@ -167,6 +175,11 @@ def measure(units: int, per_unit: int, gpus: int, seconds: float, hosts: int, fo
         "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "commit_p50_ms": 1000 * float(np.quantile(latencies, 0.5)),
         "commit_p95_ms": 1000 * float(np.quantile(latencies, 0.95)),
+        "compactions": len(runner.compactions),
+        "compaction_longest_seconds": max(runner.compactions, default=0.0),
+        "compactions_seconds": sum(runner.compactions),
+        "last_compaction_seconds": compacting,
+        "check_of_all_stages_seconds": closing,
         "snapshots": len(opened.store.names("snapshots")),
         "prediction_files": len(files),
         "open_seconds": opening,

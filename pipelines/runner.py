@@ -88,6 +88,7 @@ class Runner:
         self.copies: dict[str, int] = {}  # of units that are out: how often
         self.ended: set[str] = set()  # units that ended while a copy of them is still out
         self.compacting: Any = None
+        self.compactions: list[float] = []  # seconds of each
         self.units_seen = self.units_covered = 0
         self.executions = 0
         self.watched = 0.0
@@ -407,13 +408,15 @@ class Runner:
         self.compacting = None
         self.units_covered = self.units_seen
         try:
-            ray.get(reference, timeout=1)
+            self.compactions.append(ray.get(reference, timeout=1))
         except RayError as error:
             self.progress.event("not_compacted", error=str(error).strip().splitlines()[-1])
 
 
-def _compact(root: Location) -> int:
-    return compact(Store(root))
+def _compact(root: Location) -> float:
+    began = time.monotonic()
+    compact(Store(root))
+    return time.monotonic() - began
 
 
 # What ends the job: it would befall every unit. None of it is recorded, so the same command resumes.
