@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 from ray.job_submission import JobDetails
@@ -25,7 +27,7 @@ from audit.zoo.export import export
 from pipelines.cli import app
 from pipelines.errors import InfrastructureError
 from pipelines.submit import Jobs, Submission, _submission, read_job
-from tests.ray_cluster import ROOT, RayCluster, code_blocks, free_port
+from tests.ray_cluster import MARK, ROOT, RayCluster, code_blocks, free_port, runs
 
 JOB = """
 version: 1
@@ -39,16 +41,33 @@ output: {{uri: {home}/runs}}
 REFERENCE = 'loader: hf, ref: "zoo:reference"'
 
 
+AGENT_PORT = 52365  # of Ray's agent by default
+
+
+@contextmanager
+def taken(port: int) -> Iterator[None]:
+    """As by another Ray cluster on this machine; if there is one, it is taken already."""
+    with socket.socket() as other:
+        with suppress(OSError):
+            other.bind(("0.0.0.0", port))
+            other.listen()
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
+    """Beside something that holds the agent's default port: each test with a job shows that nothing rests on it."""
     started = RayCluster(ROOT / "cluster.yaml", workers=2)
     try:
-        started.start()
-        export("labelled", started.home / "labelled", "folder", 20)
-        (started.home / "labelled" / "zzz.png").write_bytes(b"not an image")
-        yield started
+        with taken(AGENT_PORT):
+            started.start()
+            export("labelled", started.home / "labelled", "folder", 20)
+            (started.home / "labelled" / "zzz.png").write_bytes(b"not an image")
+            yield started
     finally:
+        began = started.processes()
         started.stop()
+        assert not [each for each in began if runs(each)]
 
 
 Credentials = Callable[[str | None], None]
@@ -100,6 +119,11 @@ def scraped(cluster: RayCluster) -> str:
             with suppress(OSError):
                 found.append(urllib.request.urlopen(f"http://{target}/metrics", timeout=5).read().decode())
     return "\n".join(found)
+
+
+def counted(cluster: RayCluster, line: str) -> None:
+    """Wait for a line of Ray's metrics, which come to be read one by one."""
+    until(lambda: bool(re.search(line, scraped(cluster))), f"Ray's metrics have {line}", 120)
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
@@ -196,10 +220,9 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
     first = jobs.submit(path, env=["AUDIT_TEST_WORD"])
     assert first.submission_id == "slow-1"
     until(reached.exists, "the model is asked")
-    seen = r'ray_audit_units_total{.*stage="0-inventory".*status="ok".*} 1\.0'
-    until(lambda: bool(re.search(seen, scraped(cluster))), "Ray's metrics count the inventory's unit", 120)
-    assert re.search(r'ray_audit_items_total{.*status="failed".*} 1\.0', scraped(cluster))  # one image is none
-    assert re.search(r"ray_audit_units_running{.*} 1\.0", scraped(cluster))
+    counted(cluster, r'ray_audit_units_total{.*stage="0-inventory".*status="ok".*} 1\.0')
+    counted(cluster, r'ray_audit_items_total{.*status="failed".*} 1\.0')  # one image is none
+    counted(cluster, r"ray_audit_units_running{.*} 1\.0")
     with pytest.raises(ConfigError, match=r"as slow-1 \(RUNNING\).*audit logs slow-1.*audit stop slow-1"):
         jobs.submit(path)
     with monkeypatch.context() as blind:  # to what another submitter has started since
@@ -330,6 +353,46 @@ def test_relative_paths_are_refused_by_name(tmp_path: Path) -> None:
         "models.two.ref: models/two.py:load",
         "output.uri: runs",
     ]
+
+
+CLUSTER_THAT_IS_KILLED = """
+import os, signal, subprocess, sys
+from tests.ray_cluster import MARK, ROOT, RayCluster
+cluster = RayCluster(ROOT / "cluster.yaml")
+cluster.watch()
+marked = subprocess.Popen(["sleep", "600"], env={MARK: cluster.mark, "PATH": os.environ["PATH"]})
+print(marked.pid, cluster.home, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_nothing_of_a_test_cluster_outlives_tests_that_are_killed() -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", CLUSTER_THAT_IS_KILLED], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    pid, home = killed.stdout.split()
+    until(lambda: not psutil.pid_exists(int(pid)) or not runs(psutil.Process(int(pid))), "its process ends")
+    until(lambda: not Path(home).exists(), "its folder goes")
+
+
+def test_an_orphan_without_its_mark_ends_with_the_cluster() -> None:
+    """As Ray's agents and workers are, whose titles lie where their environment was."""
+    cluster = RayCluster(ROOT / "cluster.yaml")
+    shell = subprocess.run(
+        ["bash", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"],
+        cwd=cluster.home,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    orphan = psutil.Process(int(shell.stdout))
+    assert MARK not in orphan.environ()
+    assert orphan in cluster.processes()
+    cluster.stop()
+    assert not runs(orphan)
+    assert not cluster.home.exists()
 
 
 def details(status: str, code: int | None, message: str | None = None) -> Submission:
