@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from ray._private.authentication_test_utils import reset_auth_token_state
 from ray.job_submission import JobDetails
 from typer.testing import CliRunner
@@ -27,7 +27,7 @@ from audit.zoo.export import export
 from pipelines.cli import app
 from pipelines.errors import InfrastructureError
 from pipelines.submit import Jobs, Submission, _submission, read_job
-from tests.ray_cluster import MARK, ROOT, RayCluster, code_blocks, free_port, runs
+from tests.ray_cluster import MARK, ROOT, RayCluster, code_blocks, free_port, runs, until
 
 JOB = """
 version: 1
@@ -126,13 +126,6 @@ def counted(cluster: RayCluster, line: str) -> None:
     until(lambda: bool(re.search(line, scraped(cluster))), f"Ray's metrics have {line}", 120)
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 def test_the_text_of_the_docs_runs_a_job_on_a_cluster(cluster: RayCluster) -> None:
     """The token's commands, the job file and all commands of a job, as docs/cluster.md has them."""
     text = (ROOT / "docs" / "cluster.md").read_text("utf-8")
@@ -170,6 +163,27 @@ def test_what_only_the_cluster_can_tell_ends_with_2(jobs: Jobs, cluster: RayClus
     assert (ended.exit_code, ended.status) == (2, "FAILED"), log
     assert "missing.py" in "".join(log)
     assert jobs.logs(ended.submission_id) == "".join(log)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(0, "SUCCEEDED"), (2, "STOPPED"), (3, "SUCCEEDED"), (4, "FAILED"), (5, "STOPPED")]
+)
+def test_the_rayjob_of_kubernetes_ends_as_its_operator_reads_it(
+    jobs: Jobs, cluster: RayCluster, code: int, status: str
+) -> None:
+    """Its entrypoint in a job of this cluster, with an `audit` that ends so. The operator tries again what FAILED."""
+    folder = cluster.home / f"rayjob-{code}"
+    folder.mkdir()
+    (folder / "audit").write_text(f"#!/bin/sh\nexit {code}\n")
+    (folder / "audit").chmod(0o755)
+    config, rayjob = yaml.safe_load_all((ROOT / "deploy" / "rayjob.yaml").read_text("utf-8"))
+    (folder / "run.sh").write_text(config["data"]["run.sh"])
+    entrypoint = rayjob["spec"]["entrypoint"].replace("/etc/audit", str(folder))
+    job = jobs.client.submit_job(entrypoint=f"PATH={folder}:$PATH {entrypoint}")
+    until(lambda: jobs.client.get_job_status(job).is_terminal(), "it ends")
+    assert jobs.client.get_job_status(job) == status, jobs.client.get_job_logs(job)
+    if status == "STOPPED":
+        assert f"exit code {code}" in jobs.client.get_job_logs(job)
 
 
 SLOW = """
@@ -222,7 +236,8 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
     until(reached.exists, "the model is asked")
     counted(cluster, r'ray_audit_units_total{.*stage="0-inventory".*status="ok".*} 1\.0')
     counted(cluster, r'ray_audit_items_total{.*status="failed".*} 1\.0')  # one image is none
-    counted(cluster, r"ray_audit_units_running{.*} 1\.0")
+    counted(cluster, r'ray_audit_units_running{.*run="slow".*} 1\.0')
+    counted(cluster, r'ray_audit_units_waiting{.*run="slow".*} 1\.0')  # of two, the model is at the first
     with pytest.raises(ConfigError, match=r"as slow-1 \(RUNNING\).*audit logs slow-1.*audit stop slow-1"):
         jobs.submit(path)
     with monkeypatch.context() as blind:  # to what another submitter has started since
@@ -250,7 +265,8 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
     ended = json.loads(done.stdout)
     assert (ended["submission_id"], ended["status"], ended["exit_code"]) == ("slow-3", "FAILED", 3)
     events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert [each["already_done"] for each in events if each["event"] == "stage"] == [21, 0]
+    assert [each["already_done"] for each in events if each.get("event") == "stage"] == [21, 0]
+    assert events[-1]["failed"] == 1  # what `audit run --json` prints at its end
     run = Run(cluster.home / "runs" / "slow")
     assert run.rows("select count(*) as n, count(distinct item_id) as items from predictions") == [
         {"n": 20, "items": 20}
