@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from audit.errors import ConfigError
-from audit.locations import located
+from audit.locations import absolute, located
 from pipelines.submission_cli import register as register_submission
 from pipelines.terminal import (
     AsJson,
@@ -149,7 +149,7 @@ def run(
             outcome = execute(job, address=address, new_run=new_run, as_json=json_lines)
         root, opened = shown(outcome.root), Run(outcome.root)
         if json_lines:
-            told = {"run": root, "seconds": outcome.seconds, "failed": outcome.failed}
+            told = {"run": absolute(outcome.root), "seconds": outcome.seconds, "failed": outcome.failed}
             json.dump({**told, "failure_modes": opened.failure_modes()}, sys.stdout, default=plain)
             sys.stdout.write("\n")
             raise typer.Exit(3 if outcome.failed else 0)
@@ -298,7 +298,7 @@ def dashboard(
     with exit_codes():
         Run(located(run))
         if as_json:
-            print_json({"run": shown(located(run)), "url": f"http://127.0.0.1:{port}"})
+            print_json({"run": absolute(located(run)), "url": f"http://127.0.0.1:{port}"})
         with for_json(as_json):
             code = serve(located(run), port)
         if code:

@@ -98,7 +98,7 @@ def test_a_model_that_prints_does_not_print_into_the_json(folder: Path, ran: Any
     assert [stage["items"] for stage in json.loads(planned.stdout)] == [6, 6]
     for line in ("loaded", "asked", "asked, past Python"):  # it was at work
         assert line in planned.stderr.splitlines()
-    assert (ran["run"], ran["failed"], ran["failure_modes"]) == ("runs/loud", 0, [])
+    assert (ran["run"], ran["failed"], ran["failure_modes"]) == (str(folder / "runs" / "loud"), 0, [])
     assert told(folder, "repair", "runs/loud")["withdrawn"] == []
 
 
@@ -161,4 +161,4 @@ def test_the_report_names_its_address_before_it_serves(folder: Path, ran: Any) -
         serving.send_signal(signal.SIGINT)
         said, words = serving.communicate(timeout=60)
     assert "You can now view" in words  # the server's own
-    assert json.loads(said) == {"run": "runs/loud", "url": f"http://127.0.0.1:{port}"}
+    assert json.loads(said) == {"run": str(folder / "runs" / "loud"), "url": f"http://127.0.0.1:{port}"}

@@ -8,19 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import yaml
 from ray._private.authentication_test_utils import reset_auth_token_state
 from ray.job_submission import JobDetails
 from typer.testing import CliRunner
 
+import pipelines.submit
 from audit.errors import ConfigError
 from audit.results.sql import Run
 from audit.zoo.export import export
@@ -336,6 +340,39 @@ def test_the_command_exits_with_4_where_it_is_refused(cluster: RayCluster, mode:
 def test_where_no_cluster_is() -> None:
     with pytest.raises(InfrastructureError, match=r"cannot use Ray's jobs.*port-forward"):
         Jobs(f"http://127.0.0.1:{free_port()}")
+
+
+class WithoutAgent(BaseHTTPRequestHandler):
+    """What a head answers whose agent has found its port taken."""
+
+    def _answer(self, status: int, text: str) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self) -> None:
+        version = json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commit": ""})
+        self._answer(200, version if self.path == "/api/version" else "[]")
+
+    def do_POST(self) -> None:
+        self._answer(500, "No available agent to submit job, please try again later.")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_head_that_takes_no_job_is_told_with_its_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pipelines.submit, "START_SECONDS", 0)
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB.format(name="any", home="/shared", model=REFERENCE))
+    with ThreadingHTTPServer(("127.0.0.1", 0), WithoutAgent) as head:
+        threading.Thread(target=head.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(InfrastructureError, match=r"52365.*--dashboard-agent-listen-port"):
+                Jobs(f"http://127.0.0.1:{head.server_port}").submit(path)
+        finally:
+            head.shutdown()
 
 
 @pytest.mark.parametrize(
