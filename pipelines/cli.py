@@ -20,9 +20,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from audit.errors import ConfigError
-from audit.locations import located
+from audit.locations import absolute, located
 from pipelines.submission_cli import register as register_submission
-from pipelines.terminal import AsJson, JobFile, RunFolder, cell, err, exit_codes, out, plain, shown
+from pipelines.terminal import (
+    AsJson,
+    JobFile,
+    RunFolder,
+    cell,
+    ended,
+    err,
+    exit_codes,
+    for_json,
+    out,
+    plain,
+    print_json,
+    shown,
+)
 from pipelines.upkeep_cli import register as register_upkeep
 from pipelines.zoo_cli import app as zoo_app
 
@@ -42,6 +55,7 @@ def init(
     data: Annotated[Path, typer.Option(help="Labelled images: a folder with a sub-folder a class, or Parquet")],
     against: Annotated[Optional[str], typer.Option(help="Second model to compare with")] = None,
     job: Annotated[Path, typer.Option(help="Where to write the job file")] = Path("job.yaml"),
+    as_json: AsJson = False,
 ) -> None:
     """Write a commented job file for your own model and data."""
     from pipelines.init import job_text
@@ -54,6 +68,9 @@ def init(
             job.write_text(text, "utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write {job}: {error.strerror}; name another file with --job") from error
+        if as_json:
+            print_json({"job": str(job)})
+            return
         out.print(f"wrote {job}; next: audit validate {job}, then: audit run {job}")
 
 
@@ -64,10 +81,10 @@ def validate(job: JobFile, as_json: AsJson = False) -> None:
     from pipelines.execute import validate as check
 
     with exit_codes():
-        checked = check(job)
+        with for_json(as_json):
+            checked = check(job)
         if as_json:
-            told = {"job": checked.name, "models": list(checked.models), "stages": stage_names(checked)}
-            out.print_json(json.dumps(told))
+            print_json({"job": checked.name, "models": list(checked.models), "stages": stage_names(checked)})
             return
         out.print(f"{job} is fine: {len(checked.models)} models, {len(checked.stages)} stages")
 
@@ -75,10 +92,16 @@ def validate(job: JobFile, as_json: AsJson = False) -> None:
 @app.command()
 def plan(
     job: JobFile,
-    calibrate: Annotated[bool, typer.Option(help="Time a few units of each stage on this machine")] = True,
+    calibrate: Annotated[
+        bool, typer.Option(help="Load the models and run a few units of each stage on this machine, to time them")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """What a job will take: items of each stage, hours of GPUs or cores, disk."""
+    """What a job will take: items of each stage, hours of GPUs or cores, disk.
+
+    Runs a few units of each stage on this machine, in a folder that goes again: its hours are this machine's. With
+    --no-calibrate nothing runs, and items are only counted.
+    """
     for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
@@ -88,9 +111,10 @@ def plan(
 
     with exit_codes():
         checked = load_job(job)
-        stages = forecast(checked, calibrate)
+        with for_json(as_json):
+            stages = forecast(checked, calibrate)
         if as_json:
-            out.print_json(json.dumps([stage.as_dict() for stage in stages]))
+            print_json([stage.as_dict() for stage in stages])
             return
         unit = "GPU" if checked.compute.gpus else "core"
         table = Table(title="at most, before anything ran", title_justify="left")
@@ -121,10 +145,11 @@ def run(
     from pipelines.execute import execute
 
     with exit_codes():
-        outcome = execute(job, address=address, new_run=new_run, as_json=json_lines)
+        with for_json(bool(json_lines)):
+            outcome = execute(job, address=address, new_run=new_run, as_json=json_lines)
         root, opened = shown(outcome.root), Run(outcome.root)
         if json_lines:
-            told = {"run": root, "seconds": outcome.seconds, "failed": outcome.failed}
+            told = {"run": absolute(outcome.root), "seconds": outcome.seconds, "failed": outcome.failed}
             json.dump({**told, "failure_modes": opened.failure_modes()}, sys.stdout, default=plain)
             sys.stdout.write("\n")
             raise typer.Exit(3 if outcome.failed else 0)
@@ -133,11 +158,7 @@ def run(
         audit = "audit" if shutil.which("audit") else os.path.relpath(sys.argv[0])
         out.print(f"open the report:  {audit} dashboard {root}", highlight=False)
         out.print(f'ask questions:    {audit} sql {root} "select * from failure_modes"', highlight=False)
-        if outcome.failed:
-            err.print(
-                f"{outcome.failed} rows of items, units, explanations or predictions failed: see status and reason"
-            )
-            raise typer.Exit(3)
+        ended(outcome.failed)
 
 
 def _print_findings(opened: object) -> None:
@@ -183,11 +204,15 @@ def sql(
     query: Annotated[str, typer.Argument(help="A query over the run's tables", metavar="QUERY")],
     format: Annotated[Literal["table", "csv", "json", "parquet"], typer.Option(help="How to print")] = "table",
     output: Annotated[Optional[Path], typer.Option(help="File to write; needed for parquet")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json")] = False,
 ) -> None:
     """Ask a run's tables in SQL (DuckDB)."""
     from audit.results.sql import Run
 
     with exit_codes():
+        if as_json and format not in ("table", "json"):
+            raise ConfigError(f"--json and --format {format} are two formats; give one of them")
+        format = "json" if as_json else format
         if output is not None and not output.absolute().parent.is_dir():
             raise ConfigError(f"no folder {output.parent} to write {output.name} to")
         result = Run(located(run)).sql(query)
@@ -245,7 +270,8 @@ def retrieve(
     with exit_codes():
         opened = Run(located(run))
         text = checked_query(query)  # before the seconds that the text model takes to load
-        found = retrieve(opened, embedder_of(opened), text, role, top, mode)
+        with for_json(as_json):
+            found = retrieve(opened, embedder_of(opened), text, role, top, mode)
         if images is not None:
             count = write_images(opened, found, images)
             err.print(f"wrote {count} of {len(found.rows)} images to {images}", markup=False, highlight=False)
@@ -262,15 +288,20 @@ def retrieve(
 def dashboard(
     run: RunFolder,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 8501,
+    as_json: AsJson = False,
 ) -> None:
-    """Open the report of a run in a browser, on this machine only."""
+    """Serve the report of a run to a browser on this machine, and no other."""
     from audit.results.sql import Run
     from pipelines.errors import InfrastructureError
     from pipelines.report import serve
 
     with exit_codes():
         Run(located(run))
-        if serve(located(run), port):
+        if as_json:
+            print_json({"run": absolute(located(run)), "url": f"http://127.0.0.1:{port}"})
+        with for_json(as_json):
+            code = serve(located(run), port)
+        if code:
             raise InfrastructureError(f"the report's server ended; is port {port} free? Name another with --port")
 
 
@@ -280,8 +311,9 @@ def doctor(as_json: AsJson = False) -> None:
     from pipelines.doctor import checks
 
     if as_json:
-        found = [asdict(check) for check in checks()]
-        out.print_json(json.dumps(found))
+        with for_json(as_json):
+            found = [asdict(check) for check in checks()]
+        print_json(found)
         raise typer.Exit(0 if all(check["ok"] for check in found) else 4)
     broken = 0
     for check in checks():

@@ -24,7 +24,7 @@ class Metrics:
         self.events = Counter("audit_events", "Units that failed, were split or copied; workers lost", ("run", "event"))
         self.seconds = Histogram("audit_unit_seconds", "Seconds of work on a unit", SECONDS, ("run", "stage"))
         self.running = Gauge("audit_units_running", "Units that workers are at", ("run",))
-        self.queue = Gauge("audit_units_waiting", "Units that wait to be tried again", ("run",))
+        self.queue = Gauge("audit_units_waiting", "Planned units that wait for a worker", ("run",))
         self.workers = Gauge("audit_workers", "Workers that have started", ("run",))
         self.gpu_hours = Gauge("audit_gpu_hours", "GPU-hours of work, of this run", ("run",))
 
@@ -45,9 +45,15 @@ class Metrics:
         """The state of the driver, now and then."""
         tags = {"run": self.run}
         self.running.set(len(runner.running), tags)
-        self.queue.set(len(runner.retries), tags)
+        self.queue.set(waiting(runner), tags)
         self.workers.set(runner.workers.count, tags)
         self.gpu_hours.set(runner.gpu_seconds / 3600, tags)
+
+
+def waiting(runner: Runner) -> int:
+    """Units of the planned stages that are neither done nor with a worker; those to be tried again are among them."""
+    left = sum(stage.units - stage.done_units for stage in runner.progress.stages.values())
+    return left - len(runner.copies.keys() - runner.ended)
 
 
 class WorkerMetrics:

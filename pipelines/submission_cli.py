@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.terminal import err, exit_codes, out
+from pipelines.terminal import err, exit_codes, out, print_json
 
 if TYPE_CHECKING:
     from pipelines.submit import Submission
@@ -46,7 +45,7 @@ def submit(
         _say(f"submitted {name}; Ctrl-C leaves it running")
         _follow(jobs, name, as_json)
     elif as_json:
-        _print_json(started.as_dict())
+        print_json(started.as_dict())
     else:
         out.print(name, highlight=False)
 
@@ -66,7 +65,7 @@ def logs(
         return
     text = jobs.logs(submission_id)
     if as_json:
-        _print_json({**jobs.find(submission_id).as_dict(), "logs": text})
+        print_json({**jobs.find(submission_id).as_dict(), "logs": text})
     else:
         sys.stdout.write(text)
 
@@ -84,7 +83,7 @@ def list_jobs(address: Address, as_json: AsJson = False) -> None:
 
     found = Jobs(address).all()
     if as_json:
-        _print_json([job.as_dict() for job in found])
+        print_json([job.as_dict() for job in found])
         return
     table = Table()
     for column in ("id", "run", "status", "exit code", "started", "job file"):
@@ -130,7 +129,7 @@ def _follow(jobs: Any, submission_id: str, as_json: bool) -> None:
 
 def _told(job: Submission, as_json: bool) -> None:
     if as_json:
-        _print_json(job.as_dict())
+        print_json(job.as_dict())
         return
     message = f"{job.submission_id}: {job.status}, exit code {job.exit_code}"
     _say(f"{message}; {job.message}" if job.message else message)
@@ -139,8 +138,3 @@ def _told(job: Submission, as_json: bool) -> None:
 def _say(message: str) -> None:
     """To stderr, in one line, so that commands in it can be copied."""
     err.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_json(value: object) -> None:
-    json.dump(value, sys.stdout, indent=1)
-    sys.stdout.write("\n")

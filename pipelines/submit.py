@@ -106,8 +106,10 @@ class Jobs:
                 self.client.submit_job(**job)
                 return
             except RuntimeError as error:
-                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                if "No available agent" not in str(error):
                     raise
+                if time.monotonic() > deadline:
+                    raise InfrastructureError(_NO_AGENT.format(address=self.address)) from error
             time.sleep(POLL_SECONDS)
 
     def all(self) -> list[Submission]:
@@ -192,6 +194,13 @@ class Jobs:
 _WHERE = (
     "The address is that of the head's dashboard, which is served on the head alone: open a way to it first, such as "
     "'ray dashboard cluster.yaml' or 'kubectl port-forward', then give http://127.0.0.1:8265"
+)
+
+
+_NO_AGENT = (
+    "the head of {address} has no agent that starts jobs. Ray says nothing where the agent's port, 52365, was taken "
+    "when the head came up, by a second Ray on that machine or by any other program: end that, or give 'ray start "
+    "--head' a --dashboard-agent-listen-port that is free, and start the head again; its log is dashboard_agent.log"
 )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ err = Console(stderr=True)
 
 RunFolder = Annotated[str, typer.Argument(help="A run's folder, such as runs/demo, or its s3:// URI", metavar="RUN")]
 JobFile = Annotated[Path, typer.Argument(help="A job file in YAML", metavar="JOB")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, and nothing else there")]
 
 
 @contextmanager
@@ -52,6 +53,39 @@ def exit_codes() -> Iterator[None]:
     except (KeyboardInterrupt, Terminated) as error:
         err.print("stopped; the same command, without --new-run, resumes")
         raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
+
+
+@contextmanager
+def for_json(asked: bool) -> Iterator[None]:
+    """Where JSON is asked for, what work prints to stdout goes to stderr: models are anybody's code and may print.
+
+    Children of the process are included.
+    """
+    if not asked:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def print_json(value: object) -> None:
+    """The one value that a command prints."""
+    json.dump(value, sys.stdout, indent=1, default=plain)
+    sys.stdout.write("\n")
+
+
+def ended(failed: int) -> None:
+    """Exit code 3 where a run has failed rows, and a word on where they are."""
+    if failed:
+        err.print(f"{failed} rows of items, units, explanations or predictions failed: see status and reason")
+        raise typer.Exit(3)
 
 
 def plain(value: object) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import asdict
 from typing import Annotated, Any, Optional
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from audit.locations import located
 from audit.results.store import Store
-from pipelines.terminal import AsJson, RunFolder, err, exit_codes, out
+from pipelines.terminal import AsJson, RunFolder, ended, err, exit_codes, for_json, out, print_json
 
 
 def status(run: RunFolder, as_json: AsJson = False) -> None:
@@ -21,10 +21,11 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
     from pipelines.status import driver_of, stages_of
 
     with exit_codes():
+        _is_run(Store(located(run)), run)
         opened = Run(located(run))
         stages, driver = stages_of(opened), driver_of(opened.store)
         if as_json:
-            out.print_json(json.dumps({"stages": stages, "driver": driver}))
+            print_json({"stages": stages, "driver": driver})
             return
         table = Table()
         for column in ("stage", "units done", "units", "quarantined", "items done", "failed", "seconds of work"):
@@ -59,7 +60,7 @@ def verify(run: RunFolder, as_json: AsJson = False) -> None:
         _is_run(store)
         found = verify(store)
         if as_json:
-            out.print_json(json.dumps([asdict(damage) for damage in found]))
+            print_json([asdict(damage) for damage in found])
         elif not found:
             out.print("every file is what its record says")
         for damage in [] if as_json else found:
@@ -75,16 +76,21 @@ def repair(
     address: Annotated[Optional[str], typer.Option(help="A Ray cluster, for units that are done again")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Mend what 'audit verify' finds: from older files where they are whole, else by doing units again."""
+    """Mend what 'audit verify' finds: from older files where they are whole, else by doing units again.
+
+    What is left of the run is done as well; exits as 'audit run' does.
+    """
     from pipelines.execute import mend
 
     with exit_codes():
         _is_run(Store(located(run)))
-        repaired, outcome = mend(located(run), address=address, as_json=as_json or None)
+        with for_json(as_json):
+            repaired, outcome = mend(located(run), address=address, as_json=as_json or None)
         if as_json:
-            out.print_json(json.dumps({**asdict(repaired), "seconds": outcome.seconds}))
-            return
-        out.print(f"{len(repaired.restored)} units restored from older files, {len(repaired.withdrawn)} done again")
+            print_json({**asdict(repaired), "seconds": outcome.seconds, "failed": outcome.failed})
+        else:
+            out.print(f"{len(repaired.restored)} units restored from older files, {len(repaired.withdrawn)} done again")
+        ended(outcome.failed)
 
 
 def collect(
@@ -101,17 +107,24 @@ def collect(
         _is_run(store)
         found = collect(store, 3600 * older_than, delete)
         if as_json:
-            out.print_json(json.dumps([asdict(stored) for stored in found]))
+            print_json([asdict(stored) for stored in found])
             return
         size = sum(stored.bytes for stored in found) / 2**20
         out.print(f"{len(found)} files, {size:.1f} MiB {'deleted' if delete else 'could go: say --delete'}")
 
 
-def _is_run(store: Store) -> None:
+def _is_run(store: Store, asked: str = "") -> None:
+    """`asked`: as it was typed; what may be a submission's id is told from a folder."""
     from audit.errors import ConfigError
 
     if store.read("job.json") is None:
-        raise ConfigError(f"{store.location} is not a run: it has no job.json")
+        message = f"{store.location} is not a run: it has no job.json. Give the folder or URI that 'audit run' names"
+        if re.fullmatch(r"[\w.-]+-\d+", asked):
+            message += (
+                f". If {asked} is a submission's id: 'audit list' shows how far it is, and 'audit logs {asked}' what "
+                "it writes, both with --address; the run is below the job's output.uri, under the run's name"
+            )
+        raise ConfigError(message)
 
 
 def register(app: typer.Typer) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
 
 from audit.locations import located
-from pipelines.terminal import AsJson, RunFolder, exit_codes, out, print_rows
+from pipelines.terminal import AsJson, RunFolder, exit_codes, for_json, out, print_json, print_rows
 
 app = typer.Typer(
     help="The embedded world: scenes, models with planted failure modes, and the audit's own score.",
@@ -25,12 +24,18 @@ def zoo_export(
         Literal["folder", "parquet"], typer.Option(help="ImageFolder with metadata, or Parquet")
     ] = "folder",
     limit: Annotated[Optional[int], typer.Option(help="Only the first so many scenes")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a split of the embedded world as users' data looks."""
     from audit.zoo.export import export
 
     with exit_codes():
-        out.print(f"wrote {export(split, folder, layout, limit)} scenes to {folder}")
+        with for_json(as_json):
+            scenes = export(split, folder, layout, limit)
+        if as_json:
+            print_json({"scenes": scenes, "folder": str(folder), "split": split, "layout": layout})
+        else:
+            out.print(f"wrote {scenes} scenes to {folder}")
 
 
 @app.command("train")
@@ -49,27 +54,38 @@ def zoo_train(
         Optional[float], typer.Option(help="Stop after so many minutes; the same command resumes")
     ] = None,
     short: Annotated[bool, typer.Option(help="A few steps of everything, to see that the recipe runs")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model of the world again, from its seed; resumes from its checkpoint."""
     from audit.zoo.recipes.loop import Unfinished
     from audit.zoo.recipes.train import train
 
     with exit_codes():
+        stopped = None
         try:
-            train(model, work, weights, minutes=minutes, short=short)
-        except Unfinished as stopped:
-            out.print(str(stopped))
+            with for_json(as_json):
+                train(model, work, weights, minutes=minutes, short=short)
+        except Unfinished as error:
+            stopped = str(error)
+        if as_json:
+            print_json({"model": model, "finished": stopped is None, "message": stopped})
+        elif stopped:
+            out.print(stopped)
 
 
 @app.command("measure")
 def zoo_measure(
     work: Annotated[Path, typer.Option(help="Folder for rendered scenes")] = Path("zoo-work"),
+    as_json: AsJson = False,
 ) -> None:
     """Measure every shipped model on held-out scenes; rewrites the truth table and the model cards."""
     from audit.zoo.measure import measure_all
 
     with exit_codes():
-        measure_all(work)
+        with for_json(as_json):
+            figures = measure_all(work)
+        if as_json:
+            print_json(figures)
 
 
 @app.command("score")
@@ -79,9 +95,10 @@ def zoo_score(run: RunFolder, as_json: AsJson = False) -> None:
     from audit.zoo.score import score
 
     with exit_codes():
-        result = score(Run(located(run)))
+        with for_json(as_json):
+            result = score(Run(located(run)))
         if as_json:
-            out.print_json(json.dumps(result.as_dict()))
+            print_json(result.as_dict())
         else:
             result.print(out)
 
@@ -97,9 +114,10 @@ def zoo_neurons(
     from audit.zoo.neurons import measure
 
     with exit_codes():
-        report = measure(Run(located(run)), work)
+        with for_json(as_json):
+            report = measure(Run(located(run)), work)
         if as_json:
-            out.print_json(json.dumps(report.as_dict()))
+            print_json(report.as_dict())
         else:
             report.print(out)
 
@@ -112,9 +130,10 @@ def zoo_counterfactuals(run: RunFolder, as_json: AsJson = False) -> None:
 
     with exit_codes():
         opened = Run(located(run))
-        tables = {"stages": figures(opened), "planted": planted(opened)}
+        with for_json(as_json):
+            tables = {"stages": figures(opened), "planted": planted(opened)}
         if as_json:
-            out.print_json(json.dumps(tables))
+            print_json(tables)
             return
         for title, rows in tables.items():
             print_rows(title, rows)

@@ -250,16 +250,29 @@ def test_the_job_of_the_rayjob_can_run_on_a_cluster(tmp_path: Path) -> None:
     read_job(job)
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (3, False), (2, True), (4, True), (143, True)])
-def test_the_rayjob_tries_again_what_another_attempt_may_mend(tmp_path: Path, code: int, again: bool) -> None:
-    """Its entrypoint, with an `audit` that notes how it was called and ends with this code."""
-    fake = tmp_path / "audit"
-    fake.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\nexit {code}\n')
-    fake.chmod(0o755)
+@pytest.mark.parametrize(
+    ("code", "ends", "stops"),
+    [(0, 0, False), (3, 0, False), (2, 2, True), (5, 5, True), (4, 4, False), (143, 143, False)],
+)
+def test_the_rayjob_tries_again_what_another_attempt_may_mend(
+    tmp_path: Path, code: int, ends: int, stops: bool
+) -> None:
+    """Its entrypoint, with programs that note how they were called, and a `ray` that cannot stop the job.
+
+    That Ray does stop it is shown by tests/test_submit.py.
+    """
+    for name, status in (("audit", code), ("ray", 1)):
+        fake = tmp_path / name
+        fake.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/{name}.called\nexit {status}\n')
+        fake.chmod(0o755)
     script = documents()["ConfigMap"]["data"]["run.sh"]
-    done = subprocess.run(["bash", "-c", script], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
-    assert (done.returncode != 0) == again
-    assert (tmp_path / "called").read_text() == "run /etc/audit/job.yaml --address auto --json\n"
+    told = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "audit-x7k2p"}})
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_JOB_CONFIG_JSON_ENV_VAR": told}
+    done = subprocess.run(["bash", "-c", script], env=environment, check=False)
+    assert done.returncode == ends
+    assert (tmp_path / "audit.called").read_text() == "run /etc/audit/job.yaml --address auto --json\n"
+    asked = tmp_path / "ray.called"
+    assert (asked.read_text() if asked.exists() else None) == ("job stop --no-wait audit-x7k2p\n" if stops else None)
 
 
 def instructions() -> list[tuple[str, str]]:

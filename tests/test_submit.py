@@ -5,27 +5,33 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
+import yaml
 from ray._private.authentication_test_utils import reset_auth_token_state
 from ray.job_submission import JobDetails
 from typer.testing import CliRunner
 
+import pipelines.submit
 from audit.errors import ConfigError
 from audit.results.sql import Run
 from audit.zoo.export import export
 from pipelines.cli import app
 from pipelines.errors import InfrastructureError
 from pipelines.submit import Jobs, Submission, _submission, read_job
-from tests.ray_cluster import ROOT, RayCluster, code_blocks, free_port
+from tests.ray_cluster import MARK, ROOT, RayCluster, code_blocks, free_port, runs, until
 
 JOB = """
 version: 1
@@ -39,16 +45,33 @@ output: {{uri: {home}/runs}}
 REFERENCE = 'loader: hf, ref: "zoo:reference"'
 
 
+AGENT_PORT = 52365  # of Ray's agent by default
+
+
+@contextmanager
+def taken(port: int) -> Iterator[None]:
+    """As by another Ray cluster on this machine; if there is one, it is taken already."""
+    with socket.socket() as other:
+        with suppress(OSError):
+            other.bind(("0.0.0.0", port))
+            other.listen()
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
+    """Beside something that holds the agent's default port: each test with a job shows that nothing rests on it."""
     started = RayCluster(ROOT / "cluster.yaml", workers=2)
     try:
-        started.start()
-        export("labelled", started.home / "labelled", "folder", 20)
-        (started.home / "labelled" / "zzz.png").write_bytes(b"not an image")
-        yield started
+        with taken(AGENT_PORT):
+            started.start()
+            export("labelled", started.home / "labelled", "folder", 20)
+            (started.home / "labelled" / "zzz.png").write_bytes(b"not an image")
+            yield started
     finally:
+        began = started.processes()
         started.stop()
+        assert not [each for each in began if runs(each)]
 
 
 Credentials = Callable[[str | None], None]
@@ -102,11 +125,9 @@ def scraped(cluster: RayCluster) -> str:
     return "\n".join(found)
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
+def counted(cluster: RayCluster, line: str) -> None:
+    """Wait for a line of Ray's metrics, which come to be read one by one."""
+    until(lambda: bool(re.search(line, scraped(cluster))), f"Ray's metrics have {line}", 120)
 
 
 def test_the_text_of_the_docs_runs_a_job_on_a_cluster(cluster: RayCluster) -> None:
@@ -146,6 +167,27 @@ def test_what_only_the_cluster_can_tell_ends_with_2(jobs: Jobs, cluster: RayClus
     assert (ended.exit_code, ended.status) == (2, "FAILED"), log
     assert "missing.py" in "".join(log)
     assert jobs.logs(ended.submission_id) == "".join(log)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(0, "SUCCEEDED"), (2, "STOPPED"), (3, "SUCCEEDED"), (4, "FAILED"), (5, "STOPPED")]
+)
+def test_the_rayjob_of_kubernetes_ends_as_its_operator_reads_it(
+    jobs: Jobs, cluster: RayCluster, code: int, status: str
+) -> None:
+    """Its entrypoint in a job of this cluster, with an `audit` that ends so. The operator tries again what FAILED."""
+    folder = cluster.home / f"rayjob-{code}"
+    folder.mkdir()
+    (folder / "audit").write_text(f"#!/bin/sh\nexit {code}\n")
+    (folder / "audit").chmod(0o755)
+    config, rayjob = yaml.safe_load_all((ROOT / "deploy" / "rayjob.yaml").read_text("utf-8"))
+    (folder / "run.sh").write_text(config["data"]["run.sh"])
+    entrypoint = rayjob["spec"]["entrypoint"].replace("/etc/audit", str(folder))
+    job = jobs.client.submit_job(entrypoint=f"PATH={folder}:$PATH {entrypoint}")
+    until(lambda: jobs.client.get_job_status(job).is_terminal(), "it ends")
+    assert jobs.client.get_job_status(job) == status, jobs.client.get_job_logs(job)
+    if status == "STOPPED":
+        assert f"exit code {code}" in jobs.client.get_job_logs(job)
 
 
 SLOW = """
@@ -196,10 +238,10 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
     first = jobs.submit(path, env=["AUDIT_TEST_WORD"])
     assert first.submission_id == "slow-1"
     until(reached.exists, "the model is asked")
-    seen = r'ray_audit_units_total{.*stage="0-inventory".*status="ok".*} 1\.0'
-    until(lambda: bool(re.search(seen, scraped(cluster))), "Ray's metrics count the inventory's unit", 120)
-    assert re.search(r'ray_audit_items_total{.*status="failed".*} 1\.0', scraped(cluster))  # one image is none
-    assert re.search(r"ray_audit_units_running{.*} 1\.0", scraped(cluster))
+    counted(cluster, r'ray_audit_units_total{.*stage="0-inventory".*status="ok".*} 1\.0')
+    counted(cluster, r'ray_audit_items_total{.*status="failed".*} 1\.0')  # one image is none
+    counted(cluster, r'ray_audit_units_running{.*run="slow".*} 1\.0')
+    counted(cluster, r'ray_audit_units_waiting{.*run="slow".*} 1\.0')  # of two, the model is at the first
     with pytest.raises(ConfigError, match=r"as slow-1 \(RUNNING\).*audit logs slow-1.*audit stop slow-1"):
         jobs.submit(path)
     with monkeypatch.context() as blind:  # to what another submitter has started since
@@ -227,7 +269,8 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
     ended = json.loads(done.stdout)
     assert (ended["submission_id"], ended["status"], ended["exit_code"]) == ("slow-3", "FAILED", 3)
     events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
-    assert [each["already_done"] for each in events if each["event"] == "stage"] == [21, 0]
+    assert [each["already_done"] for each in events if each.get("event") == "stage"] == [21, 0]
+    assert events[-1]["failed"] == 1  # what `audit run --json` prints at its end
     run = Run(cluster.home / "runs" / "slow")
     assert run.rows("select count(*) as n, count(distinct item_id) as items from predictions") == [
         {"n": 20, "items": 20}
@@ -299,6 +342,39 @@ def test_where_no_cluster_is() -> None:
         Jobs(f"http://127.0.0.1:{free_port()}")
 
 
+class WithoutAgent(BaseHTTPRequestHandler):
+    """What a head answers whose agent has found its port taken."""
+
+    def _answer(self, status: int, text: str) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self) -> None:
+        version = json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commit": ""})
+        self._answer(200, version if self.path == "/api/version" else "[]")
+
+    def do_POST(self) -> None:
+        self._answer(500, "No available agent to submit job, please try again later.")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_head_that_takes_no_job_is_told_with_its_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pipelines.submit, "START_SECONDS", 0)
+    path = tmp_path / "job.yaml"
+    path.write_text(JOB.format(name="any", home="/shared", model=REFERENCE))
+    with ThreadingHTTPServer(("127.0.0.1", 0), WithoutAgent) as head:
+        threading.Thread(target=head.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(InfrastructureError, match=r"52365.*--dashboard-agent-listen-port"):
+                Jobs(f"http://127.0.0.1:{head.server_port}").submit(path)
+        finally:
+            head.shutdown()
+
+
 @pytest.mark.parametrize(
     "address", ["auto", "head:6379", "ray://head:10001", "http://", "http://head:none", "file:///x"]
 )
@@ -330,6 +406,46 @@ def test_relative_paths_are_refused_by_name(tmp_path: Path) -> None:
         "models.two.ref: models/two.py:load",
         "output.uri: runs",
     ]
+
+
+CLUSTER_THAT_IS_KILLED = """
+import os, signal, subprocess, sys
+from tests.ray_cluster import MARK, ROOT, RayCluster
+cluster = RayCluster(ROOT / "cluster.yaml")
+cluster.watch()
+marked = subprocess.Popen(["sleep", "600"], env={MARK: cluster.mark, "PATH": os.environ["PATH"]})
+print(marked.pid, cluster.home, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_nothing_of_a_test_cluster_outlives_tests_that_are_killed() -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", CLUSTER_THAT_IS_KILLED], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    pid, home = killed.stdout.split()
+    until(lambda: not psutil.pid_exists(int(pid)) or not runs(psutil.Process(int(pid))), "its process ends")
+    until(lambda: not Path(home).exists(), "its folder goes")
+
+
+def test_an_orphan_without_its_mark_ends_with_the_cluster() -> None:
+    """As Ray's agents and workers are, whose titles lie where their environment was."""
+    cluster = RayCluster(ROOT / "cluster.yaml")
+    shell = subprocess.run(
+        ["bash", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"],
+        cwd=cluster.home,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    orphan = psutil.Process(int(shell.stdout))
+    assert MARK not in orphan.environ()
+    assert orphan in cluster.processes()
+    cluster.stop()
+    assert not runs(orphan)
+    assert not cluster.home.exists()
 
 
 def details(status: str, code: int | None, message: str | None = None) -> Submission:

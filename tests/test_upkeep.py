@@ -47,6 +47,40 @@ def test_verify_says_nothing_of_a_whole_run_and_repair_mends_a_damaged_one(work:
     assert compare(found, Run(copy), rows), found
 
 
+def test_a_repair_exits_as_a_run_does(work: Workload) -> None:
+    """3 where items have failed, whether anything had to be mended or not; 0 where none has: the test above."""
+    work.misbehave(items={"7": "raises"})
+    try:
+        ran = work.audit("run", str(work.job("failing")))
+        repaired = work.audit("repair", str(work.place("failing")), "--json")
+    finally:
+        work.misbehave()
+    assert ran.returncode == 3, ran.stderr
+    assert repaired.returncode == 3, repaired.stderr
+    told = json.loads(repaired.stdout)
+    assert (told["restored"], told["withdrawn"]) == ([], [])
+    failed = Run(work.place("failing")).rows("select count(*) as n from predictions where status <> 'ok'")[0]["n"]
+    assert failed >= 1
+    assert told["failed"] >= failed
+    assert f"{told['failed']} rows" in repaired.stderr
+
+
+def test_status_takes_a_run_and_says_what_tells_of_a_submission(work: Workload) -> None:
+    root, _ = clean(work)
+    for typed in (str(root), f"{root}/"):
+        assert work.audit("status", typed).returncode == 0
+    asked = work.audit("status", "clean-1")
+    assert asked.returncode == 2
+    assert "audit logs clean-1" in " ".join(asked.stderr.split())
+    assert "audit list" in asked.stderr
+    assert "audit logs" not in work.audit("status", str(root.with_name("nothing"))).stderr
+
+
+def test_the_help_of_plan_says_that_it_runs_units_here(work: Workload) -> None:
+    said = " ".join(work.audit("plan", "--help").stdout.split())
+    assert "Runs a few units of each stage on this machine" in said
+
+
 def test_collect_lists_and_deletes_only_on_request(work: Workload) -> None:
     root, _ = clean(work, "orphans")
     stray = root / "data" / "items" / "stray-1.parquet"
