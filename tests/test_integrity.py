@@ -134,6 +134,7 @@ def test_repair_restores_every_split_unit_above_rows_that_are_there(store: Store
     damaged = above if broken == "all above the leaves" else set(split)
     for unit in damaged | {"u1", "u2"}:
         store.objects.replace(f"commits/{unit}.json", b'{"half')
+    store.objects.delete("commits/u0.json")
     assert repair(store).withdrawn == ("u1", "u2")
     commits = store.commits()
     assert {unit for unit, commit in commits.items() if commit.status == "split"} == above

@@ -114,10 +114,10 @@ def regular(path: Path) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path} is no regular file")
-        return os.fdopen(descriptor, "rb", buffering=0)
-    except BaseException:
+    except OSError:
         os.close(descriptor)
         raise
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def whole(path: Path) -> bytes:

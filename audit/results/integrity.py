@@ -136,7 +136,7 @@ def repair(store: Store) -> Repair:
             restored.update(() if current else commit.units)
     for unit in list(names & placed.keys()):
         for above in _split_above(unit):
-            if above in names and above not in placed:
+            if above not in placed:
                 placed[above] = Commit((above,), placed[unit].stage, uuid4().hex[:12], "split", {})
     withdrawn = tuple(sorted(names - placed.keys()))
     number = max(map(_number, store.names("snapshots")), default=0) + 1
