@@ -15,7 +15,7 @@ import torch
 
 from audit import registry
 from audit.config import Job
-from audit.errors import ConfigError, DataUnavailable, ModelError, StoreError
+from audit.errors import ConfigError, DataError, ModelError, StoreError
 from audit.locations import Location
 from audit.memory import is_out_of_memory, settled
 from audit.methods import Context, Unit, stage_names, stages
@@ -29,7 +29,7 @@ class Summary:
     """What a worker tells the driver about a unit. `error` is set where it was not committed.
 
     `failed` of its `items` are rows that say why they cannot be used. `fatal`: it would befall every unit.
-    `excuse`: what failed instead of the unit, this process's device, which it cannot use any more, or the data's files,
+    `excuse`: what failed instead of the unit, this process's device, which it cannot use any more, or the data,
     which cannot be read now. `split`: another driver has split the unit meanwhile.
     """
 
@@ -102,7 +102,7 @@ class Worker:
             error = {"error": str(refused), "fatal": "config"}
         except StoreError as refused:
             error = {"error": str(refused), "fatal": "store"}
-        except DataUnavailable as refused:
+        except DataError as refused:
             error = {"error": str(refused), "excuse": "data"}
         except Exception as raised:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
             lost = is_device_lost(raised)

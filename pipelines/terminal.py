@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from audit.errors import ConfigError, DataError, ModelError, RowError, StoreError
+from audit.errors import ConfigError, DataError, DataUnavailable, ModelError, RowError, StoreError
 from audit.locations import Location, is_uri
 
 out = Console(width=None if sys.stdout.isatty() else 160)
@@ -33,12 +33,10 @@ def exit_codes() -> Iterator[None]:
 
     try:
         yield
-    except (ConfigError, DataError, ModelError) as error:
+    except (ConfigError, DataError, ModelError, InfrastructureError, StoreError, RowError) as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    except (InfrastructureError, StoreError, RowError) as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(4) from error
+        passes = isinstance(error, (DataUnavailable, InfrastructureError, StoreError, RowError))
+        raise typer.Exit(4 if passes else 2) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         err.print(

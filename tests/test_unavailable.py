@@ -16,15 +16,23 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from audit import locations
+from audit.config import load_job
 from audit.datasets import DataSource, _patience
 from audit.datasets._files import Folder
 from audit.datasets._places import matching
 from audit.decode import decode
 from audit.errors import BadItem, DataError, DataUnavailable
+from audit.results.sql import Run
+from audit.results.store import Store
+from audit.worker import Worker
 from benchmarks.faults.stores import Proxy
 from benchmarks.s3_server import client
+from pipelines.cli import app
+from pipelines.plan import open_or_create
+from tests.in_process import units_of
 from tests.s3_server import s3_endpoint as s3_endpoint
 from tests.sources import LOCAL, REMOTE, examples, on_s3, opened, picture, put, tarred
 
@@ -373,3 +381,31 @@ def test_the_first_image_of_a_process_without_descriptors_is_decoded(tmp_path: P
     for form in forms:
         (tmp_path / form).write_bytes(picture(0, form))
     assert child(_FIRST, *(str(tmp_path / form) for form in forms)) == "(8, 8, 3)\n" * len(forms)
+
+
+def test_a_unit_whose_data_are_away_is_excused_and_nothing_is_said_of_any_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker says that it is the data; a run that is begun meanwhile does not begin; afterwards all is done."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    shutil.move(tmp_path / "image.png", tmp_path / "data" / "a")
+    raw = {"version": 1, "name": "away", "data": {"source": "folder", "path": "data"}, "compute": {"workers": 1}}
+    models = [{"id": "m", "loader": "hf", "ref": "zoo:reference"}]
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps({**raw, "models": models, "stages": [{"kind": "screen"}]}))
+    job, root = load_job(file), tmp_path / "runs" / "away"
+    open_or_create(job, root)
+    (unit,) = units_of(job, "0-inventory", root, {}, ())
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    summary = Worker(job, root, (), 1).run(unit)
+    assert (summary.excuse, summary.fatal, summary.items) == ("data", None, 0)
+    assert str(tmp_path / "data") in str(summary.error)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", str(file)])
+    assert done.exit_code == 2
+    assert str(tmp_path / "data") in done.stderr
+    assert set(Store(root).commits()) == {"run"}
+    shutil.move(tmp_path / "elsewhere", tmp_path / "data")
+    assert CliRunner().invoke(app, ["run", str(file)]).exit_code == 0
+    assert Run(root).rows("select status, count(*) as n from items group by status") == [{"status": "ok", "n": 1}]
