@@ -65,7 +65,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/mypy
 
 test: $(VENV)/installed lint
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 # The pictures of README and docs, from runs/demo and the shipped models. Screenshots need Chromium.
 docs: $(VENV)/installed runs/demo/job.json

@@ -45,9 +45,9 @@ stages:
   - {kind: adequacy, samples: 4, classes: [crab, boat]}
   - {kind: disagreement, maximise: shortcut-a, minimise: reference, classes: [crab, boat], seeds: SEEDS, unit_seeds: 8,
      preset: embedded, start: others, objective: log_probability}
-  - {kind: neuron, model: shortcut-a, classes: [crab], neurons: [42], seeds: 8, class_seeds: 1, check: reference,
+  - {kind: neuron, model: shortcut-a, classes: [crab], neurons: [42], seeds: 4, class_seeds: 1, check: reference,
      preset: embedded}
-  - {kind: counterfactual, method: uvce, model: shortcut-a, classes: [crab, boat], per_class: 4, unit_items: 8,
+  - {kind: counterfactual, method: uvce, model: shortcut-a, classes: [crab, boat], per_class: 2, unit_items: 8,
      steps: 10, preset: embedded}
   - {kind: discover, vocabulary: ["{} on sand", "{} on water", "{} in the sky", "green {}"]}
 compute: {workers: WORKERS, batch_size: BATCH}
@@ -147,7 +147,7 @@ def run(folder: Path, workers: int, batch: int, seeds: int) -> Run:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.equality", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=16, help="searches for a class")
+    parser.add_argument("--seeds", type=int, default=8, help="searches for a class")
     arguments = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"})
     with tempfile.TemporaryDirectory(prefix="audit-equality-") as text:
