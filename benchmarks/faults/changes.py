@@ -13,7 +13,7 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from benchmarks.faults.harness import filled
 from benchmarks.faults.protocol import clean
-from benchmarks.faults.workload import Found, Workload, compare, rows_of, wait_for_commits, whole
+from benchmarks.faults.workload import Found, Workload, compare, wait_for_commits, whole
 from pipelines.plan import open_or_create
 
 
@@ -69,9 +69,9 @@ def f11(folder: Path, seed: int, long: bool) -> Found:
     work.weights.write_bytes(_flipped(work.weights.read_bytes(), -4))  # the last bit of 255.0: rows stay, rounded
     new = work.audit("run", str(job), "--new-run")
     other = root.with_name("clean-2")
-    new_rows = rows_of(Run(other)) if other.exists() else None
+    same = other.exists() and compare(found, Run(other), rows, without=("units",))  # whose ids follow the weights
     found.seen = f"refused: {said}; nothing was done: {not touched}; with --new-run exit {new.returncode}"
-    found.ok = all(said) and not touched and new.returncode == 0 and new_rows == rows and whole(found)
+    found.ok = all(said) and not touched and new.returncode == 0 and same and whole(found)
     return found
 
 
@@ -96,7 +96,7 @@ def f12(folder: Path, seed: int, long: bool) -> Found:
     root, rows = clean(work)
     shutil.rmtree(root)
     before, job = work.executions(), work.job("clean")
-    work.misbehave(pause=0.5)
+    work.misbehave(pause=3.0)
     driver = work.start("run", str(job))
     store = Store(root)
     wait_for_commits(store, 3, driver)

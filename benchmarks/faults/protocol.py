@@ -29,8 +29,10 @@ from benchmarks.faults.workload import ROOT, Found, Workload, compare, rows_of, 
 from pipelines.lock import LIVE
 from pipelines.serial import run_serially
 
-SERIAL = "import sys; from pathlib import Path; from audit.config import load_job; from pipelines.serial import \
-run_serially; run_serially(load_job(Path(sys.argv[1])), Path(sys.argv[2]), 8)"
+SERIAL = (
+    "import sys; from pathlib import Path; from audit.config import load_job; from audit.locations import located; \
+from pipelines.serial import run_serially; run_serially(load_job(Path(sys.argv[1])), located(sys.argv[2]), 8)"
+)
 
 
 NOBODY = 65534
@@ -56,6 +58,13 @@ def serially(work: Workload, job: Path, root: Path, **environment: str) -> subpr
         check=False,
         timeout=300,
     )
+
+
+def begun(work: Workload, job: Path, root: Path | str, **environment: str) -> subprocess.Popen[bytes]:
+    """A run without Ray in a process beside this one, which may be stopped."""
+    command = [sys.executable, "-c", SERIAL, str(job), str(root)]
+    variables = {**work.environment(**environment), "PYTHONPATH": INJECTED}
+    return subprocess.Popen(command, cwd=work.folder, env=variables)
 
 
 def f01(folder: Path, seed: int, long: bool) -> Found:
@@ -90,9 +99,7 @@ def f07(folder: Path, seed: int, long: bool) -> Found:
     work = Workload(folder)
     _, rows = clean(work)
     job, late = work.job("clean"), folder / "runs" / "late"
-    command = [sys.executable, "-c", SERIAL, str(job), str(late)]
-    environment = work.environment(AUDIT_STOP_AT_COMMIT="5", PYTHONPATH=INJECTED)
-    zombie = subprocess.Popen(command, cwd=folder, env=environment)
+    zombie = begun(work, job, late, AUDIT_STOP_AT_COMMIT="5")
     while psutil.Process(zombie.pid).status() != psutil.STATUS_STOPPED:
         time.sleep(0.05)
     before = set(Store(late).names("commits"))

@@ -44,10 +44,10 @@ from safetensors.torch import load_file
 HERE = pathlib.Path(__file__).parent
 
 def eat(killed):
-    """Take memory up to a limit of one GiB more; then torch's own error or, as from the kernel, SIGKILL."""
+    """Take memory up to a limit of half a GiB more; then torch's own error or, as from the kernel, SIGKILL."""
     before, held = resource.getrlimit(resource.RLIMIT_AS), []
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, before[1]))
     try:
         while True:
             held.append(torch.ones(2**24))
