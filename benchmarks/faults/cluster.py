@@ -125,8 +125,9 @@ def f_chaos(folder: Path, seed: int, long: bool) -> Found:
     kinds: Counter[str] = Counter()
     codes: Counter[int] = Counter()  # of drivers that no kill of ours had ended
     waits: list[float] = []
-    driver = work.start("run", str(job))
-    while order:
+    driver, strikes = work.start("run", str(job)), 0
+    while order and strikes < 20 * goal:
+        strikes += 1
         time.sleep(choose.uniform(0.2, 1.2))
         if driver.poll() is not None:
             codes[driver.returncode] += 1

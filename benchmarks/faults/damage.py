@@ -103,9 +103,7 @@ def f17(folder: Path, seed: int, long: bool) -> Found:
     root, rows = clean(work)
     store, job = Store(root), work.job("clean")
     before, said, fine = work.executions(), [], []
-    single = next(
-        name for name in sorted(store.names("commits")) if store.record(f"commits/{name}").stage == "1-screen"
-    )  # type: ignore[union-attr]
+    single = next(unit for unit, commit in sorted(store.commits().items()) if commit.stage == "1-screen")
     plan = plan_of(store, "1-screen")
     assert plan is not None
     for key in (f"commits/{single}.json", "plan/1-screen.json", plan.parts[0]["path"], "snapshot"):
