@@ -391,7 +391,7 @@ def f40(folder: Path, seed: int, long: bool) -> Found:
 
 
 def _under_ulimit(found: Found, work: Workload, limits: tuple[int, ...]) -> tuple[list[str], bool]:
-    """The command with so few descriptors: it does its work, or says in an error that they are too few; then without."""
+    """The command with so few descriptors does its work, or says in an error that they are too few; then without."""
     root, rows = clean(work)
     job, told, fine = work.job("clean"), [], True
     for limit in limits:
