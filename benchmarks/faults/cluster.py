@@ -94,6 +94,7 @@ def f04(folder: Path, seed: int, long: bool) -> Found:
     told = ", ".join(f"{seconds:.1f} s" for seconds in noticed)
     found.seen = f"exit {code}; loss noticed after {told}; {len(places)} nodes committed; "
     found.seen += f"attempts of the units that were lost: {list(charged.values())}, counted when it was: {failures}"
+    found.seen += "".join(f"; {line['error'][:60]}" for line in events(work, "unit_failed")[:2])
     free = set(charged.values()) == {1} and set(failures) == {0} and {row["attempt"] for row in units.values()} == {1}
     found.ok = code == 0 and found.kills == 1 and len(lost) >= 1 and len(places) >= 4 and free and whole(found)
     return found
