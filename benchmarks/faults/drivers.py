@@ -159,11 +159,11 @@ def f05(folder: Path, seed: int, long: bool) -> Found:
     told, fine, waits = [], [], []
     for names in (("raylet",), ("gcs_server",), ("raylet", "gcs_server")):
         place = folder / "-".join(names)
-        work = Workload(place, images=60)
+        work = Workload(place, images=200)
         root, rows = clean(work)
         shutil.rmtree(root)
         before, job, store = work.executions(), work.job("clean"), Store(root)
-        work.misbehave(pause=1.0)
+        work.misbehave(pause=2.0)
         driver = work.start("run", str(job))
         wait_for_commits(store, 4, driver)
         struck = [kill(process) for process in named(driver.pid, *names)]
