@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = [f"F{number:02}" for number in (1, 3, 7, *range(13, 31), 34, 35, 40)]  # the others take a minute or more each
+# Not those of F02, F04-F06, F12 and F39, and not the long mixture: a minute or more each.
+SHORT = [f"F{number:02}" for number in (1, 3, *range(7, 12), *range(13, 31), 34, 35, 40)]
+NOT_COMPARED = {"F26"}  # no clean run has its rows
 
 
 @pytest.fixture(scope="module")
@@ -33,4 +35,21 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 def test_nothing_is_lost_or_doubled(table: dict[str, dict[str, Any]], fault: str) -> None:
     row = table[fault]
     assert row["ok"], row
-    assert (row["lost"], row["duplicates"], row["bad_snapshots"]) == (0, 0, 0), row
+    measured = None if fault in NOT_COMPARED else 0
+    assert (row["lost"], row["duplicates"]) == (measured, measured), row
+    assert row["bad_snapshots"] in (0, None), row
+
+
+def test_what_was_not_measured_is_no_zero() -> None:
+    from benchmarks.faults.__main__ import markdown
+    from benchmarks.faults.workload import Found, whole
+
+    found = Found("F00", "a | fault", "nothing", seen="something", ok=True)
+    assert not whole(found)
+    assert markdown([found]).splitlines()[2] == "| F00 | a / fault | nothing | something |  |  |  |  |  |  |"
+    found.add(lost=0, duplicates=0)
+    assert whole(found)
+    found.kills, found.executions, found.tasks, found.seed, found.recovery_seconds = 3, 9, 7, 1, 0.25
+    assert markdown([found]).splitlines()[2].endswith("| 1 | 3 | 9/7 | 0 | 0 | 0.2 |")
+    found.add(lost=2)
+    assert not whole(found)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -20,10 +21,11 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from benchmarks.faults import cluster, protocol, runs, stores
+from benchmarks.faults import changes, cluster, damage, drivers, items, protocol, stores
 from benchmarks.faults.workload import Found
 
-FAULTS = {**protocol.FAULTS, **runs.FAULTS, **stores.FAULTS, **cluster.FAULTS}
+MODULES = (protocol, damage, drivers, changes, items, stores, cluster)
+FAULTS: dict[str, Callable[[Path, int, bool], Found]] = {k: v for module in MODULES for k, v in module.FAULTS.items()}
 
 
 def main() -> int:
@@ -59,27 +61,40 @@ def run(name: str, seed: int, long: bool) -> Found:
 
 
 def table(found: list[Found]) -> Table:
-    columns = list(Found("", "", "").as_dict())
-    made = Table(*columns)
+    made = Table(*Found("", "", "").as_dict())
     for one in found:
-        made.add_row(
-            *(
-                "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
-                for value in one.as_dict().values()
-            )
-        )
+        made.add_row(*(cell(value) for value in one.as_dict().values()))
     return made
 
 
+def cell(value: object) -> str:
+    """A figure in words; what was not measured is blank."""
+    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+COLUMNS = (
+    "id",
+    "injected",
+    "expected",
+    "seen",
+    "seed",
+    "kills",
+    "executions/tasks",
+    "duplicates",
+    "lost",
+    "recovery s",
+)
+
+
 def markdown(found: list[Found]) -> str:
-    """The columns that say something, for the documentation."""
-    lines = ["| id | injected | expected | seen | kills | executions/tasks | recovery s |", "|" + "---|" * 7]
+    """The columns of the documentation."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for one in found:
-        ratio = f"{one.executions}/{one.tasks}" if one.tasks else ""
-        seconds = "" if one.recovery_seconds is None else f"{one.recovery_seconds:.1f}"
-        seen = one.seen.replace("|", "/") + ("" if one.ok else " **FAILED**")
-        cells = (one.id, one.injected, one.expected, seen, str(one.kills or ""), ratio, seconds)
-        lines.append("| " + " | ".join(cells) + " |")
+        ratio = "" if one.executions is None else f"{one.executions}/{cell(one.tasks)}"
+        seen = one.seen + ("" if one.ok else " **FAILED**")
+        figures = (one.seed, one.kills, ratio, one.duplicates, one.lost, one.recovery_seconds)
+        cells = [one.id, one.injected, one.expected, seen, *map(cell, figures)]
+        lines.append(f"| {' | '.join(' '.join(text.replace('|', '/').split()) for text in cells)} |")
     return "\n".join(lines)
 
 

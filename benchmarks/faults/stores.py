@@ -15,13 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from audit.config import load_job
-from audit.results.integrity import verify
+from audit.results.integrity import collect, verify
 from audit.results.sql import Run
 from audit.results.store import Store
-from benchmarks.faults.protocol import clean, refused
-from benchmarks.faults.workload import Found, Workload, compare
+from benchmarks.faults.protocol import begun, clean, refused
+from benchmarks.faults.workload import Found, Workload, compare, rows_of, wait_for_commits, whole
 from benchmarks.s3_server import environment, s3_server
 from pipelines.serial import run_serially
+from pipelines.units import plan_of
 
 BUCKET, ENDPOINT = "bucket", "AWS_ENDPOINT_URL"
 
@@ -33,6 +34,9 @@ class Proxy:
     `failing`: share of requests answered 503 without asking the server. `losing`: share of PUTs that are carried out
     and whose answer is then lost. `unconditional`: If-None-Match is dropped, as by stores that do not know it.
     `stale`: a listing of keys that was made before is answered again.
+
+    Counted are requests that `failed`, answers that were `lost`, how often what was `hurt` by either was `asked_again`,
+    and how many of these found there (412) what the lost answer had been of.
     """
 
     server: str
@@ -43,6 +47,9 @@ class Proxy:
     seed: int = 0
     failed: int = 0
     lost: int = 0
+    asked_again: int = 0
+    found_there: int = 0
+    hurt: set[tuple[str, str]] = field(default_factory=set)
     kept: dict[str, tuple[int, list[tuple[str, str]], bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +86,11 @@ class Proxy:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         with self.lock:
             fails, loses = self.random.random() < self.failing, self.random.random() < self.losing
+            hurt = (request.command, request.path) in self.hurt
+            self.asked_again += hurt
+            self.hurt.discard((request.command, request.path))
+            if fails or (loses and request.command == "PUT"):
+                self.hurt.add((request.command, request.path))
         if fails:
             self.failed += 1
             self.answer(request, 503, [], b"<Error><Code>SlowDown</Code></Error>")
@@ -98,6 +110,7 @@ class Proxy:
         given = [(k, v) for k, v in response.getheaders() if k.lower() not in own]
         if request.command == "HEAD":
             given.append(("Content-Length", response.getheader("Content-Length") or "0"))
+        self.found_there += hurt and request.command == "PUT" and response.status == 412
         if listing and not self.stale:
             self.kept[request.path] = (response.status, given, data)
         if request.command == "PUT" and loses:
@@ -119,44 +132,47 @@ class Proxy:
             request.wfile.write(data)
 
 
-def _faulty(folder: Path, found: Found, proxy: Callable[[str], Proxy]) -> Proxy:
-    """A job whose results go through the proxy, compared with one on disk."""
+def _faulty(found: Found, folder: Path, proxy: Callable[[str], Proxy]) -> tuple[Proxy, bool]:
+    """A job on Ray whose drivers and workers reach their results through the proxy, compared with one on disk; whether
+    it ended well."""
     work = Workload(folder, images=24)
     root, rows = clean(work)
     shutil.rmtree(root)
+    uri = f"s3://{BUCKET}/runs"
     with s3_server() as direct:
         made = proxy(direct)
-        uri = f"s3://{BUCKET}/runs"
-        there = Workload(folder, images=24, output=uri)
-        with made.serving() as endpoint, environment({ENDPOINT: endpoint}):
-            run_serially(load_job(there.job("clean")), f"{uri}/clean", 8)
-        with environment({ENDPOINT: direct}):
-            compare(found, Run(f"{uri}/clean"), rows)
-            found.bad_snapshots = len(verify(Store(f"{uri}/clean")))
-            found.executions = there.executions()
-    return made
+        there, before = Workload(folder, images=24, output=uri), work.executions()
+        with made.serving() as endpoint:
+            done = there.audit("run", str(there.job("clean")), **{ENDPOINT: endpoint})
+        compare(found, Run(f"{uri}/clean"), rows)
+        store = Store(f"{uri}/clean")
+        found.bad_snapshots, plan = len(verify(store)), plan_of(store, "1-screen")
+        found.executions, found.tasks = there.executions() - before, plan.units if plan else None
+    found.seen = f"exit {done.returncode} {done.stderr[-100:] if done.returncode else ''}; "
+    return made, done.returncode == 0 and '"unit_failed"' not in done.stderr
 
 
 def f18(folder: Path, seed: int, long: bool) -> Found:
-    found = Found("F18", "503 to every fifth request", "retries; 0 duplicates", seed=seed)
-    proxy = _faulty(folder, found, lambda direct: Proxy(direct, failing=0.2, seed=seed))
-    found.seen = f"{proxy.failed} requests failed"
-    found.ok = proxy.failed > 10 and found.lost == found.duplicates == found.bad_snapshots == 0
+    found = Found("F18", "503 to every fifth request of a run on Ray", "retries; 0 duplicates", seed=seed)
+    proxy, ended = _faulty(found, folder, lambda direct: Proxy(direct, failing=0.2, seed=seed))
+    found.seen += f"{proxy.failed} requests failed, {proxy.asked_again} of them asked again"
+    found.ok = ended and proxy.failed > 10 and proxy.asked_again == proxy.failed and whole(found)
     return found
 
 
 def f19(folder: Path, seed: int, long: bool) -> Found:
-    found = Found("F19", "the answer to every fourth PUT is lost", "retries; 0 duplicates", seed=seed)
-    proxy = _faulty(folder, found, lambda direct: Proxy(direct, losing=0.25, seed=seed))
-    found.seen = f"{proxy.lost} answers lost"
-    found.ok = proxy.lost > 5 and found.lost == found.duplicates == found.bad_snapshots == 0
+    found = Found("F19", "the answer to every fourth PUT of a run on Ray is lost", "retries; 0 duplicates", seed=seed)
+    proxy, ended = _faulty(found, folder, lambda direct: Proxy(direct, losing=0.25, seed=seed))
+    found.seen += f"{proxy.lost} answers lost, {proxy.asked_again} asked again, {proxy.found_there} found there"
+    found.ok = ended and proxy.lost > 5 and proxy.asked_again == proxy.lost and proxy.found_there > 2 and whole(found)
     return found
 
 
 def f20(folder: Path, seed: int, long: bool) -> Found:
     """A store that overwrites is refused before anything is written; one that honours the condition is not."""
     found = Found("F20", "a store without conditional PUT", "refused at start")
-    work = Workload(folder, images=8)
+    root, rows = clean(Workload(folder, images=8))
+    shutil.rmtree(root)
     said = []
     with s3_server() as direct:
         for unconditional in (True, False):
@@ -166,42 +182,56 @@ def f20(folder: Path, seed: int, long: bool) -> Found:
                 job = load_job(there.job("clean"))
                 said.append(refused(partial(run_serially, job, f"{name}/clean", 8)))
                 said.append(str(len(Store(f"{name}/clean").names("commits"))))
-    assert work.folder == folder
+        compare(found, Run(f"{name}/clean"), rows)
     found.seen = f"{said[0][:110]}; {said[1]} commits; with it: {said[3]} commits"
     found.ok = (
-        "does not refuse to create an object twice" in said[0] and said[1] == "0" and not said[2] and said[3] != "0"
+        "does not refuse to create an object twice" in said[0]
+        and said[1] == "0"
+        and not said[2]
+        and said[3] != "0"
+        and whole(found)
     )
     return found
 
 
 def f21(folder: Path, seed: int, long: bool) -> Found:
-    """Readers get an old listing while units are committed: they see fewer units, each of them whole."""
-    found = Found("F21", "stale LIST", "older but whole")
-    work = Workload(folder, images=24)
+    """Listings stay as they were when half of the units were committed: readers see these, each of them whole, and then
+    a second driver does the others again, whose commits are refused."""
+    found = Found("F21", "LIST as it was half-way, to readers and to a second driver", "older but whole; 0 duplicates")
+    work = Workload(folder, images=40)
     root, rows = clean(work)
     shutil.rmtree(root)
     uri = f"s3://{BUCKET}/runs"
-    there = Workload(folder, images=24, output=uri)
-    seen = []
+    there, place = Workload(folder, images=40, output=uri), f"{uri}/clean"
+    before = work.executions()
+    work.misbehave(pause=0.3)
     with s3_server() as direct:
         proxy = Proxy(direct)
         with proxy.serving() as endpoint, environment({ENDPOINT: endpoint}):
-            place = f"{uri}/clean"
-            Store(place).create("job.json", b"{}")
-            Run(place)
-            Store(place).objects.delete("job.json")
-            proxy.stale = True  # from here on, listings are of the empty store
             with environment({ENDPOINT: direct}):
-                run_serially(load_job(there.job("clean")), place, 8)
-            seen.append(len(Run(place).commits or {}))
+                first = begun(there, there.job("clean"), place)
+                wait_for_commits(Store(place), 8, first)
+            half = Run(place)
+            proxy.stale = True  # from here on, listings are these
+            code = first.wait()
+            work.misbehave()
+            stale = Run(place)
+            older = set(stale.commits or {}) == set(half.commits or {})
+            seen, wrong = len(stale.commits or {}), sum((rows_of(stale) - rows).values())
+            again = run_serially(load_job(there.job("clean")), place, 8)
+            unseen = len(Run(place).commits or {}) == seen
             with environment({ENDPOINT: direct}):
                 Store(place).snapshot()
-            seen.append(len(Run(place).commits or {}))  # found without a listing: snapshots have dense numbers
-            proxy.stale = False
+            after = len(Run(place).commits or {})  # found without a listing: snapshots have dense numbers
             compare(found, Run(place), rows)
+        found.bad_snapshots = len(verify(Store(place))) + wrong
+        found.orphans = len(collect(Store(place), -10.0))
     total = len({row for row in rows if row.startswith("units ")}) + 1
-    found.seen = f"units seen through stale listings: {seen[0]}, after a snapshot {seen[1]}, of {total}"
-    found.ok = seen == [0, total] and found.lost == found.duplicates == 0
+    found.executions, found.tasks = there.executions() - before, total - 2
+    found.seen = f"exit {code}; {seen} of {total} units seen through stale listings, {wrong} wrong rows of them; "
+    found.seen += f"{len(again)} done again, {found.orphans} files of them left; after a snapshot {after} units seen"
+    found.ok = code == 0 and older and unseen and 2 < seen < total and len(again) == total - seen and after == total
+    found.ok = found.ok and found.orphans == 0 and whole(found)
     return found
 
 

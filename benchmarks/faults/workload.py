@@ -9,19 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 from audit.locations import Location, child, located
 from audit.results.schema import TABLES
@@ -29,23 +29,48 @@ from audit.results.sql import Run
 from audit.results.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-VOLATILE = {"units": {"seconds", "worker", "peak_memory", "attempt"}, "runs": {"created_at", "hardware", "versions"}}
+VOLATILE = {
+    "units": {"seconds", "worker", "peak_memory", "attempt"},
+    "runs": {"created_at", "hardware", "versions"},
+    "explanations": {"seconds"},
+}
 
 MODEL = '''
 """Calls an image bright or dark. `faults.json` beside it says on which images, told by their number, it misbehaves."""
-import json, os, pathlib, time
+import json, os, pathlib, resource, signal, time
 import torch
+from safetensors.torch import load_file
 
 HERE = pathlib.Path(__file__).parent
 
+def eat(killed):
+    """Take memory up to a limit of half a GiB more; then torch's own error or, as from the kernel, SIGKILL."""
+    before, held = resource.getrlimit(resource.RLIMIT_AS), []
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, before[1]))
+    try:
+        while True:
+            held.append(torch.ones(2**24))
+    except RuntimeError:
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise
+    finally:
+        held.clear()
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
 class Brightness(torch.nn.Module):
+    def __init__(self, weights):
+        super().__init__()
+        self.scale = torch.nn.Parameter(load_file(weights)["scale"])
+
     def forward(self, x):
         faults = json.loads((HERE / "faults.json").read_text())
-        numbers = (x.mean((1, 2, 3)) * 255 - 20).round().int().tolist()
-        if numbers == [108]:  # the grey image on which every model is tried when it is loaded
+        if float(x.min()) == float(x.max()) == 0.5:  # the grey image on which every model is tried when it is loaded
             return torch.zeros(1, 2)
+        numbers = (x.mean((1, 2, 3)) * 255 - 20).round().int().tolist()
         with open(HERE / "executions.log", "a") as log:
-            log.write(f"{os.getpid()} {len(numbers)} {time.time()}\\n")
+            log.write(f"{os.getpid()} {time.time()} {','.join(map(str, numbers))}\\n")
         time.sleep(faults.get("pause", 0.0))
         slow = HERE / "slow"
         if faults.get("slow_first") and not slow.exists():
@@ -67,40 +92,62 @@ class Brightness(torch.nn.Module):
                 os.abort()
             if what == "hangs":
                 time.sleep(10**6)
-            if what == "memory":
-                raise MemoryError("injected")
-        p = (x.mean((1, 2, 3)) * 255 - 20) / 255
+            if what in ("memory", "killed"):
+                eat(what == "killed")
+        p = (x.mean((1, 2, 3)) * 255 - 20) / self.scale
         for i, number in enumerate(numbers):
             if faults.get("items", {}).get(str(number)) == "nan":
                 p[i] = float("nan")
         return torch.stack([p, 1 - p], 1)
 
-def load():
-    return Brightness()
+def load(weights):
+    return Brightness(weights)
 '''
 
 
 @dataclass
+class Call:
+    """A call of the model, as it logged it: by which process, when, and on which images."""
+
+    pid: int
+    at: float
+    numbers: tuple[int, ...]
+
+
+@dataclass
 class Found:
-    """A line of the table: what was done to a run, and what came of it."""
+    """A line of the table: what was done to a run, and what came of it. None: this was not measured.
+
+    `kills` counts signals that ended a process which was alive; `executions` attempts at units that reached the model.
+    """
 
     id: str
     injected: str
     expected: str
     seen: str = ""
     ok: bool = False
-    seed: int = 0
-    kills: int = 0
-    executions: int = 0
-    tasks: int = 0
-    duplicates: int = 0
-    lost: int = 0
-    bad_snapshots: int = 0
-    orphans: int = 0
+    seed: int | None = None
+    kills: int | None = None
+    executions: int | None = None
+    tasks: int | None = None
+    duplicates: int | None = None
+    lost: int | None = None
+    bad_snapshots: int | None = None
+    orphans: int | None = None
     recovery_seconds: float | None = None
+
+    def add(self, **figures: int) -> None:
+        """Add to figures; the first time is what makes them measured."""
+        for name, figure in figures.items():
+            setattr(self, name, (getattr(self, name) or 0) + figure)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def whole(found: Found) -> bool:
+    """Whether rows were compared and none was lost or doubled, and no view of them was broken."""
+    return found.lost == 0 and found.duplicates == 0 and not found.bad_snapshots
 
 
 @dataclass
@@ -122,7 +169,13 @@ class Workload:
                 name.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.full((8, 8, 3), 20 + i, np.uint8)).save(name)
         (self.folder / "model.py").write_text(MODEL)
+        if not self.weights.exists():
+            save_file({"scale": np.array([255.0], np.float32)}, self.weights)
         self.misbehave()
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.safetensors"
 
     def misbehave(self, **faults: Any) -> None:
         (self.folder / "faults.json").write_text(json.dumps(faults))
@@ -133,7 +186,8 @@ class Workload:
         path = self.folder / f"{name}.yaml"
         path.write_text(
             f"version: 1\nname: {name}\ndata: {{source: folder, path: data}}\n"
-            "models: [{id: m, loader: python, ref: 'model.py:load', class_names: [bright, dark], input_size: 8}]\n"
+            "models: [{id: m, loader: python, ref: 'model.py:load', arguments: {weights: weights.safetensors}, "
+            "class_names: [bright, dark], input_size: 8}]\n"
             f"stages: [{{kind: screen, unit_items: {self.unit_items}}}]\n"
             f"compute: {json.dumps(settings)}\n"
             f"output: {{uri: {json.dumps(self.output or str(self.folder / 'runs'))}}}\n"
@@ -143,9 +197,14 @@ class Workload:
     def place(self, name: str) -> Location:
         return child(located(self.output or str(self.folder / "runs")), name)
 
-    def executions(self) -> int:
+    def calls(self) -> list[Call]:
+        """Every call of the model on images so far."""
         log = self.folder / "executions.log"
-        return len(log.read_text().splitlines()) if log.exists() else 0
+        parts = (line.split() for line in (log.read_text().splitlines() if log.exists() else ()))
+        return [Call(int(pid), float(at), tuple(map(int, numbers.split(",")))) for pid, at, numbers in parts]
+
+    def executions(self) -> int:
+        return len(self.calls())
 
     def environment(self, **more: str) -> dict[str, str]:
         quiet = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
@@ -217,13 +276,28 @@ def _rounded(value: Any) -> Any:
     return [_rounded(one) for one in value] if isinstance(value, list) else value
 
 
-def compare(found: Found, run: Run, clean: Counter[str]) -> bool:
-    """Fill in lost and duplicated rows against a clean run; True where there are neither."""
-    rows = rows_of(run)
-    found.lost = sum((clean - rows).values())
-    found.duplicates = sum((rows - clean).values())
-    return found.lost == found.duplicates == 0
+def compare(
+    found: Found, run: Run, clean: Counter[str], but: Collection[str] = (), without: Collection[str] = ()
+) -> bool:
+    """Add lost and duplicated rows against a clean run's; True where there are neither.
+
+    `but`: ids of items whose predictions are expected to differ; `without`: tables that are.
+    """
+    mine, theirs = _kept(rows_of(run), but, without), _kept(clean, but, without)
+    lost, duplicates = sum((theirs - mine).values()), sum((mine - theirs).values())
+    found.add(lost=lost, duplicates=duplicates)
+    return lost == duplicates == 0
 
 
-def picks(seed: int) -> random.Random:
-    return random.Random(seed)
+def _kept(rows: Counter[str], but: Collection[str], without: Collection[str]) -> Counter[str]:
+    def counts(row: str) -> bool:
+        table = row.partition(" ")[0]
+        return table not in without and (table == "items" or not any(item in row for item in but))
+
+    return Counter({row: count for row, count in rows.items() if counts(row)})
+
+
+def numbers_of(run: Run, where: str = "true") -> dict[int, str]:
+    """Image number and item id of the predictions that a condition holds for."""
+    query = "select distinct display_name, item_id from predictions p join items i using (item_id)"
+    return {int(Path(row["display_name"]).stem): row["item_id"] for row in run.rows(f"{query} where {where}")}
