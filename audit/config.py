@@ -87,7 +87,8 @@ class Compute(Frozen):
     gpus: int = Field(0, ge=0, description="GPUs to use over all workers")
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="items optimised side by side in one call; auto: as many as memory takes, at most 8",
+        description="items optimised side by side in one call; auto: as many as memory takes, at most 8; what only "
+        "looks at images takes 64, and fewer where memory is short",
     )
     retries: int = Field(3, ge=0, description="attempts for a unit after its first")
     deadline_minutes: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from audit.config import Job
 from audit.datasets import printable
@@ -29,7 +29,7 @@ from audit.results.compaction import compact, due
 from audit.results.schema import Rows
 from audit.results.store import Store
 from audit.worker import Summary
-from pipelines.errors import InfrastructureError, LimitReached
+from pipelines.errors import HeadLost, InfrastructureError, LimitReached
 from pipelines.pace import Pace
 from pipelines.progress import Progress
 from pipelines.stages import Stages
@@ -111,6 +111,9 @@ class Runner:
             if self.compacting is not None:
                 ray.wait([self.compacting], timeout=COMPACTING)
                 self._compacted(self.compacting)
+        except HeadLost:
+            self.workers.forget()
+            raise
         finally:
             self.stages.close()
             self.workers.close()
@@ -209,7 +212,8 @@ class Runner:
     def _died(self, task: Task, error: RayError) -> None:
         """The worker is gone with its unit: by the unit's fault, unless the whole node is gone."""
         self.workers.drop(task.worker)
-        node_lost = isinstance(error, RayActorError) and task.worker.node not in nodes_alive()
+        gone = isinstance(error, ActorUnavailableError)  # its node does not answer; Ray says later that it is dead
+        node_lost = gone or (isinstance(error, RayActorError) and task.worker.node not in nodes_alive())
         self.progress.event("worker_lost", task.unit, worker=task.worker.number, node=task.worker.node)
         lines = str(error).strip().splitlines()
         self._failed(

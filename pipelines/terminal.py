@@ -29,13 +29,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on st
 @contextmanager
 def exit_codes() -> Iterator[None]:
     """Errors as one message and the exit code of their kind."""
-    from pipelines.errors import InfrastructureError, LimitReached, Terminated
+    from pipelines.errors import HeadLost, InfrastructureError, LimitReached, Terminated
 
     try:
         yield
     except (ConfigError, DataError, ModelError, InfrastructureError, StoreError, RowError) as error:
         err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         passes = isinstance(error, (DataUnavailable, InfrastructureError, StoreError, RowError))
+        if isinstance(error, HeadLost):
+            sys.stdout.flush()
+            os._exit(4)  # at a usual end, Ray's client waits for its head, and then ends the process with 1
         raise typer.Exit(4 if passes else 2) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

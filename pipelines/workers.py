@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +18,11 @@ from audit.errors import ConfigError
 from audit.locations import Location
 from audit.methods import Unit
 from audit.worker import Summary, Worker
-from pipelines.errors import InfrastructureError
+from pipelines.errors import HeadLost, InfrastructureError
 from pipelines.metrics import WorkerMetrics
 
 LOOK = 5.0  # seconds between two looks at what the cluster has
+ANSWER = 20.0  # seconds that the head of the cluster may take to answer
 STARTS = 3  # failed starts in a row, after which a run without any worker ends
 DEVICES = 5  # units in a row that lose their device on a node, after which it gets no more workers
 PAUSE = 60.0  # seconds at most between starts that fail; the first waits one, each further one twice as long
@@ -52,8 +55,9 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, HeadLost):
+            ray.shutdown()
 
 
 class Actor:
@@ -241,11 +245,30 @@ class Workers:
         self._began = time.monotonic()
         self.kill(handle.actor)
 
+    def forget(self) -> None:
+        """Let go of all actors without a word to them."""
+        self.idle, self.out, self.starting = [], set(), {}
+
     def close(self) -> None:
         for handle in [*self.idle, *self.out, *self.starting.values()]:
             self.kill(handle.actor)
-        self.idle, self.out, self.starting = [], set(), {}
+        self.forget()
 
 
 def nodes_alive() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    """Ids of the nodes. Raises HeadLost where the head does not answer: a minute later, Ray would end this process."""
+    answer: list[dict[str, Any]] = []
+
+    def ask() -> None:
+        with suppress(RayError, RuntimeError, ConnectionError):
+            answer.extend(ray.nodes())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER)
+    if not answer:
+        raise HeadLost(
+            f"the head of the Ray cluster has not answered for {ANSWER:.0f} s; what is committed stays, and the same "
+            "command resumes on a cluster that answers"
+        )
+    return {node["NodeID"] for node in answer if node["Alive"]}

@@ -24,13 +24,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Damage:
-    """An object that is not what it should be. `units`: whose rows are in it."""
+    """An object that is not what it should be. `units`: whose rows are in it. `key`: of a plan's file in the store."""
 
     where: str
     what: str
     stage: str = ""
     table: str = ""
     units: tuple[str, ...] = ()
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,13 @@ def _plans(store: Store) -> Iterator[Damage]:
         try:
             parts = json.loads(store.read(f"plan/{name}") or b"")["parts"]
         except (ValueError, KeyError, TypeError) as error:
-            yield Damage(store.where(f"plan/{name}"), f"not whole: {error}", stage, "plan")
+            yield Damage(store.where(f"plan/{name}"), f"not whole: {error}", stage, "plan", key=f"plan/{name}")
             continue
         for part in parts:
             data = store.read(part["path"])
             if data is None or hashlib.sha256(data).hexdigest() != part["sha256"]:
                 what = "missing" if data is None else "changed: its sha256 is another"
-                yield Damage(store.where(part["path"]), what, stage, "plan")
+                yield Damage(store.where(part["path"]), what, stage, "plan", key=part["path"])
 
 
 def repair(store: Store) -> Repair:
@@ -119,8 +120,9 @@ def repair(store: Store) -> Repair:
 
     Damaged plans are removed; they are made again, with the same units. No other driver may be at work on the run.
     """
-    for damage in _plans(store):
+    for damage in list(_plans(store)):
         store.objects.delete(f"plan/{damage.stage}.json")
+        store.objects.delete(damage.key)  # a part is named by what it held, so a new one would have this one's name
     names = set(map(_unit, store.names("commits")))
     placed: dict[str, Commit] = {}
     restored: set[str] = set()
