@@ -39,16 +39,16 @@ models:
   - {id: reference, loader: hf, ref: "zoo:reference"}
   - {id: shortcut-a, loader: hf, ref: "zoo:shortcut-a"}
 embedder: {loader: clip, ref: "zoo:clip"}
-generator: {loader: diffusers, ref: "zoo:diffusion", steps: 10, guidance_scale: 4.0}
+generator: {loader: diffusers, ref: "zoo:diffusion", steps: 5, guidance_scale: 4.0}
 stages:
   - {kind: screen, unit_items: 20, activations: [shortcut-a]}
   - {kind: adequacy, samples: 4, classes: [crab, boat]}
   - {kind: disagreement, maximise: shortcut-a, minimise: reference, classes: [crab, boat], seeds: SEEDS, unit_seeds: 8,
-     preset: embedded, start: others, objective: log_probability}
-  - {kind: neuron, model: shortcut-a, classes: [crab], neurons: [42], seeds: 4, class_seeds: 1, check: reference,
-     preset: embedded}
-  - {kind: counterfactual, method: uvce, model: shortcut-a, classes: [crab, boat], per_class: 2, unit_items: 8,
-     steps: 10, preset: embedded}
+     preset: embedded, start: others, objective: log_probability, steps: 8}
+  - {kind: neuron, model: shortcut-a, classes: [crab], neurons: [42], seeds: 4, class_seeds: 1, steps: 6,
+     check: reference, preset: embedded}
+  - {kind: counterfactual, method: uvce, model: shortcut-a, classes: [crab, boat], per_class: 2, unit_items: 4,
+     steps: 5, null_text_steps: 2, injection: [0.5], blending: [0.5], preset: embedded}
   - {kind: discover, vocabulary: ["{} on sand", "{} on water", "{} in the sky", "green {}"]}
 compute: {workers: WORKERS, batch_size: BATCH}
 """

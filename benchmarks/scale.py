@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from audit.config import parse_job
-from audit.methods import Unit
-from audit.models import digests
+from audit.config import Job, parse_job
+from audit.methods import Context, Unit, module_of, stage_names, unit_of
+from audit.models import Models, digests
 from audit.results.compaction import compact
 from audit.results.sql import Run
 from audit.results.store import Store
@@ -36,7 +36,7 @@ from pipelines.errors import LimitReached
 from pipelines.plan import open_or_create
 from pipelines.progress import Progress
 from pipelines.runner import Runner
-from pipelines.units import closed
+from pipelines.units import closed, write_plan
 from pipelines.workers import Cluster, Workers
 
 
@@ -119,6 +119,18 @@ def data_set(folder: Path, items: int) -> Path:
     return folder
 
 
+def planning(job: Job, root: Path, found: dict[str, str], again: Path) -> float:
+    """CPU seconds of planning all stages once more, into a store of its own."""
+    began = time.process_time()
+    for name in stage_names(job):
+        plugin, module = module_of(job, name)
+        context = Context(job, name, root, Models(job, (), device="cpu"), 1)
+        payloads = module.plan(plugin.options, context)
+        units = (unit_of(name, plugin, module.VERSION, payload, job, found) for payload in payloads)
+        write_plan(Store(again), name, units)
+    return time.process_time() - began
+
+
 def measure(units: int, per_unit: int, gpus: int, seconds: float, hosts: int, folder: Path) -> dict[str, Any]:
     """One run of `units` units of screening of `per_unit` items each, and the inventory before it."""
     items = units * per_unit
@@ -172,6 +184,7 @@ def measure(units: int, per_unit: int, gpus: int, seconds: float, hosts: int, fo
         "units_per_second": runner.executions / wall,
         "driver_cpu_ms_per_unit": 1000 * cpu / runner.executions,
         "of_it_the_loop": 1000 * own / runner.executions,
+        "of_it_planning": 1000 * planning(job, root, found, folder / "again") / runner.executions,
         "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "commit_p50_ms": 1000 * float(np.quantile(latencies, 0.5)),
         "commit_p95_ms": 1000 * float(np.quantile(latencies, 0.95)),
