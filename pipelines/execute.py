@@ -23,7 +23,7 @@ from audit.results.store import Store
 from pipelines.errors import Terminated
 from pipelines.lock import live, only_driver
 from pipelines.metrics import Metrics
-from pipelines.plan import changes_since, free_place, job_of, newest_of, open_or_create, run_place
+from pipelines.plan import changes_since, free_place, job_of, newest_of, open_or_create, other_versions, run_place
 from pipelines.progress import Progress
 from pipelines.runner import Runner
 from pipelines.units import plan_of
@@ -73,6 +73,8 @@ def _run(job: Job, root: Location, found: dict[str, str], address: str | None, a
     with only_driver(store), _terminable():
         open_or_create(job, root, found)
         with Progress(job.name, store, as_json) as progress, Cluster(address), _terminable():
+            for change in other_versions(store):
+                progress.event("version_changed", error=change)
             if plan_of(store, INVENTORY) is not None and not _is_complete(job, store):
                 for change in changes_since(job, store):
                     progress.event("data_changed_since_inventory", error=change)

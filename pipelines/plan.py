@@ -142,6 +142,13 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _VERSIONED}
 
 
+def other_versions(store: Store) -> list[str]:
+    """'<library>: <then> -> <now>' for each that a run was begun with and that is another one now. None of them is part
+    of the fingerprint: they move numbers by rounding, if at all, and a week of work is not thrown away for that."""
+    begun = Run(store.location, stages={"run"}).rows("select versions from runs")
+    return differences(json.loads(begun[0]["versions"]), versions()) if begun else []
+
+
 def hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
 

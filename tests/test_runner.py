@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from audit.config import parse_job
 from audit.errors import BadItem, StoreError
@@ -24,7 +25,7 @@ from audit.worker import Summary, is_device_lost
 from benchmarks.scale import Host, Virtual, data_set
 from pipelines.errors import InfrastructureError, LimitReached
 from pipelines.pace import Pace
-from pipelines.plan import open_or_create
+from pipelines.plan import open_or_create, other_versions, versions
 from pipelines.progress import Progress
 from pipelines.runner import Runner
 from pipelines.units import closed, outstanding, plan_of, planned, units_in
@@ -487,3 +488,14 @@ def test_a_machine_with_too_few_gpus_is_refused_and_a_growing_cluster_is_waited_
     workers = Workers(asking, root, grows=True)
     with pytest.raises(InfrastructureError, match="no worker could start in 0 minutes: each needs 8 GPU"):
         run(asking, root, 0, workers)
+
+
+def test_libraries_of_another_version_are_named_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, root = job(tmp_path), tmp_path / "run"
+    open_or_create(made, root, {})
+    assert other_versions(Store(root)) == []
+    others = {**versions(), "torch": "99"}
+    monkeypatch.setattr("pipelines.plan.versions", lambda: others)
+    assert other_versions(Store(root)) == [f'torch: "{torch.__version__}" -> "99"']
