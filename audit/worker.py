@@ -29,8 +29,9 @@ class Summary:
     """What a worker tells the driver about a unit. `error` is set where it was not committed.
 
     `failed` of its `items` are rows that say why they cannot be used. `fatal`: it would befall every unit.
-    `excuse`: what failed instead of the unit, this process's device, which it cannot use any more, or the data,
-    which cannot be read now. `split`: another driver has split the unit meanwhile.
+    `excuse`: what failed instead of the unit: this process's device, which it cannot use any more, or the data, which
+    cannot be read now. With both, a model cannot be loaded: by any worker, or only by this one, which the driver knows.
+    `split`: another driver has split the unit meanwhile.
     """
 
     unit_id: str
@@ -98,8 +99,10 @@ class Worker:
                 if first is not None and first.status == "split":
                     return Summary(unit.unit_id, unit.stage, 0, seconds, split=True)
             return Summary(unit.unit_id, unit.stage, unit.items, seconds, findings_in(rows), failed)
-        except (ConfigError, ModelError) as refused:
+        except ConfigError as refused:
             error = {"error": str(refused), "fatal": "config"}
+        except ModelError as refused:
+            error = {"error": str(refused), "fatal": "config", "excuse": "device"}
         except StoreError as refused:
             error = {"error": str(refused), "fatal": "store"}
         except DataError as refused:

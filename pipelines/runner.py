@@ -200,7 +200,8 @@ class Runner:
             self.workers.drop(task.worker)
         else:
             self.workers.give_back(task.worker)
-        if summary.fatal:
+        elsewhere = summary.excuse is not None and self.pace.expected(task.unit.stage, 1) is not None
+        if summary.fatal and not elsewhere:  # or other workers have done units of this stage: this one lacks something
             raise FATAL[summary.fatal](f"stage {task.unit.stage}: {summary.error}")
         if summary.error is None:
             self.pace.add(summary.stage, summary.items, summary.seconds)

@@ -24,7 +24,7 @@ from pipelines.metrics import WorkerMetrics
 LOOK = 5.0  # seconds between two looks at what the cluster has
 ANSWER = 20.0  # seconds that the head of the cluster may take to answer
 STARTS = 3  # failed starts in a row, after which a run without any worker ends
-DEVICES = 5  # units in a row that lose their device on a node, after which it gets no more workers
+DEVICES = 5  # units in a row that lose their device on a node, or find no models there: it gets no more workers
 PAUSE = 60.0  # seconds at most between starts that fail; the first waits one, each further one twice as long
 
 
@@ -231,8 +231,8 @@ class Workers:
         kind = "GPU" if self.gpus else "CPU"
         if all(node["NodeID"] in self.left_out for node in ray.nodes() if node["Alive"] and kind in node["Resources"]):
             raise InfrastructureError(
-                f"on every node {DEVICES} units in a row have lost their device; see 'unit_failed' in the run's log. "
-                "What is committed stays, the same command resumes once the devices work"
+                f"on every node {DEVICES} units in a row have lost their device or their models; see 'unit_failed' in "
+                "the run's log. What is committed stays, the same command resumes once they are there"
             )
         for idle in [idle for idle in self.idle if idle.node == handle.node]:
             self.idle.remove(idle)

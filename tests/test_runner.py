@@ -17,7 +17,7 @@ import ray
 import torch
 
 from audit.config import parse_job
-from audit.errors import BadItem, StoreError
+from audit.errors import BadItem, ConfigError, StoreError
 from audit.methods import Counts, Unit, chunks, module_of, reads
 from audit.results.sql import Run
 from audit.results.store import Store
@@ -209,6 +209,12 @@ def test_a_budget_of_gpu_hours_stops_a_run_cleanly_and_a_higher_one_resumes_it(c
     ]
 
 
+def done(made: Any, root: Path, stage: str) -> None:
+    """Commit the units of a stage as a virtual worker does."""
+    for unit in units_in(Store(root), planned(made, stage, root, {}, ())):
+        Host.__dict__["_commit"](SimpleNamespace(store=Store(root), latencies=[]), unit, 1)
+
+
 class Flaky(Host):
     """Every unit fails once."""
 
@@ -302,6 +308,34 @@ def test_a_node_whose_device_fails_gets_no_more_units_and_none_of_them_is_charge
     assert Run(root).rows("select count(*) as n from predictions") == [{"n": 100}]
 
 
+class Unequipped(Suffering):
+    """It cannot load the model."""
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        await asyncio.sleep(0.3)
+        return replace(await super().run(unit, attempt), fatal="config")
+
+
+def test_a_model_that_only_one_node_lacks_ends_no_run_and_one_that_all_lack_does(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.runner.PAUSE", 0.3)
+    made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
+    open_or_create(made, root, {})
+    lacking = actor(Unequipped, str(root), "device", "a")
+    with pytest.raises(ConfigError, match="stage 0-inventory: not now"):
+        run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(lacking), lambda actor: None))
+    assert set(Store(root).commits()) == {"run"}
+    sound, hosts = actor(Suffering, str(root), "", "b", 0, 0.1), iter(range(10**9))
+    done(made, root, "0-inventory")
+    workers = Workers(made, root, False, lambda: Virtual(sound if next(hosts) == 0 else lacking), lambda actor: None)
+    _, said = run(made, root, 0.0, workers)
+    assert said == ""
+    assert ray.get(lacking.failures.remote())
+    assert Run(root).rows("select distinct attempt, status from units") == [{"attempt": 1, "status": "ok"}]
+    assert Run(root).rows("select count(*) as n from predictions") == [{"n": 100}]
+
+
 class Alternating(Suffering):
     """It loses its device with every second unit, the first time."""
 
@@ -348,10 +382,9 @@ def test_a_node_that_is_left_out_gets_no_worker(cluster: None, tmp_path: Path) -
 def test_where_every_node_loses_its_device_the_run_ends_and_gives_nothing_up(cluster: None, tmp_path: Path) -> None:
     made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
     open_or_create(made, root, {})
-    (unit,) = units_in(Store(root), planned(made, "0-inventory", root, {}, ()))
-    Host.__dict__["_commit"](SimpleNamespace(store=Store(root), latencies=[]), unit, 1)
+    done(made, root, "0-inventory")
     broken = actor(Suffering, str(root), "device", ray.get_runtime_context().get_node_id())
-    with pytest.raises(InfrastructureError, match="on every node 5 units in a row have lost their device"):
+    with pytest.raises(InfrastructureError, match="on every node 5 units in a row have lost their device or"):
         run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(broken), lambda actor: None))
     assert {commit.stage for commit in Store(root).commits().values()} == {"run", "0-inventory"}
 
