@@ -16,7 +16,6 @@ from audit.errors import ConfigError
 from audit.locations import Location
 from audit.methods import INVENTORY, check_classes, check_order, stage_names
 from audit.models import digests
-from audit.results.compaction import compact
 from audit.results.integrity import Repair, repair
 from audit.results.sql import Run
 from audit.results.store import Store
@@ -82,7 +81,6 @@ def _run(job: Job, root: Location, found: dict[str, str], address: str | None, a
             runner = Runner(job, root, found, Workers(job, root, grows=address is not None), progress)
             runner.gpu_seconds = _gpu_seconds(job, root, runner.workers.share)
             runner.run()
-        compact(store)
     return Outcome(root, failed_in(Run(root)), time.monotonic() - began)
 
 

@@ -43,6 +43,7 @@ EXCUSED = {"node": 20, "device": 3, "data": 8}
 PAUSE = 60.0  # seconds at most until such a unit is tried again; the first time two, each further time twice as many
 ALL_FAILED = 200  # items of a stage that are the first, and all unusable, after which it is not gone on with
 COMPACTING = 600.0  # seconds that the end of a run waits for a compaction
+IN_PROCESS = 1000  # units of a run up to which the last compaction needs no process of its own
 
 
 @dataclass(eq=False)
@@ -108,9 +109,7 @@ class Runner:
                 self._watch()
                 self._compact()
                 self.progress.beat(self)
-            if self.compacting is not None:
-                ray.wait([self.compacting], timeout=COMPACTING)
-                self._compacted(self.compacting)
+            self._compact_the_rest()
         except HeadLost:
             self.workers.forget()
             raise
@@ -406,7 +405,23 @@ class Runner:
     def _compact(self) -> None:
         """Merge small files in a process of its own, now and then, so that readers of a long run stay quick."""
         if self.compacting is None and due(self.units_covered, self.units_seen - self.units_covered):
-            self.compacting = ray.remote(num_cpus=0, max_retries=0)(_compact).remote(self.root)
+            self.compacting = self._start_compaction()
+
+    def _compact_the_rest(self) -> None:
+        """What is left at the end, of long runs in a process of its own too: it takes time, and memory."""
+        if self.units_seen < IN_PROCESS and self.compacting is None:
+            compact(self.store)
+            return
+        if self.compacting is not None:
+            self._wait_for(self.compacting)
+        self._wait_for(self._start_compaction())
+
+    def _wait_for(self, compaction: Any) -> None:
+        ray.wait([compaction], timeout=COMPACTING)
+        self._compacted(compaction)
+
+    def _start_compaction(self) -> Any:
+        return ray.remote(num_cpus=0, max_retries=0)(_compact).remote(self.root)
 
     def _compacted(self, reference: Any) -> None:
         """Take the end of a compaction, or give one up that is still at work: readers need none."""
