@@ -359,10 +359,15 @@ class Runner:
         share = self.job.compute.max_quarantined
         for stage in self.stages.all:
             items = stage.plan.items if stage.plan else 0
-            if stage.failed > share * items or (share < 1 and stage.failed == stage.items >= ALL_FAILED):
+            if stage.failed > share * items:
                 raise LimitReached(
-                    f"stage {stage.name}: {stage.failed} of the {stage.items} items done, of {items}, cannot be used, "
-                    f"more than compute.max_quarantined of {share:.0%} allows; status and reason are in its tables"
+                    f"stage {stage.name}: {stage.failed} of {items} items cannot be used, more than "
+                    f"compute.max_quarantined of {share:.0%} allows; status and reason are in the run's tables"
+                )
+            if share < 1 and stage.failed == stage.items >= ALL_FAILED:
+                raise LimitReached(
+                    f"stage {stage.name}: not one of the first {stage.items} items, of {items}, can be used; "
+                    "status and reason are in the run's tables"
                 )
         if not self.running and not self._affordable() and (self.retries or self.stages.have_more()):
             raise LimitReached(

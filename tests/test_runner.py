@@ -438,8 +438,19 @@ def test_the_limit_on_unusable_items_is_a_share_of_all_of_them(
     open_or_create(made, root, {})
     host = actor(Bad, str(root), bad)
     _, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
-    assert (f"{bad} of the" in said and "of 100, cannot be used" in said) == stops
+    assert ("1-screen: 31 of 100 items cannot be used, more than compute.max_quarantined of 30%" in said) == stops
     assert (said == "") != stops
+
+
+def test_a_stage_of_which_the_first_items_are_all_unusable_is_not_gone_on_with(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.runner.ALL_FAILED", 20)
+    made, root = job(tmp_path, gpus=1, max_quarantined=0.9), tmp_path / "run"
+    open_or_create(made, root, {})
+    host = actor(Bad, str(root), 100)
+    _, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    assert "1-screen: not one of the first 20 items, of 100, can be used" in said
 
 
 class Lagging(Store):
