@@ -101,7 +101,8 @@ def rows_by_key(run: Run, table: str) -> dict[str, list[dict[str, Any]]]:
 
 def compare(one: Run, other: Run) -> dict[str, Any]:
     """How two runs differ. `rows`: of each table; `only`: keys of rows that one of them has more often."""
-    rows, only, apart, ends = {}, Counter[str](), 0.0, Counter[bool]()
+    rows, only, ends = {}, Counter[str](), Counter[bool]()
+    apart: list[tuple[float, str, str, str]] = []
     for table in KEYS:
         mine, others = rows_by_key(one, table), rows_by_key(other, table)
         rows[table] = sum(len(found) for found in mine.values())
@@ -109,18 +110,22 @@ def compare(one: Run, other: Run) -> dict[str, Any]:
             a, b = mine.get(key, []), others.get(key, [])
             only[table] += abs(len(a) - len(b))
             if len(a) == len(b) == 1:
-                scores = [(a[0][column], b[0][column]) for column in SCORES.get(table, ())]
-                only[table] += sum((x is None) != (y is None) for x, y in scores)
-                apart = max([apart, *(abs(x - y) for x, y in scores if x is not None and y is not None)])
+                for column in SCORES.get(table, ()):
+                    x, y = a[0][column], b[0][column]
+                    only[table] += (x is None) != (y is None)
+                    apart += [] if x is None or y is None else [(abs(x - y), table, column, key)]
                 ends.update(a[0][column] == b[0][column] for column in ENDS.get(table, ()))
+    close = all(difference <= 1e-2 for difference, *_ in apart)
     alike = ends[True] / max(1, ends.total())
     return {
         "rows": rows,
         "only": dict(only),
-        "scores_apart_at_most": apart,
+        "scores_compared": len(apart),
+        "apart_more_than_a_hundredth": sum(difference > 1e-2 for difference, *_ in apart),
+        "furthest": sorted(apart, reverse=True)[:5],
         "ends_compared": ends.total(),
         "ends_alike": alike,
-        "equal": not only.total() and apart <= 1e-2 and alike >= 0.99,
+        "equal": not only.total() and close and alike >= 0.99,
     }
 
 
@@ -148,10 +153,12 @@ def run(folder: Path, workers: int, batch: int, seeds: int) -> Run:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.equality", description=__doc__)
     parser.add_argument("--seeds", type=int, default=8, help="searches for a class")
+    parser.add_argument("--folder", type=Path, help="where the runs stay; default: a temporary folder")
     arguments = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"})
-    with tempfile.TemporaryDirectory(prefix="audit-equality-") as text:
-        folder = Path(text)
+    with tempfile.TemporaryDirectory(prefix="audit-equality-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         export("labelled", folder / "labelled", "folder", 120)
         export("pool", folder / "pool", "parquet", 600)
         runs = [run(folder, *asked, arguments.seeds) for asked in ((1, 1), (4, 8))]

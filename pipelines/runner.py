@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 
 from audit.config import Job
 from audit.datasets import printable
@@ -33,7 +33,7 @@ from pipelines.errors import HeadLost, InfrastructureError, LimitReached
 from pipelines.pace import Pace
 from pipelines.progress import Progress
 from pipelines.stages import Stages
-from pipelines.workers import Handle, Workers, nodes_alive
+from pipelines.workers import Handle, Workers, answers
 
 TICK = 1.0  # seconds that the loop waits for a unit to end before it looks around
 MANY, BATCH = 32, 0.02  # with more units out than this, wait so many seconds for others that end at the same time
@@ -212,8 +212,7 @@ class Runner:
     def _died(self, task: Task, error: RayError) -> None:
         """The worker is gone with its unit: by the unit's fault, unless the whole node is gone."""
         self.workers.drop(task.worker)
-        gone = isinstance(error, ActorUnavailableError)  # its node does not answer; Ray says later that it is dead
-        node_lost = gone or (isinstance(error, RayActorError) and task.worker.node not in nodes_alive())
+        node_lost = isinstance(error, RayActorError) and not answers(task.worker.node)
         self.progress.event("worker_lost", task.unit, worker=task.worker.number, node=task.worker.node)
         lines = str(error).strip().splitlines()
         self._failed(

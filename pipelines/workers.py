@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -164,7 +165,8 @@ class Workers:
     def grow(self) -> None:
         """Start actors up to the number wanted, which follows the cluster. Raises InfrastructureError if none can."""
         if time.monotonic() - self._last_look > LOOK:
-            if ray.get_runtime_context().get_node_id() not in nodes_alive():
+            own = ray.get_runtime_context().get_node_id()
+            if not any(node["NodeID"] == own and node["Alive"] for node in nodes()):
                 raise InfrastructureError(
                     "the Ray node that this driver is on has died; what is committed stays, the same command resumes"
                 )
@@ -229,7 +231,7 @@ class Workers:
             return False
         self.left_out.add(handle.node)
         kind = "GPU" if self.gpus else "CPU"
-        if all(node["NodeID"] in self.left_out for node in ray.nodes() if node["Alive"] and kind in node["Resources"]):
+        if all(node["NodeID"] in self.left_out for node in nodes() if node["Alive"] and kind in node["Resources"]):
             raise InfrastructureError(
                 f"on every node {DEVICES} units in a row have lost their device or their models; see 'unit_failed' in "
                 "the run's log. What is committed stays, the same command resumes once they are there"
@@ -255,8 +257,9 @@ class Workers:
         self.forget()
 
 
-def nodes_alive() -> set[str]:
-    """Ids of the nodes. Raises HeadLost where the head does not answer: a minute later, Ray would end this process."""
+def nodes() -> list[dict[str, Any]]:
+    """What the head knows of the nodes, dead ones too. Raises HeadLost where it does not answer: a minute later, Ray
+    would end this process."""
     answer: list[dict[str, Any]] = []
 
     def ask() -> None:
@@ -271,4 +274,16 @@ def nodes_alive() -> set[str]:
             f"the head of the Ray cluster has not answered for {ANSWER:.0f} s; what is committed stays, and the same "
             "command resumes on a cluster that answers"
         )
-    return {node["NodeID"] for node in answer if node["Alive"]}
+    return answer
+
+
+def answers(node_id: str) -> bool:
+    """Whether a node is there: the head learns of a node's death some ten seconds later than its port tells."""
+    for node in nodes():
+        if node["NodeID"] == node_id and node["Alive"]:
+            with (
+                suppress(OSError),
+                socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), 2.0),
+            ):
+                return True
+    return False

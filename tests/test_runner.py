@@ -29,7 +29,8 @@ from pipelines.plan import open_or_create, other_versions, versions
 from pipelines.progress import Progress
 from pipelines.runner import Runner
 from pipelines.units import closed, outstanding, plan_of, planned, units_in
-from pipelines.workers import Cluster, Workers
+from pipelines.workers import Cluster, Workers, answers
+from tests.ray_cluster import free_port
 
 STAGES: list[dict[str, Any]] = [
     {"kind": "screen", "unit_items": 10},
@@ -377,6 +378,15 @@ def test_a_node_that_is_left_out_gets_no_worker(cluster: None, tmp_path: Path) -
     assert ray.available_resources().get("GPU", 0.0) < 2.0
     assert ray.get(ready[0]) == ray.get_runtime_context().get_node_id()
     workers.close()
+
+
+def test_a_node_answers_unless_it_is_gone(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gone also where the head still takes it for alive, and nobody listens at its port."""
+    (node,) = ray.nodes()
+    assert answers(node["NodeID"])
+    assert not answers("0" * 56)
+    monkeypatch.setattr("ray.nodes", lambda: [{**node, "NodeManagerPort": free_port()}])
+    assert not answers(node["NodeID"])
 
 
 def test_where_every_node_loses_its_device_the_run_ends_and_gives_nothing_up(cluster: None, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def f25(folder: Path, seed: int, long: bool) -> Found:
     before = work.executions()
     work.misbehave(items={str(number): what for number, (what, _) in BAD.items()})
     began = time.monotonic()
-    job = work.job("clean", deadline_minutes=0.1)
+    job = work.job("clean", deadline_minutes=0.2)
     _, error = on_ray(work, job, root)
     found.recovery_seconds = time.monotonic() - began
     filled(found, work, root, None, before)
