@@ -96,9 +96,9 @@ class Runner:
 
     def run(self) -> None:
         """Until every stage is committed. Raises ConfigError, InfrastructureError or LimitReached where it cannot."""
-        committed = self.store.commits()
-        self.units_seen = len(committed)
-        self.units_covered = len(self.store.covered()[0])
+        covered, _ = self.store.covered()
+        committed = self.store.beyond(covered)
+        self.units_seen, self.units_covered = len(committed), len(covered)
         try:
             while not self.stages.finished():
                 self.stages.advance(committed)
@@ -138,9 +138,11 @@ class Runner:
         return self._again(worker) or self._fresh()
 
     def _again(self, worker: Handle) -> Retry | None:
-        now = time.monotonic()
+        if not self.retries:
+            return None
+        now, others = time.monotonic(), [*self.workers.idle, *(task.worker for task in self.running.values())]
         for again in self.retries:
-            if again.not_before <= now and self._suits(worker, again.avoid):
+            if again.not_before <= now and _suits(worker, again.avoid, others):
                 self.retries.remove(again)
                 return again
         return None
@@ -148,15 +150,6 @@ class Runner:
     def _fresh(self) -> Retry | None:
         unit = self.stages.take()
         return None if unit is None else Retry(unit)
-
-    def _suits(self, worker: Handle, avoid: Handle | None) -> bool:
-        """Not the worker that has failed already, and not its node, as long as there is another."""
-        if avoid is None:
-            return True
-        others = [*self.workers.idle, *(task.worker for task in self.running.values())]
-        if any(other.node != avoid.node for other in others):
-            return worker.node != avoid.node
-        return worker is not avoid or all(other is avoid for other in others)
 
     def _start(self, again: Retry, worker: Handle) -> None:
         self.workers.take(worker)
@@ -225,12 +218,16 @@ class Runner:
             if summary.split:
                 self._halve(task.unit)
                 return
-            stage = self.stages.of(task.unit)
-            stage.open -= 1
-            stage.items += summary.items
-            stage.failed += summary.failed
-            self.units_seen += 1
-            self.progress.advance(summary, task)
+            self._count(summary, task)
+
+    def _count(self, summary: Summary, task: Task | None = None) -> None:
+        """A unit is committed."""
+        stage = self.stages.of(summary.stage)
+        stage.open -= 1
+        stage.items += summary.items
+        stage.failed += summary.failed
+        self.units_seen += 1
+        self.progress.advance(summary, task)
 
     def _failed(self, task: Task, error: str, excuse: str | None = None) -> None:
         """Again, in halves, or given up; unless a copy of it is still at work, or has done it.
@@ -245,7 +242,7 @@ class Runner:
             return
         self.copies.pop(unit.unit_id)
         self.progress.event("unit_failed", unit, attempt=task.tries, error=error)
-        stage = self.stages.of(unit)
+        stage = self.stages.of(unit.stage)
         if task.tries <= self.job.compute.retries:
             self.retries.append(Retry(unit, task.tries, task.excused, task.worker, time.monotonic() + pause))
         elif stage.items_key and unit.items > 1:
@@ -286,7 +283,7 @@ class Runner:
 
     def _halve(self, unit: Unit) -> None:
         """Go on with the halves of a unit that is committed as split."""
-        stage = self.stages.of(unit)
+        stage = self.stages.of(unit.stage)
         assert stage.items_key is not None
         halves = unit.halves(stage.items_key)
         self.retries.extend(Retry(half, max(0, self.job.compute.retries - 1)) for half in halves)
@@ -304,12 +301,7 @@ class Runner:
         if not self.store.commit(unit.unit_id, unit.stage, rows, status="quarantined", **facts):
             self._late(unit)
             return
-        stage = self.stages.of(unit)
-        stage.open -= 1
-        stage.items += unit.items
-        stage.failed += unit.items
-        self.units_seen += 1
-        self.progress.advance(Summary(unit.unit_id, unit.stage, unit.items, 0.0, failed=unit.items, error=error))
+        self._count(Summary(unit.unit_id, unit.stage, unit.items, 0.0, failed=unit.items, error=error))
 
     def _lost(self, unit: Unit, error: str) -> Rows:
         plugin, module = module_of(self.job, unit.stage)
@@ -326,11 +318,8 @@ class Runner:
         if record is not None and record.status == "split":
             self._halve(unit)
             return
-        stage, failed = self.stages.of(unit), record.failed if record is not None else 0
-        stage.open -= 1
-        stage.items += unit.items
-        stage.failed += failed
-        self.progress.advance(Summary(unit.unit_id, unit.stage, unit.items, 0.0, failed=failed))
+        failed = record.failed if record is not None else 0
+        self._count(Summary(unit.unit_id, unit.stage, unit.items, 0.0, failed=failed))
 
     # --- limits ---------------------------------------------------------------------------------------------
 
@@ -435,6 +424,15 @@ class Runner:
             self.compactions.append(ray.get(reference, timeout=1))
         except RayError as error:
             self.progress.event("not_compacted", error=str(error).strip().splitlines()[-1])
+
+
+def _suits(worker: Handle, avoid: Handle | None, others: list[Handle]) -> bool:
+    """Not the worker that has failed already, and not its node, as long as there is another."""
+    if avoid is None:
+        return True
+    if any(other.node != avoid.node for other in others):
+        return worker.node != avoid.node
+    return worker is not avoid or all(other is avoid for other in others)
 
 
 def _compact(root: Location) -> float:

@@ -57,8 +57,7 @@ class Stages:
         for stage in self.all:
             if stage.plan is None and done.issuperset(stage.reads):
                 if stage.planning is None:
-                    before = {unit for unit, commit in committed.items() if commit.stage == stage.name}
-                    arguments = (self.job, stage.name, self.root, self.found, self.classes, before)
+                    arguments = (self.job, stage.name, self.root, self.found, self.classes, _of(stage, committed))
                     stage.planning = self._thread.submit(planned, *arguments, self._stopping)
                 elif stage.planning.done():
                     self._open(stage, stage.planning.result(), committed)
@@ -71,7 +70,7 @@ class Stages:
                     self._finish(stage)
 
     def _open(self, stage: Stage, plan: Plan, committed: dict[str, Commit]) -> None:
-        before = {unit: commit for unit, commit in committed.items() if commit.stage == stage.name}
+        before = _of(stage, committed)
         leaves = {id(commit): commit for commit in before.values() if commit.status != "split"}.values()
         stage.plan = plan
         stage.units = outstanding(units_in(self.store, plan), before, stage.items_key)
@@ -93,8 +92,8 @@ class Stages:
         """Whether any is being planned or closed."""
         return any(stage.thinks() for stage in self.all)
 
-    def of(self, unit: Unit) -> Stage:
-        return next(stage for stage in self.all if stage.name == unit.stage)
+    def of(self, name: str) -> Stage:
+        return next(stage for stage in self.all if stage.name == name)
 
     def may_have_more(self) -> bool:
         """Whether there may be units that were not handed out yet."""
@@ -116,7 +115,7 @@ class Stages:
         unit = self.take()
         if unit is None:
             return False
-        stage = self.of(unit)
+        stage = self.of(unit.stage)
         stage.open -= 1
         stage.units = chain([unit], stage.units or ())
         return True
@@ -125,3 +124,7 @@ class Stages:
         """Stop planning."""
         self._stopping.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _of(stage: Stage, committed: dict[str, Commit]) -> dict[str, Commit]:
+    return {unit: commit for unit, commit in committed.items() if commit.stage == stage.name}

@@ -153,7 +153,7 @@ def closed(store: Store, plan: Plan, items_key: str | None) -> None:
     lag behind. Raises StoreError where one of them has no commit."""
     while True:
         covered, number = store.covered()
-        commits = store.commits()
+        commits = store.beyond(covered)
         _add_unlisted(store, units_in(store, plan), commits, items_key)
         if commits.keys() == covered.keys() or store.publish(commits.values(), number + 1):
             return

@@ -176,12 +176,17 @@ def actor(kind: Any, *arguments: Any) -> Any:
     return POOL[0]
 
 
+def served(made: Any, root: Path, host: Any) -> Workers:
+    """Virtual workers, all in one process."""
+    return Workers(made, root, False, lambda: Virtual(host), lambda actor: None)
+
+
 def run(made: Any, root: Path, seconds: float, workers: Workers | None = None) -> tuple[Runner, str]:
     """A run with virtual workers, which take so many seconds for a unit; and what ended it."""
     open_or_create(made, root, {})
     if workers is None:
         host = actor(Host, str(root), seconds)
-        workers = Workers(made, root, False, lambda: Virtual(host), lambda actor: None)
+        workers = served(made, root, host)
     with Progress("small", Store(root), True) as progress:
         runner = Runner(made, root, {}, workers, progress)
         runner.gpu_seconds = sum(row["s"] for row in Run(root).rows("select coalesce(sum(seconds), 0) as s from units"))
@@ -230,7 +235,7 @@ def test_units_that_fail_once_are_all_done_by_the_other_worker(cluster: None, tm
     made, root = job(tmp_path, gpus=2, retries=1), tmp_path / "run"
     open_or_create(made, root, {})
     host = actor(Flaky, str(root), 0.0)
-    runner, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    runner, said = run(made, root, 0.0, served(made, root, host))
     assert said == ""
     assert runner.executions == 2 * 15
     assert Run(root).rows("select count(*) as n from predictions where status = 'ok'") == [{"n": 100}]
@@ -249,7 +254,7 @@ def test_halves_that_another_driver_made_are_done(cluster: None, tmp_path: Path)
     open_or_create(made, root, {})
     unit = next(units_in(Store(root), planned(made, "0-inventory", root, {}, ())))
     host = actor(Late, str(root), 0.0)
-    runner, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    runner, said = run(made, root, 0.0, served(made, root, host))
     assert said == ""
     assert Store(root).commits()[unit.unit_id].status == "split"
     assert Run(root).rows("select count(*) as n, count(distinct item_id) as d from items") == [{"n": 100, "d": 100}]
@@ -325,7 +330,7 @@ def test_a_model_that_only_one_node_lacks_ends_no_run_and_one_that_all_lack_does
     open_or_create(made, root, {})
     lacking = actor(Unequipped, str(root), "device", "a")
     with pytest.raises(ConfigError, match="stage 0-inventory: not now"):
-        run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(lacking), lambda actor: None))
+        run(made, root, 0.0, served(made, root, lacking))
     assert set(Store(root).commits()) == {"run"}
     sound, hosts = actor(Suffering, str(root), "", "b", 0, 0.1), iter(range(10**9))
     done(made, root, "0-inventory")
@@ -354,7 +359,7 @@ def test_a_node_on_which_units_are_done_in_between_is_not_left_out(
     made, root = job(tmp_path, gpus=1, retries=0), tmp_path / "run"
     open_or_create(made, root, {})
     host = actor(Alternating, str(root), "device", ray.get_runtime_context().get_node_id())
-    workers = Workers(made, root, False, lambda: Virtual(host), lambda actor: None)
+    workers = served(made, root, host)
     runner, said = run(made, root, 0.0, workers)
     failed = len(ray.get(host.failures.remote()))
     assert failed > 5
@@ -395,7 +400,7 @@ def test_where_every_node_loses_its_device_the_run_ends_and_gives_nothing_up(clu
     done(made, root, "0-inventory")
     broken = actor(Suffering, str(root), "device", ray.get_runtime_context().get_node_id())
     with pytest.raises(InfrastructureError, match="on every node 5 units in a row have lost their device or"):
-        run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(broken), lambda actor: None))
+        run(made, root, 0.0, served(made, root, broken))
     assert {commit.stage for commit in Store(root).commits().values()} == {"run", "0-inventory"}
 
 
@@ -406,7 +411,7 @@ def test_data_that_cannot_be_read_for_a_while_costs_no_unit_anything(
     made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
     open_or_create(made, root, {})
     host = actor(Suffering, str(root), "data", "", 8)
-    runner, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    runner, said = run(made, root, 0.0, served(made, root, host))
     assert said == ""
     assert runner.executions == 15 * 9
     assert Run(root).rows("select distinct attempt, status from units") == [{"attempt": 1, "status": "ok"}]
@@ -420,7 +425,7 @@ def test_data_that_stay_away_end_the_run_and_give_nothing_up(
     open_or_create(made, root, {})
     host = actor(Suffering, str(root), "data")
     with pytest.raises(InfrastructureError, match="stage 0-inventory: not now"):
-        run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+        run(made, root, 0.0, served(made, root, host))
     assert set(Store(root).commits()) == {"run"}
 
 
@@ -447,7 +452,7 @@ def test_the_limit_on_unusable_items_is_a_share_of_all_of_them(
     made, root = job(tmp_path, gpus=1, max_quarantined=0.3), tmp_path / "run"
     open_or_create(made, root, {})
     host = actor(Bad, str(root), bad)
-    _, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    _, said = run(made, root, 0.0, served(made, root, host))
     assert ("1-screen: 31 of 100 items cannot be used, more than compute.max_quarantined of 30%" in said) == stops
     assert (said == "") != stops
 
@@ -459,7 +464,7 @@ def test_a_stage_of_which_the_first_items_are_all_unusable_is_not_gone_on_with(
     made, root = job(tmp_path, gpus=1, max_quarantined=0.9), tmp_path / "run"
     open_or_create(made, root, {})
     host = actor(Bad, str(root), 100)
-    _, said = run(made, root, 0.0, Workers(made, root, False, lambda: Virtual(host), lambda actor: None))
+    _, said = run(made, root, 0.0, served(made, root, host))
     assert "1-screen: not one of the first 20 items, of 100, can be used" in said
 
 

@@ -38,7 +38,7 @@ def compact(store: Store, least: int = LEAST) -> int:
     """
     while True:
         covered, number = store.covered()
-        commits = store.commits()
+        commits = store.beyond(covered)
         kept, groups = _groups(unique(commits.values()), least)
         if not groups and commits.keys() == covered.keys():
             return number

@@ -164,7 +164,11 @@ class Store:
 
         `known`: commits that were read before; their records are not read again.
         """
-        found, _ = self.covered()
+        return self.beyond(self.covered()[0], known)
+
+    def beyond(self, covered: Mapping[str, Commit], known: Mapping[str, Commit] | None = None) -> dict[str, Commit]:
+        """The commits of a snapshot, and those of the records that it does not cover."""
+        found = dict(covered)
         missing = []
         for name in self.names("commits"):
             unit = name.removesuffix(".json")
@@ -229,9 +233,9 @@ class Store:
     def snapshot(self) -> int:
         """Publish the present commits as the next snapshot; returns its number."""
         while True:
-            number = self.covered()[1] + 1
-            if self.publish(self.commits().values(), number):
-                return number
+            covered, number = self.covered()
+            if self.publish(self.beyond(covered).values(), number + 1):
+                return number + 1
 
     def files(self, table: str, commits: Iterable[Commit]) -> list[File]:
         """A table's files in the order of their units."""
