@@ -12,7 +12,7 @@ Nothing here decides results: each unit is committed once, whoever runs it and h
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,9 +36,11 @@ from pipelines.stages import Stages
 from pipelines.workers import Handle, Workers, answers
 
 TICK = 1.0  # seconds that the loop waits for a unit to end before it looks around
-MANY, BATCH = 32, 0.02  # with more units out than this, wait so many seconds for others that end at the same time
+# With more units out than this, those that end within a hundredth of the last one's time are taken together: what Ray
+# asks of the driver for each grows with how many are out.
+MANY, TOGETHER, TOGETHER_MOST = 32, 0.01, 0.1  # units, of the seconds that one is out, seconds
 # How often a unit may fail for no fault of its own before it counts as one: with its node, with its worker's device,
-# or because the data cannot be read, which ends the run instead.
+# or because the data cannot be read, which ends the run instead. Each kind is counted by itself.
 EXCUSED = {"node": 20, "device": 3, "data": 8}
 PAUSE = 60.0  # seconds at most until such a unit is tried again; the first time two, each further time twice as many
 ALL_FAILED = 200  # items of a stage that are the first, and all unusable, after which it is not gone on with
@@ -49,11 +51,11 @@ IN_PROCESS = 1000  # units of a run up to which the last compaction needs no pro
 @dataclass(eq=False)
 class Task:
     """A unit out with a worker. `tries` counts attempts that were the unit's own fault, this one too; `excused` those
-    that were not."""
+    that were not, by what failed instead, a key of `EXCUSED`."""
 
     unit: Unit
     tries: int
-    excused: int
+    excused: Counter[str]
     worker: Handle
     began: float
 
@@ -64,7 +66,7 @@ class Retry:
 
     unit: Unit
     tries: int = 0
-    excused: int = 0
+    excused: Counter[str] = field(default_factory=Counter)
     avoid: Handle | None = None
     not_before: float = 0.0
 
@@ -92,7 +94,7 @@ class Runner:
         self.compactions: list[float] = []  # seconds of each
         self.units_seen = self.units_covered = 0
         self.executions = 0
-        self.watched = 0.0
+        self.watched = self.last_took = 0.0
 
     def run(self) -> None:
         """Until every stage is committed. Raises ConfigError, InfrastructureError or LimitReached where it cannot."""
@@ -158,7 +160,7 @@ class Runner:
             worker.actor.use_classes.remote(self.stages.classes)  # is done before what is asked after it
             worker.classes = self.stages.classes
         reference = worker.actor.run.remote(unit, again.tries + 1)
-        self.running[reference] = Task(unit, again.tries + 1, again.excused, worker, time.monotonic())
+        self.running[reference] = Task(unit, again.tries + 1, Counter(again.excused), worker, time.monotonic())
         self.copies[unit.unit_id] = self.copies.get(unit.unit_id, 0) + 1
         self.executions += 1
 
@@ -171,7 +173,8 @@ class Runner:
             return
         ready, _ = ray.wait(waited, num_returns=1, timeout=0.05 if thinking else TICK)
         if ready:
-            time.sleep(BATCH if len(waited) > MANY else 0)
+            if len(waited) > MANY:
+                time.sleep(min(TOGETHER_MOST, TOGETHER * self.last_took))
             ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
         for reference in ready:
             if reference in self.running:
@@ -183,6 +186,7 @@ class Runner:
 
     def _end(self, reference: Any) -> None:
         task = self.running.pop(reference)
+        self.last_took = time.monotonic() - task.began
         try:
             summary: Summary = ray.get(reference)
         except RayError as error:
@@ -236,11 +240,13 @@ class Runner:
         """
         self._account(task)
         unit = task.unit
-        pause = self._excuse(task, excuse, error) if excuse else 0.0
+        if excuse == "device" and self.workers.device_failed(task.worker, unit):
+            self.progress.event("node_left_out", unit, node=task.worker.node, error=error.strip().splitlines()[-1])
         if unit.unit_id in self.ended or self.copies[unit.unit_id] > 1:
             self._settle(unit.unit_id, over=False)
             return
         self.copies.pop(unit.unit_id)
+        pause = self._excuse(task, excuse, error) if excuse else 0.0
         self.progress.event("unit_failed", unit, attempt=task.tries, error=error)
         stage = self.stages.of(unit.stage)
         if task.tries <= self.job.compute.retries:
@@ -252,14 +258,12 @@ class Runner:
 
     def _excuse(self, task: Task, what: str, error: str) -> float:
         """Take a failure off a unit's account, so many times. Returns the seconds after which to try it again."""
-        task.excused += 1
-        if what == "device" and self.workers.device_failed(task.worker, task.unit):
-            self.progress.event("node_left_out", task.unit, node=task.worker.node, error=error.strip().splitlines()[-1])
-        if task.excused <= EXCUSED[what]:
+        task.excused[what] += 1
+        if task.excused[what] <= EXCUSED[what]:
             task.tries -= 1
         elif what == "data":
             raise InfrastructureError(f"stage {task.unit.stage}: {error}")
-        return 0.0 if what == "node" else min(PAUSE, 2.0**task.excused)
+        return 0.0 if what == "node" else min(PAUSE, 2.0 ** task.excused[what])
 
     def _settle(self, unit_id: str, over: bool = True) -> bool:
         """Count one copy of a unit as back; True if the unit ended with it just now."""

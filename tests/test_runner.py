@@ -404,16 +404,26 @@ def test_where_every_node_loses_its_device_the_run_ends_and_gives_nothing_up(clu
     assert {commit.stage for commit in Store(root).commits().values()} == {"run", "0-inventory"}
 
 
+class Unlucky(Suffering):
+    """Each unit loses its node three times before the rest."""
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        summary = await super().run(unit, attempt)
+        lost = self.failed[unit.unit_id] <= 3
+        return replace(summary, excuse="node") if lost else summary  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "times"), [(Suffering, 8), (Unlucky, 3 + 8)])
 def test_data_that_cannot_be_read_for_a_while_costs_no_unit_anything(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Suffering], times: int, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.runner.PAUSE", 0.01)
     made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
     open_or_create(made, root, {})
-    host = actor(Suffering, str(root), "data", "", 8)
+    host = actor(kind, str(root), "data", "", times)
     runner, said = run(made, root, 0.0, served(made, root, host))
     assert said == ""
-    assert runner.executions == 15 * 9
+    assert runner.executions == 15 * (times + 1)
     assert Run(root).rows("select distinct attempt, status from units") == [{"attempt": 1, "status": "ok"}]
 
 
@@ -427,6 +437,37 @@ def test_data_that_stay_away_end_the_run_and_give_nothing_up(
     with pytest.raises(InfrastructureError, match="stage 0-inventory: not now"):
         run(made, root, 0.0, served(made, root, host))
     assert set(Store(root).commits()) == {"run"}
+
+
+class Doubled(Suffering):
+    """Of one unit of screening the data are away eight times; then it is slow, and its copies find no data."""
+
+    slow = ""
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        if unit.stage == "0-inventory" or unit.unit_id != (self.slow or unit.unit_id):
+            return await Host.run(self, unit, attempt)
+        self.slow = unit.unit_id
+        self.failed[unit.unit_id] = self.failed.get(unit.unit_id, 0) + 1
+        if self.failed[unit.unit_id] == 9:
+            await asyncio.sleep(2.0)
+            return await Host.run(self, unit, attempt)
+        return Summary(unit.unit_id, unit.stage, 0, 0.0, error="not now", excuse="data")
+
+
+def test_a_copy_without_data_ends_no_run_while_the_unit_itself_is_at_work(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.runner.PAUSE", 0.01)
+    monkeypatch.setattr("pipelines.pace.SLOW_LEAST", 0.2)
+    made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
+    open_or_create(made, root, {})
+    host = actor(Doubled, str(root), "data")
+    _, said = run(made, root, 0.0, served(made, root, host))
+    assert said == ""
+    assert max(ray.get(host.failures.remote()).values()) > 9
+    assert Run(root).rows("select distinct attempt, status from units") == [{"attempt": 1, "status": "ok"}]
+    assert Run(root).rows("select count(*) as n from predictions") == [{"n": 100}]
 
 
 class Bad(Host):
