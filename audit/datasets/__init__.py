@@ -41,6 +41,6 @@ class DataSource(Protocol):
 
 def printable(raw: str) -> str:
     """A name that is safe to print and to store: control characters and undecodable bytes are escaped."""
-    return "".join(
-        c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else f"\\x{ord(c) & 0xFFFF:02x}" for c in raw
-    )
+    if raw.isprintable():  # as nearly all are, and lone surrogates are not
+        return raw
+    return "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFFFF:02x}" for c in raw)

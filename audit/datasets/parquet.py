@@ -55,11 +55,11 @@ class ParquetSource:
     def entries(self) -> Iterator[Entry]:
         listed = 0
         for name in self._places[1]:
-            row = 0
+            row, uri = 0, as_uri(name)
             for values, masked in self._rows(name):
                 if self.options.limit is not None and listed >= self.options.limit:
                     return
-                yield self._entry(f"{as_uri(name)}#{row}", values, masked)
+                yield self._entry(f"{uri}#{row}", values, masked)
                 row, listed = row + 1, listed + 1
         if not listed:
             raise DataError(f"no rows in {self.options.path}")
