@@ -2,9 +2,9 @@
 
     python -m benchmarks.overhead
 
-The work is a fixed amount of arithmetic, about `--seconds` an item. The bare loop calls the stage on a unit's images
-and throws its rows away; the run plans, hands out, commits, and reports. Its start-up (Ray, loading) is not counted,
-its time is from the first unit handed out to the last one taken back.
+The work is a fixed amount of arithmetic on one thread, about `--seconds` an item. The bare loop calls the stage on a
+unit's images and throws its rows away; the run plans, hands out, commits, and reports. Start-up (Ray, loading,
+planning) is not counted: time and CPU are from the end of the first unit of screening to the end of the last.
 """
 
 from __future__ import annotations
@@ -68,15 +68,16 @@ class Bare:
 
 
 class Timed(Pace):
-    """Notes when the last unit ended."""
+    """Notes when units of screening ended, and what CPU time the driver had spent by then."""
 
     def __init__(self) -> None:
         super().__init__("auto")
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
 
     def add(self, stage: str, items: int, seconds: float) -> None:
         super().add(stage, items, seconds)
-        self.ends.append(time.monotonic())
+        if stage == "1-screen":
+            self.ends.append((time.monotonic(), time.process_time()))
 
 
 def rounds_for(seconds: float) -> int:
@@ -93,16 +94,15 @@ def rounds_for(seconds: float) -> int:
 
 def orchestrated(job: Job, root: Path) -> tuple[float, int, float]:
     """Seconds from the end of the first unit of screening to the end of the last, for how many units, and the CPU
-    seconds of the driver over the whole run."""
+    seconds of the driver meanwhile."""
     found = digests(job)
     open_or_create(job, root, found)
-    cpu = time.process_time()
     with Progress(job.name, Store(root), True) as progress:
         runner = Runner(job, root, found, Workers(job, root, grows=False), progress)
         runner.pace = timed = Timed()
         runner.run()
-    screened = timed.ends[1:]  # the inventory has one unit
-    return screened[-1] - screened[0], len(screened) - 1, time.process_time() - cpu
+    (began, cpu_before), (ended, cpu_after) = timed.ends[0], timed.ends[-1]
+    return ended - began, len(timed.ends) - 1, cpu_after - cpu_before
 
 
 def measure(seconds: float, items: int, pairs: int, folder: Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     os.environ.update({"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"})
-    Cluster(None)
+    Cluster(None, {"num_cpus": 1})  # so that the run's one worker has one thread, as the bare loop has
     found = []
     for seconds, items in zip(arguments.seconds, arguments.items, strict=True):
         with tempfile.TemporaryDirectory(prefix="audit-overhead-") as folder:
