@@ -197,7 +197,7 @@ class Progress:
         who = {"run": self.name, "host": platform.node(), "pid": os.getpid(), "at": datetime.now(UTC).isoformat()}
         body = {**who, "stages": stages, "last_event": self.last, "gpu_hours": self.gpu_hours, "ended": None}
         with contextlib.suppress(StoreError):  # nothing rests on it; a store that is gone shows in the next commit
-            self.store.objects.replace(LIVE, json.dumps({**body, **more}, indent=1).encode())
+            self.store.objects.replace(LIVE, json.dumps({**body, **more}).encode())
 
     def _line(self, event: str, **values: object) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -12,7 +12,7 @@ from audit.methods import screen
 from audit.results.sql import Run
 from audit.results.store import Store
 from benchmarks.faults.harness import filled
-from benchmarks.faults.protocol import clean
+from benchmarks.faults.protocol import clean, expected_rows
 from benchmarks.faults.workload import Found, Workload, compare, wait_for_commits, whole
 from pipelines.plan import open_or_create
 
@@ -93,8 +93,7 @@ def f12(folder: Path, seed: int, long: bool) -> Found:
     """After the inventory one file is replaced, one added and one removed."""
     found = Found("F12", "files replaced, added, removed after the inventory", "named; changed item quarantined")
     work = Workload(folder, images=24)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before, job = work.executions(), work.job("clean")
     work.misbehave(pause=3.0)
     driver = work.start("run", str(job))

@@ -21,7 +21,7 @@ from audit.results.integrity import verify
 from audit.results.sql import Run
 from audit.results.store import Store
 from benchmarks.faults.harness import alive, events, filled, kill, kill_driver, named, said, workers_of
-from benchmarks.faults.protocol import clean
+from benchmarks.faults.protocol import expected_rows
 from benchmarks.faults.workload import Found, Workload, compare, kill_group, wait_for_commits, whole
 
 
@@ -71,8 +71,7 @@ def f04(folder: Path, seed: int, long: bool) -> Found:
         "F04", "a node of three is killed in the middle, another joins", "job ends, same rows, no unit is charged a try"
     )
     work = Workload(folder, images=72, workers=4)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before, job = work.executions(), work.job("clean", workers="auto")
     work.misbehave(pause=1.0)
     with nodes(3) as cluster:
@@ -115,8 +114,7 @@ def f_chaos(folder: Path, seed: int, long: bool) -> Found:
         "chaos", f"{goal} SIGKILLs: workers, drivers, raylets", "final tables equal to a clean run's", seed=seed
     )
     work = Workload(folder, images=60 if goal < 50 else 230, unit_items=2)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before, choose = work.executions(), random.Random(seed)
     job = work.job("clean", retries=1000)
     work.misbehave(pause=0.25)

@@ -19,7 +19,7 @@ from audit.errors import AuditError, ConfigError
 from audit.results.sql import Run
 from audit.results.store import Store
 from benchmarks.faults.harness import below, filled, kill, kill_driver, named, said, tasks_of, workers_of
-from benchmarks.faults.protocol import clean
+from benchmarks.faults.protocol import clean, expected_rows
 from benchmarks.faults.workload import (
     Found,
     Workload,
@@ -79,8 +79,7 @@ def f02(folder: Path, seed: int, long: bool) -> Found:
     goal = 40 if long else 4
     found = Found("F02", f"{goal} random SIGKILLs of workers while readers query", "0 bad snapshots", seed=seed)
     work = Workload(folder, images=230 if long else 60, unit_items=1 if long else 4)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     choose, before, job = random.Random(seed), work.executions(), work.job("clean", retries=50)
     work.misbehave(pause=1.0)
     driver = work.start("run", str(job))
@@ -160,8 +159,7 @@ def f05(folder: Path, seed: int, long: bool) -> Found:
     for names in (("raylet",), ("gcs_server",), ("raylet", "gcs_server")):
         place = folder / "-".join(names)
         work = Workload(place, images=200)
-        root, rows = clean(work)
-        shutil.rmtree(root)
+        root, rows = expected_rows(work)
         before, job, store = work.executions(), work.job("clean"), Store(root)
         work.misbehave(pause=2.0)
         driver = work.start("run", str(job))
@@ -199,8 +197,7 @@ def f06(folder: Path, seed: int, long: bool) -> Found:
     """Ray loses what it asks its workers and what they answer: some units are done more than once."""
     found = Found("F06", "RPC loss: requests, replies of PushTask dropped", "same rows though executions > tasks")
     work = Workload(folder, images=60, unit_items=2)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before, job = work.executions(), work.job("clean", retries=20)
     chance = {"num_failures": 10, "req_failure_prob": 5, "resp_failure_prob": 20}
     loss = json.dumps({"CoreWorkerService.grpc_client.PushTask": chance})
@@ -215,8 +212,7 @@ def f06(folder: Path, seed: int, long: bool) -> Found:
 def f08(folder: Path, seed: int, long: bool) -> Found:
     found = Found("F08", "a second driver for the same job", "second refused, or both end with the same rows")
     work = Workload(folder)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before, job = work.executions(), work.job("clean")
     work.misbehave(pause=1.0)
     first = work.start("run", str(job))
@@ -235,8 +231,7 @@ def f09(folder: Path, seed: int, long: bool) -> Found:
     """A driver is stopped: its run is still refused to others. Then it is killed: free at once, its cluster or not."""
     found = Found("F09", "driver SIGSTOPped, then killed", "held while stopped; free < 1 s after death")
     work = Workload(folder)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before, job = work.executions(), work.job("clean")
     work.misbehave(pause=1.0)
     holder = work.start("run", str(job))
@@ -277,8 +272,7 @@ def _held(root: Path) -> bool:
 def f39(folder: Path, seed: int, long: bool) -> Found:
     found = Found("F39", "SIGTERM, then Ctrl-C", "exit 143 and 130, resumable")
     work = Workload(folder, images=60)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before, job, codes, partial = work.executions(), work.job("clean"), [], []
     work.misbehave(pause=0.3)
     store = Store(root)

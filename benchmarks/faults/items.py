@@ -12,7 +12,7 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from audit.zoo.export import export
 from benchmarks.faults.harness import events, filled, on_ray, quick
-from benchmarks.faults.protocol import clean
+from benchmarks.faults.protocol import clean, expected_rows
 from benchmarks.faults.workload import Found, Workload, compare, numbers_of, rows_of, whole
 from pipelines.units import plan_of
 
@@ -101,8 +101,7 @@ def f27(folder: Path, seed: int, long: bool) -> Found:
 def f28(folder: Path, seed: int, long: bool) -> Found:
     found = Found("F28", "OutOfMemoryError above a batch of 2", "halves, same results")
     work = Workload(folder, images=32, unit_items=8)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before = work.executions()
     work.misbehave(most=2)
     runner, error = on_ray(work, work.job("clean"), root)
@@ -125,8 +124,7 @@ def f28(folder: Path, seed: int, long: bool) -> Found:
 def f29(folder: Path, seed: int, long: bool) -> Found:
     found = Found("F29", "a CUDA error in the only worker", "actor replaced, not retried in process")
     work = Workload(folder, images=32)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before = work.executions()
     work.misbehave(device_lost=True)
     _, error = on_ray(work, work.job("clean", workers=1), root)
@@ -145,8 +143,7 @@ def f30(folder: Path, seed: int, long: bool) -> Found:
     """One call is a hundred times slower than the others."""
     found = Found("F30", "straggler: one call takes 30 s, others .2 s", "second copy, one commit")
     work = Workload(folder, images=24)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    root, rows = expected_rows(work)
     before = work.executions()
     work.misbehave(pause=0.2, slow_first=30.0)
     began = time.monotonic()

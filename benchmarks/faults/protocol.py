@@ -47,6 +47,13 @@ def clean(work: Workload, name: str = "clean") -> tuple[Path, Counter[str]]:
     return root, rows_of(Run(root))
 
 
+def expected_rows(work: Workload) -> tuple[Path, Counter[str]]:
+    """The same, and the folder is free again for a run that meets faults."""
+    root, rows = clean(work)
+    shutil.rmtree(root)
+    return root, rows
+
+
 def serially(work: Workload, job: Path, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The same in a process that may be killed."""
     return subprocess.run(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import random
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from audit.config import load_job
 from audit.results.integrity import collect, verify
 from audit.results.sql import Run
 from audit.results.store import Store
-from benchmarks.faults.protocol import begun, clean, refused
+from benchmarks.faults.protocol import begun, expected_rows, refused
 from benchmarks.faults.workload import Found, Workload, compare, rows_of, wait_for_commits, whole
 from benchmarks.s3_server import environment, s3_server
 from pipelines.serial import run_serially
@@ -31,8 +31,8 @@ BUCKET, ENDPOINT = "bucket", "AWS_ENDPOINT_URL"
 class Proxy:
     """Passes requests on to the S3 server, except for what its rules do to them.
 
-    `failing`: share of requests answered 503 without asking the server. `losing`: share of PUTs that are carried out
-    and whose answer is then lost. `unconditional`: If-None-Match is dropped, as by stores that do not know it.
+    `failing`: share of requests answered 503 without asking the server. `losing`: of so many PUTs one is carried
+    out and its answer then lost. `unconditional`: If-None-Match is dropped, as by stores that do not know it.
     `stale`: a listing of keys that was made before is answered again.
 
     Counted are requests that `failed`, answers that were `lost`, how often what was `hurt` by either was `asked_again`,
@@ -41,7 +41,7 @@ class Proxy:
 
     server: str
     failing: float = 0.0
-    losing: float = 0.0
+    losing: int = 0
     unconditional: bool = False
     stale: bool = False
     seed: int = 0
@@ -53,7 +53,7 @@ class Proxy:
     kept: dict[str, tuple[int, list[tuple[str, str]], bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
+        self.random, self.puts = random.Random(self.seed), itertools.count(self.seed)
         self.lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -85,11 +85,12 @@ class Proxy:
     def pass_on(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         with self.lock:
-            fails, loses = self.random.random() < self.failing, self.random.random() < self.losing
+            fails = self.random.random() < self.failing
+            loses = request.command == "PUT" and self.losing > 0 and next(self.puts) % self.losing == 0
             hurt = (request.command, request.path) in self.hurt
             self.asked_again += hurt
             self.hurt.discard((request.command, request.path))
-            if fails or (loses and request.command == "PUT"):
+            if fails or loses:
                 self.hurt.add((request.command, request.path))
         if fails:
             self.failed += 1
@@ -113,7 +114,7 @@ class Proxy:
         self.found_there += hurt and request.command == "PUT" and response.status == 412
         if listing and not self.stale:
             self.kept[request.path] = (response.status, given, data)
-        if request.command == "PUT" and loses:
+        if loses:
             self.lost += 1
             request.close_connection = True
             request.connection.shutdown(socket.SHUT_RDWR)
@@ -136,8 +137,7 @@ def _faulty(found: Found, folder: Path, proxy: Callable[[str], Proxy]) -> tuple[
     """A job on Ray whose drivers and workers reach their results through the proxy, compared with one on disk; whether
     it ended well."""
     work = Workload(folder, images=24)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    _, rows = expected_rows(work)
     uri = f"s3://{BUCKET}/runs"
     with s3_server() as direct:
         made = proxy(direct)
@@ -162,7 +162,7 @@ def f18(folder: Path, seed: int, long: bool) -> Found:
 
 def f19(folder: Path, seed: int, long: bool) -> Found:
     found = Found("F19", "the answer to every fourth PUT of a run on Ray is lost", "retries; 0 duplicates", seed=seed)
-    proxy, ended = _faulty(found, folder, lambda direct: Proxy(direct, losing=0.25, seed=seed))
+    proxy, ended = _faulty(found, folder, lambda direct: Proxy(direct, losing=4, seed=seed))
     found.seen += f"{proxy.lost} answers lost, {proxy.asked_again} asked again, {proxy.found_there} found there"
     found.ok = ended and proxy.lost > 5 and proxy.asked_again == proxy.lost and proxy.found_there > 2 and whole(found)
     return found
@@ -171,8 +171,7 @@ def f19(folder: Path, seed: int, long: bool) -> Found:
 def f20(folder: Path, seed: int, long: bool) -> Found:
     """A store that overwrites is refused before anything is written; one that honours the condition is not."""
     found = Found("F20", "a store without conditional PUT", "refused at start")
-    root, rows = clean(Workload(folder, images=8))
-    shutil.rmtree(root)
+    _, rows = expected_rows(Workload(folder, images=8))
     said = []
     with s3_server() as direct:
         for unconditional in (True, False):
@@ -199,8 +198,7 @@ def f21(folder: Path, seed: int, long: bool) -> Found:
     a second driver does the others again, whose commits are refused."""
     found = Found("F21", "LIST as it was half-way, to readers and to a second driver", "older but whole; 0 duplicates")
     work = Workload(folder, images=40)
-    root, rows = clean(work)
-    shutil.rmtree(root)
+    _, rows = expected_rows(work)
     uri = f"s3://{BUCKET}/runs"
     there, place = Workload(folder, images=40, output=uri), f"{uri}/clean"
     before = work.executions()
