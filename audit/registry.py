@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -17,6 +18,7 @@ from audit.errors import ConfigError, unknown
 Family = Literal["datasets", "classifiers", "generators", "captioners", "methods"]
 
 
+@cache
 def names(family: Family) -> tuple[str, ...]:
     """All plugins of a family; files whose name starts with an underscore are not plugins."""
     folder = Path(__file__).parent / family

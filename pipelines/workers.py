@@ -24,7 +24,9 @@ from pipelines.metrics import WorkerMetrics
 
 LOOK = 5.0  # seconds between two looks at what the cluster has
 ANSWER = 20.0  # seconds that the head of the cluster may take to answer
-STARTS = 3  # failed starts in a row, after which a run without any worker ends
+# Failed starts in a row after which a run without any worker ends: where none has ever started, and where some have, so
+# that starting them is possible.
+STARTS, RESTARTS = 3, 10
 DEVICES = 5  # units in a row that lose their device on a node, or find no models there: it gets no more workers
 PAUSE = 60.0  # seconds at most between starts that fail; the first waits one, each further one twice as long
 
@@ -128,6 +130,7 @@ class Workers:
         self.left_out: set[str] = set()
         self._suspects: dict[str, set[str]] = {}  # nodes, and the units whose device failed there since one was done
         self._number = self._failed_starts = 0
+        self._has_started = False
         self._began = self._last_look = time.monotonic()
         self._start_at = 0.0
         self._last_failure = ""
@@ -177,7 +180,7 @@ class Workers:
             self.starting[handle.actor.started.remote()] = handle
         if self.count:
             return
-        if self._failed_starts >= STARTS:
+        if self._failed_starts >= (RESTARTS if self._has_started else STARTS):
             raise InfrastructureError(f"no worker can start: {self._last_failure}")
         waited = time.monotonic() - self._began
         if waited > 60 * self.job.compute.start_minutes:
@@ -199,6 +202,7 @@ class Workers:
             self._last_failure = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             self.kill(handle.actor)
             return
+        self._has_started = True
         self._failed_starts = 0
         self.idle.append(handle)
 

@@ -29,7 +29,7 @@ from pipelines.plan import open_or_create, other_versions, versions
 from pipelines.progress import Progress
 from pipelines.runner import Runner
 from pipelines.units import closed, outstanding, plan_of, planned, units_in
-from pipelines.workers import Cluster, Workers, answers
+from pipelines.workers import STARTS, Cluster, Workers, answers
 from tests.ray_cluster import free_port
 
 STAGES: list[dict[str, Any]] = [
@@ -576,6 +576,33 @@ def test_workers_that_cannot_start_end_the_run_and_quarantine_nothing(
     with pytest.raises(InfrastructureError, match=r"no worker can start: .*libcuda\.so is missing"):
         run(made, root, 0, workers)
     assert set(Store(root).commits()) == {"run"}
+
+
+class Mortal(Host):
+    """Loses its device with the first unit that it is given."""
+
+    lost = False
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        if self.lost:
+            return await super().run(unit, attempt)
+        self.lost = True
+        return Summary(unit.unit_id, unit.stage, 0, 0.0, error="gone", excuse="device")
+
+
+def test_starts_that_fail_end_no_run_so_soon_in_which_workers_have_started_before(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.workers.PAUSE", 0.01)
+    made, root = job(tmp_path, workers=1, retries=0), tmp_path / "run"
+    open_or_create(made, root, {})
+    host = actor(Mortal, str(root), 0.0)
+    broken = (ray.remote(num_cpus=0)(Broken).remote() for _ in range(STARTS + 2))
+    starts = chain([Virtual(host)], broken, (Virtual(host) for _ in range(2)))
+    _, said = run(made, root, 0.0, Workers(made, root, False, lambda: next(starts), lambda actor: None))
+    assert said == ""
+    assert next(broken, None) is None
+    assert Run(root).rows("select count(*) as n from predictions") == [{"n": 100}]
 
 
 def test_a_machine_with_too_few_gpus_is_refused_and_a_growing_cluster_is_waited_for(

@@ -52,7 +52,7 @@ def plan(options: Options, context: Context) -> Iterator[Payload]:
     """Chunks of the usable items; of equal images in one role, the first is screened."""
     for role in ("data", "pool"):
         count = "select count(distinct item_id) as n from items where status = 'ok' and role = ?"
-        total = context.run.rows(count, [role])[0]["n"]
+        total = next(context.run.stream(count, [role]))["n"]
         items = context.run.stream(
             "select uri, item_id, label from items where status = 'ok' and role = ? "
             "qualify row_number() over (partition by item_id order by position) = 1 order by position",

@@ -54,9 +54,8 @@ def run(name: str, seed: int, long: bool) -> Found:
         except Exception:  # noqa: BLE001 - a scenario that breaks is a failure, not the end of the table
             traceback.print_exc()
             found = Found(name, "", "", seen=f"the scenario broke: {sys.exc_info()[1]}"[:200])
-    print(
-        f"{found.id} {'ok' if found.ok else 'FAILED'} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True
-    )
+    verdict = "ok" if found.ok else f"FAILED, {found.seen},"
+    print(f"{found.id} {verdict} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
     return found
 
 

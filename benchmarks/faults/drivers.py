@@ -87,8 +87,9 @@ def f02(folder: Path, seed: int, long: bool) -> Found:
     found.kills = 0
     with Reader(root, rows) as reader:
         while driver.poll() is None and found.kills < goal:
-            workers = workers_of(driver.pid)
-            found.kills += bool(workers) and kill(choose.choice(workers))
+            workers, called = workers_of(driver.pid), {call.pid for call in work.calls()}
+            if called.intersection(worker.pid for worker in workers):  # else the kills would leave no work between them
+                found.kills += kill(choose.choice(workers))
             time.sleep(choose.uniform(0.3, 1.5))
         driver.wait(timeout=600)
     filled(found, work, root, rows, before)
