@@ -34,7 +34,7 @@ def f25(folder: Path, seed: int, long: bool) -> Found:
         "items that raise, abort, hang, take all memory",
         "quarantined with reason after k tries, others as ever",
     )
-    work = Workload(folder, images=32)
+    work = Workload(folder, images=32, unit_items=4 if long else 2)
     root, rows = clean(work)
     ids = numbers_of(Run(root))
     shutil.rmtree(root)
