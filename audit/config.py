@@ -223,11 +223,19 @@ def _plugin(family: Any, key: str, raw: Any, where: str, context: Mapping[str, A
     return Plugin(name=raw[key], options=_checked(module.Options, options, where, context))
 
 
+_RESTORED = {"restored": True}
+
+
 def restored(family: Any, dumped: Mapping[str, Any]) -> Plugin:
     """The plugin that `Plugin.dump` wrote, checked anew. Raises ConfigError."""
     options = {key: value for key, value in dumped.items() if key != "plugin"}
     module = registry.plugin(family, dumped["plugin"])
-    return Plugin(name=dumped["plugin"], options=_checked(module.Options, options, dumped["plugin"], {}))
+    return Plugin(name=dumped["plugin"], options=_checked(module.Options, options, dumped["plugin"], _RESTORED))
+
+
+def is_restored(info: ValidationInfo) -> bool:
+    """Whether options are read from a run's record, which leaves out places that decide nothing."""
+    return bool((info.context or {}).get("restored"))
 
 
 def restored_job(numbers: Mapping[str, Any], compute: Mapping[str, Any], output: Location) -> Job:

@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from audit.classifiers import canonical
-from audit.config import Frozen, LocalPath, Names
+from audit.config import Frozen, LocalPath, Names, is_restored
 from audit.errors import ConfigError, unknown
 from audit.wordnet import WordNet, offset_of
 
@@ -37,13 +37,18 @@ class Target(Frozen):
     )
 
     @model_validator(mode="after")
-    def _own_options_only(self) -> Target:
-        needed = _NEEDS.get(self.rule)
-        if needed and not getattr(self, needed):
-            raise ValueError(f"the rule {self.rule!r} needs {needed!r}")
-        own = {needed, "rule", *(("count", "wordnet_ids") if self.rule == "wordnet" else ())}
-        for name in sorted(self.model_fields_set - own):
-            raise ValueError(f"{name!r} is no option of the rule {self.rule!r}")
+    def _own_options_only(self, info: ValidationInfo) -> Target:
+        needed, own = _NEEDS.get(self.rule), {"rule"}
+        if needed:
+            own.add(needed)
+            forgotten = needed == "wordnet" and is_restored(info)
+            if not getattr(self, needed) and not forgotten:
+                raise ValueError(f"the rule {self.rule!r} needs {needed!r}")
+        if self.rule == "wordnet":
+            own |= {"count", "wordnet_ids"}
+        for name, field in sorted(type(self).model_fields.items()):
+            if name not in own and getattr(self, name) != field.default:
+                raise ValueError(f"{name!r} is no option of the rule {self.rule!r}")
         return self
 
 
@@ -116,8 +121,7 @@ def _near(target: Target, predicted: str, class_names: tuple[str, ...]) -> list[
     """The `count` classes with the shortest paths to the predicted one; of equally near ones, the first ones."""
     _refuse_unknown([predicted], class_names)
     synsets = _synsets(target, class_names)
-    assert target.wordnet is not None
-    wordnet = _opened(target.wordnet)
+    wordnet = _opened(_place(target))
     own = synsets[[canonical(name) for name in class_names].index(canonical(predicted))]
     far = []
     for name, synset in zip(class_names, synsets, strict=True):
@@ -132,10 +136,17 @@ def _opened(folder: Path) -> WordNet:
     return WordNet(folder)
 
 
+def _place(target: Target) -> Path:
+    if target.wordnet is None:
+        raise ConfigError(
+            "target: a run does not record where WordNet is; 'audit run' with its job file goes on with it"
+        )
+    return target.wordnet
+
+
 def _synsets(target: Target, class_names: tuple[str, ...]) -> tuple[int, ...]:
-    assert target.wordnet is not None
     given = {canonical(name): wordnet_id for name, wordnet_id in target.wordnet_ids.items()}
-    return _resolved(target.wordnet, class_names, tuple(given.get(canonical(name)) for name in class_names))
+    return _resolved(_place(target), class_names, tuple(given.get(canonical(name)) for name in class_names))
 
 
 @lru_cache(maxsize=4)

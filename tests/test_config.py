@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from audit import registry
-from audit.config import load_job, parse_job, parse_yaml
+from audit.config import load_job, parse_job, parse_yaml, restored_job
 from audit.errors import ConfigError
 from audit.methods import check_classes, check_order, stage_names, stages, unit_of
 from audit.models import digests
+from audit.targets import check_target
 
+ROOT = Path(__file__).resolve().parent.parent
 GOOD = """
 version: 1
 name: demo
@@ -224,3 +227,76 @@ def test_a_class_that_the_data_lacks_is_refused_before_the_work(tmp_path: Path) 
     with pytest.raises(ConfigError, match="'zebra'"):
         check_classes(job, ("crab", "ice cream"))
     check_classes(job, ("Zebra", "ice cream"))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_run_records_its_job_so_that_it_can_be_read_again(file: Path) -> None:
+    """As `audit status` and `audit repair` do."""
+    job = load_job(file)
+    record = json.loads(json.dumps(job.numbers()))
+    again = restored_job(record, json.loads(job.compute.model_dump_json()), Path("runs"))
+    assert again.numbers() == job.numbers()
+    assert again.compute == job.compute
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"source": "folder", "path": "s3://bucket/data"},
+        {"source": "parquet", "path": "data", "limit": 3},
+        {"source": "csv", "path": "s3://bucket/data.csv"},
+        {"source": "webdataset", "path": "data.tar"},
+        {"source": "hf", "path": "owner/name", "revision": "main"},
+    ],
+)
+def test_every_source_and_loader_can_be_read_again(data: dict[str, Any]) -> None:
+    assert data["source"] in registry.names("datasets")
+    loaders: list[dict[str, Any]] = [
+        {"id": "a", "loader": "hf", "ref": "zoo:reference"},
+        {"id": "b", "loader": "clip", "ref": "zoo:clip"},
+        {"id": "c", "loader": "efficientnet_lite", "variant": 0},
+        {"id": "d", "loader": "python", "ref": "m.py:load", "class_names": ["x", "y"], "input_size": 8},
+    ]
+    assert {loader["loader"] for loader in loaders} == set(registry.names("classifiers"))
+    raw = {
+        "version": 1,
+        "name": "small",
+        "data": data,
+        "pool": data,
+        "models": loaders,
+        "embedder": {"loader": "clip", "ref": "zoo:clip"},
+        "captioner": {"loader": "blip", "ref": "blip"},
+        "generator": {"loader": "diffusers", "ref": "zoo:diffusion", "lora": "lora"},
+        "stages": [{"kind": "screen", "activations": [{"model": "a", "layer": "x"}]}],
+    }
+    job = parse_job(raw, Path("/jobs"))
+    record = json.loads(json.dumps(job.numbers()))
+    assert restored_job(record, json.loads(job.compute.model_dump_json()), Path("runs")).numbers() == job.numbers()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "runner_up",
+        "label",
+        ["car", "bird"],
+        {"rule": "group", "groups": [["car", "boat"]]},
+        {"rule": "wordnet", "wordnet": "wn", "count": 2, "wordnet_ids": {"car": "n02958343"}},
+    ],
+)
+def test_every_rule_for_targets_can_be_read_again(target: Any) -> None:
+    raw = {
+        "version": 1,
+        "name": "small",
+        "data": {"source": "folder", "path": "data"},
+        "models": [{"id": "m", "loader": "hf", "ref": "zoo:reference"}],
+        "generator": {"loader": "diffusers", "ref": "zoo:diffusion"},
+        "stages": [{"kind": "screen"}, {"kind": "counterfactual", "method": "uvce", "model": "m", "target": target}],
+    }
+    job = parse_job(raw, Path("/jobs"))
+    record = json.loads(json.dumps(job.numbers()))
+    again = restored_job(record, json.loads(job.compute.model_dump_json()), Path("runs"))
+    assert again.numbers() == job.numbers()
+    if "wordnet" in target:
+        with pytest.raises(ConfigError, match="a run does not record where WordNet is; 'audit run' with its job file"):
+            check_target(again.stages[1].options.target, ("car",))
