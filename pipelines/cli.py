@@ -124,8 +124,13 @@ def plan(
             figures = (cell(value) for value in (stage.seconds_per_item, stage.hours, stage.mib))
             table.add_row(stage.stage, str(stage.items), *figures, escape(stage.reason or ""))
         out.print(table)
-        hours = sum(stage.hours or 0.0 for stage in stages)
-        out.print(f"{hours:.3g} {unit} hours of work, {sum(stage.mib or 0.0 for stage in stages):.0f} MiB of results")
+        tried = [stage for stage in stages if stage.hours is not None]
+        if not tried:
+            out.print("no stage was tried, so hours and disk are not known")
+            return
+        hours, mib = sum(stage.hours or 0.0 for stage in tried), sum(stage.mib or 0.0 for stage in tried)
+        of = "" if len(tried) == len(stages) else f", of the {len(tried)} of {len(stages)} stages that were tried"
+        out.print(f"{hours:.3g} {unit} hours of work, {mib:.0f} MiB of results{of}")
 
 
 @app.command()

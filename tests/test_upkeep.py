@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -124,6 +125,14 @@ def test_a_plan_is_calibrated_by_real_units_in_a_folder_that_goes(work: Workload
     assert screen["hours"] == pytest.approx(40 * screen["seconds_per_item"] / 3600)
     assert screen["mib"] > 0
     assert {path for path in work.folder.rglob("*") if path.name != "executions.log"} == before
+
+
+def test_a_plan_that_tried_nothing_claims_no_hours(work: Workload) -> None:
+    done = work.audit("plan", str(work.job("clean")), "--no-calibrate")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "no stage was tried, so hours and disk are not known"
+    assert "hours of work" not in done.stdout
+    assert re.search(r"1-screen\W+40\b", done.stdout)
 
 
 def test_a_run_in_an_object_store_has_the_rows_of_one_on_disk(work: Workload, s3_endpoint: str) -> None:
