@@ -159,7 +159,7 @@ def test_a_view_of_some_stages_sees_no_others(store: Store) -> None:
     store.commit("u", "1-x", rows(1))
     store.commit("v", "2-y", rows(4))
     assert Run(store.location, stages={"1-x"}).rows("select count(*) as n from measurements") == [{"n": 1}]
-    assert list(Run(store.location).stream("select value from measurements", rows=2)) == [{"value": 1.0}] * 5
+    assert list(Run(store.location).stream("select value from measurements", rows=2)) == [(1.0,)] * 5
 
 
 def test_what_does_not_fit_into_memory_is_streamed_too(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_what_does_not_fit_into_memory_is_streamed_too(tmp_path: Path) -> None:
     opened = Run(tmp_path)
     query = "select sha256(i::varchar) as h from range(2000000) t(i) order by h"
     for _ in range(2):
-        hashes = (row["h"] for row in opened.stream(query))
+        hashes = (found for (found,) in opened.stream(query))
         first = next(hashes)
         assert first == min(itertools.chain([first], hashes))
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A place in a data set. `uri` is enough for the source to read it again; `reason`: why it cannot be used.
 
     `caption`: what the image shows, in words. `mask`: where the source has the image of its object, None where it

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
@@ -56,38 +57,37 @@ class ParquetSource:
         listed = 0
         for name in self._places[1]:
             row, uri = 0, as_uri(name)
-            for values, masked in self._rows(name):
+            for values in self._rows(name):
                 if self.options.limit is not None and listed >= self.options.limit:
                     return
-                yield self._entry(f"{uri}#{row}", values, masked)
+                yield self._entry(f"{uri}#{row}", *values)
                 row, listed = row + 1, listed + 1
         if not listed:
             raise DataError(f"no rows in {self.options.path}")
 
-    def _rows(self, name: str) -> Iterator[tuple[dict[str | None, Any], bool]]:
+    def _rows(self, name: str) -> Iterator[tuple[Any, Any, Any, bool]]:
         """Of each row the label, name and caption, and whether it has a mask."""
         file = self._file(name)
         asked = (self.options.label_column, self.options.name_column, self.options.caption_column)
-        columns = [column for column in asked if column in file.schema_arrow.names]
+        there = [column for column in asked if column in file.schema_arrow.names]
         classes = class_names(file.schema_arrow, self.options.label_column)
         for group in range(file.num_row_groups):
             try:
-                table = file.read_row_group(group, columns=columns)
+                table = file.read_row_group(group, columns=there)
                 masked = self._masked(file, group)
             except (OSError, pa.ArrowInvalid) as error:
                 raise DataError(f"{self._where(name)}, row group {group} cannot be read: {error}") from error
-            rows = table.to_pylist() if columns else [{} for _ in masked]
-            for values, has_mask in zip(rows, masked, strict=True):
-                label = values.get(self.options.label_column)
-                if classes and isinstance(label, int):
-                    values[self.options.label_column] = classes[label] if 0 <= label < len(classes) else None
-                yield values, has_mask
+            labels, names, captions = (
+                table[column].to_pylist() if column in there else repeat(None, len(masked)) for column in asked
+            )
+            if classes:
+                labels = map(partial(_name_of, classes), labels)
+            yield from zip(labels, names, captions, masked, strict=True)
 
-    def _entry(self, uri: str, values: dict[str | None, Any], masked: bool) -> Entry:
-        label, caption = values.get(self.options.label_column), values.get(self.options.caption_column)
+    def _entry(self, uri: str, label: Any, name: Any, caption: Any, masked: bool) -> Entry:
         return Entry(
             uri,
-            printable(str(values.get(self.options.name_column) or uri)),
+            printable(str(name or uri)),
             None if label is None or label != label else printable(str(label)),
             None,
             printable(caption) if caption else None,
@@ -205,6 +205,13 @@ def class_names(schema: pa.Schema, column: str | None) -> list[str]:
         return [str(name) for name in features[column]["names"]]
     except (ValueError, LookupError, TypeError):
         return []
+
+
+def _name_of(classes: Sequence[str], label: Any) -> Any:
+    """The class that a number stands for, None where it stands for none; what is no number is a name by itself."""
+    if not isinstance(label, int):
+        return label
+    return classes[label] if 0 <= label < len(classes) else None
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -216,9 +216,10 @@ def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job
     loaded["captioner of the job"] = job.captioner
     settings = {name: _settings(model) for name, model in loaded.items() if model}
     decides = {"stage": stage, "options": plugin.dump(), "version": version, "seed": job.seed, "models": settings}
-    unit_id = digest({**decides, "payload": payload, "digests": digests})[:32]
+    text = json.dumps(payload, sort_keys=True)
+    unit_id = digest({**decides, "payload": text, "digests": digests})[:32]
     key = getattr(registry.plugin("methods", plugin.name), "ITEMS", None)
-    return Unit(unit_id, stage, json.dumps(payload), len(payload[key]) if key in payload else 1)
+    return Unit(unit_id, stage, text, len(payload[key]) if key in payload else 1)
 
 
 def _settings(model: Plugin) -> dict[str, Any]:

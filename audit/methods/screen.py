@@ -51,15 +51,14 @@ def check(options: Options, job: Job) -> None:
 def plan(options: Options, context: Context) -> Iterator[Payload]:
     """Chunks of the usable items; of equal images in one role, the first is screened."""
     for role in ("data", "pool"):
-        count = "select count(distinct item_id) as n from items where status = 'ok' and role = ?"
-        total = next(context.run.stream(count, [role]))["n"]
+        count = "select count(distinct item_id) from items where status = 'ok' and role = ?"
+        (total,) = next(context.run.stream(count, [role]))
         items = context.run.stream(
             "select uri, item_id, label from items where status = 'ok' and role = ? "
             "qualify row_number() over (partition by item_id order by position) = 1 order by position",
             [role],
         )
-        listed = ([item["uri"], item["item_id"], item["label"]] for item in items)
-        yield from ({"role": role, "items": chunk} for chunk in chunks(listed, options.unit_items, total))
+        yield from ({"role": role, "items": chunk} for chunk in chunks(items, options.unit_items, total))
 
 
 def expected(options: Options, counts: Counts) -> int:

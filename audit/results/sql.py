@@ -116,7 +116,7 @@ class Run:
                 cursor.register(name, dataset)
         return cursor
 
-    def stream(self, query: str, parameters: list[Any] | None = None, rows: int = 10_000) -> Iterator[dict[str, Any]]:
+    def stream(self, query: str, parameters: list[Any] | None = None, rows: int = 10_000) -> Iterator[tuple[Any, ...]]:
         """The rows of a query one by one, however many: what does not fit into a quarter of a gigabyte goes to disk."""
         with tempfile.TemporaryDirectory(prefix="audit-") as spill, duckdb.connect() as connection:
             connection.execute("set enable_progress_bar=false")
@@ -124,9 +124,8 @@ class Run:
             connection.execute(_CANONICAL)
             self._define(connection, self.commits or {})
             found = connection.execute(query, parameters)
-            names = [column[0] for column in found.description or ()]
             while batch := found.fetchmany(rows):
-                yield from (dict(zip(names, row, strict=True)) for row in batch)
+                yield from batch
 
     def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
         """The result of a query as an Arrow table. Raises ConfigError where the query is wrong, else StoreError."""
