@@ -4,7 +4,8 @@
 
 The work is a fixed amount of arithmetic on one thread, about `--seconds` an item. The bare loop calls the stage on a
 unit's images and throws its rows away; the run plans, hands out, commits, and reports. Start-up (Ray, loading,
-planning) is not counted: time and CPU are from the end of the first unit of screening to the end of the last.
+planning) is not counted: time and CPU are from the end of the first unit of screening to the end of the last. The
+standard error is that of the ratio of means: on a shared machine it says what the ratio is worth.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from PIL import Image
 
@@ -54,17 +56,18 @@ class Bare:
         self.job, self.store, self.root = job, Store(root), root
         self.models = Models(job, ())
 
-    def run(self) -> tuple[float, int]:
+    def run(self) -> list[float]:
+        """Seconds of each unit but the first, which loads."""
         plan = plan_of(self.store, "1-screen")
         assert plan is not None
         units = list(units_in(self.store, plan))
         plugin, module = module_of(self.job, "1-screen")
         context = Context(self.job, "1-screen", self.root, self.models, 8)
-        module.run(plugin.options, units[0].payload, context)  # the first call loads
-        began = time.monotonic()
+        ends = []
         for unit in units:
             module.run(plugin.options, unit.payload, context)
-        return time.monotonic() - began, len(units)
+            ends.append(time.monotonic())
+        return np.diff(ends).tolist()
 
 
 class Timed(Pace):
@@ -92,17 +95,23 @@ def rounds_for(seconds: float) -> int:
     return max(1, round(seconds * done))
 
 
-def orchestrated(job: Job, root: Path) -> tuple[float, int, float]:
-    """Seconds from the end of the first unit of screening to the end of the last, for how many units, and the CPU
-    seconds of the driver meanwhile."""
+def bare(job: Job, root: Path) -> list[float]:
+    loop = ray.remote(num_cpus=1)(Bare).remote(job, root)
+    seconds = ray.get(loop.run.remote())
+    ray.kill(loop)
+    return seconds
+
+
+def orchestrated(job: Job, root: Path) -> tuple[list[float], float]:
+    """Seconds from the end of each unit of screening to the end of the next, and the driver's CPU seconds meanwhile."""
     found = digests(job)
     open_or_create(job, root, found)
     with Progress(job.name, Store(root), True) as progress:
         runner = Runner(job, root, found, Workers(job, root, grows=False), progress)
         runner.pace = timed = Timed()
         runner.run()
-    (began, cpu_before), (ended, cpu_after) = timed.ends[0], timed.ends[-1]
-    return ended - began, len(timed.ends) - 1, cpu_after - cpu_before
+    ends, cpu = zip(*timed.ends, strict=True)
+    return np.diff(ends).tolist(), cpu[-1] - cpu[0]
 
 
 def measure(seconds: float, items: int, pairs: int, folder: Path) -> dict[str, Any]:
@@ -111,32 +120,40 @@ def measure(seconds: float, items: int, pairs: int, folder: Path) -> dict[str, A
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (i % 256, i // 256, 0)).save(path)
     (folder / "model.py").write_text(MODEL.format(rounds=rounds_for(seconds)))
-    spent = {"bare": 0.0, "run": 0.0, "cpu": 0.0}
-    units = {"bare": 0, "run": 0}
+    jobs = [_job(folder, f"job-{pair}") for pair in range(pairs)]
+    roots = [folder / "runs" / job.name for job in jobs]
+    alone: list[float] = []
+    run: list[float] = []
+    cpu = 0.0
     with open(folder / "log", "w", encoding="utf-8") as log:
-        for pair in range(pairs):
-            path = folder / f"job-{pair}.yaml"
-            path.write_text(
-                f"version: 1\nname: job-{pair}\ndata: {{source: folder, path: data}}\n"
-                "models: [{id: m, loader: python, ref: 'model.py:load', class_names: [a, b], input_size: 8}]\n"
-                "stages: [{kind: screen, unit_items: 1}]\ncompute: {workers: 1}\n"
-            )
-            job, root = load_job(path), folder / "runs" / f"job-{pair}"
+        for pair, (job, root) in enumerate(zip(jobs, roots, strict=True)):
+            if pair % 2:  # run, bare; bare, run; run, bare: what changes with the hour falls on both
+                alone += bare(jobs[0], roots[0])
             with contextlib.redirect_stderr(log):
-                wall, count, cpu = orchestrated(job, root)
-            spent["run"], units["run"], spent["cpu"] = spent["run"] + wall, units["run"] + count, spent["cpu"] + cpu
-            bare = ray.remote(num_cpus=1)(Bare).remote(job, root)
-            wall, count = ray.get(bare.run.remote())
-            ray.kill(bare)
-            spent["bare"], units["bare"] = spent["bare"] + wall, units["bare"] + count
-    own, other = spent["run"] / units["run"], spent["bare"] / units["bare"]
+                seconds_of_units, cpu_of_run = orchestrated(job, root)
+            run, cpu = run + seconds_of_units, cpu + cpu_of_run
+            if not pair % 2:
+                alone += bare(jobs[0], roots[0])
+    own, other = float(np.mean(run)), float(np.mean(alone))
     return {
         "seconds_per_item": other,
-        "units": units["run"],
+        "units": len(run),
         "overhead": own / other - 1,
+        "overhead_of_medians": float(np.median(run) / np.median(alone)) - 1,
+        "standard_error": float(np.hypot(np.std(run) / own, np.std(alone) / other) / np.sqrt(len(run))),
         "overhead_ms_per_unit": 1000 * (own - other),
-        "driver_cpu_ms_per_unit": 1000 * spent["cpu"] / units["run"],
+        "driver_cpu_ms_per_unit": 1000 * cpu / len(run),
     }
+
+
+def _job(folder: Path, name: str) -> Job:
+    path = folder / f"{name}.yaml"
+    path.write_text(
+        f"version: 1\nname: {name}\ndata: {{source: folder, path: data}}\n"
+        "models: [{id: m, loader: python, ref: 'model.py:load', class_names: [a, b], input_size: 8}]\n"
+        "stages: [{kind: screen, unit_items: 1}]\ncompute: {workers: 1}\n"
+    )
+    return load_job(path)
 
 
 def main() -> None:
