@@ -206,12 +206,17 @@ def _print_findings(opened: object) -> None:
 @app.command()
 def sql(
     run: RunFolder,
-    query: Annotated[str, typer.Argument(help="A query over the run's tables", metavar="QUERY")],
+    query: Annotated[
+        Optional[str], typer.Argument(help="A query over the run's tables; with --schema, a table's name")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="What tables, views and columns there are")] = False,
     format: Annotated[Literal["table", "csv", "json", "parquet"], typer.Option(help="How to print")] = "table",
     output: Annotated[Optional[Path], typer.Option(help="File to write; needed for parquet")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json")] = False,
 ) -> None:
-    """Ask a run's tables in SQL (DuckDB)."""
+    """Ask a run's tables in SQL (DuckDB). docs/sql.md has queries for common questions."""
+    import pyarrow as pa
+
     from audit.results.sql import Run
 
     with exit_codes():
@@ -220,7 +225,12 @@ def sql(
         format = "json" if as_json else format
         if output is not None and not output.absolute().parent.is_dir():
             raise ConfigError(f"no folder {output.parent} to write {output.name} to")
-        result = Run(located(run)).sql(query)
+        if schema:
+            result = pa.Table.from_pylist(Run(located(run)).schema(query))
+        elif query is None:
+            raise ConfigError('give a query, such as "select * from accuracy", or --schema for what can be asked')
+        else:
+            result = Run(located(run)).sql(query)
         if format == "parquet":
             import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""A run's tables as DuckDB views over exactly the committed files, and views that answer common questions."""
+"""A run's tables as DuckDB views over exactly the committed files, beside those of `views.py`; all have comments."""
 
 from __future__ import annotations
 
@@ -6,38 +6,44 @@ import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
-from audit.errors import ConfigError, StoreError
+from audit.errors import ConfigError, StoreError, unknown
 from audit.locations import Location, filesystem, key_of, located
 from audit.results.schema import TABLES
 from audit.results.store import Commit, File, Store
+from audit.results.views import VIEWS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # As `audit.classifiers.canonical`: 'Water_Bottle' and 'water bottle' are one class.
 _CANONICAL = r"create macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
 
-# On the data set under audit: how often each model is right, what it says instead, and where two models differ.
-VIEWS = {
-    "accuracy": (
-        "select model_id, label, count(*) as images, avg(correct::int) as accuracy from predictions "
-        "where role = 'data' and correct is not null group by model_id, label"
-    ),
-    "confusions": (
-        "select model_id, label, predicted, images, share from (select model_id, label, predicted, "
-        "bool_and(correct) as correct, count(*) as images, "
-        "count(*) / sum(count(*)) over (partition by model_id, label) as share from predictions "
-        "where role = 'data' and correct is not null group by model_id, label, predicted) where not correct"
-    ),
-    "disagreements": (
-        "select a.model_id, b.model_id as other_model_id, a.predicted as says, count(*) as images, "
-        "avg((canonical(a.predicted) <> canonical(b.predicted))::int) as disagreement "
-        "from predictions a join predictions b using (item_id, role) where role = 'data' and a.model_id <> b.model_id "
-        "and a.status = 'ok' and b.status = 'ok' group by a.model_id, b.model_id, a.predicted"
-    ),
-}
+
+def _comments() -> str:
+    """Statements that say of every table, view and column what it holds."""
+    told = {name: (schema.metadata[b"comment"].decode(), _columns(schema)) for name, schema in TABLES.items()}
+    told |= {name: (view.comment, dict(view.columns)) for name, view in VIEWS.items()}
+    lines = []
+    for name, (comment, columns) in told.items():
+        lines.append(f'comment on view "{name}" is {_quoted(comment)}')
+        lines += [f'comment on column "{name}"."{column}" is {_quoted(text)}' for column, text in columns.items()]
+    return ";".join(lines)
+
+
+def _columns(schema: pa.Schema) -> dict[str, str]:
+    return {field.name: field.metadata[b"comment"].decode() for field in schema}
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+_COMMENTS = _comments()
 
 
 class Run:
@@ -80,6 +86,7 @@ class Run:
             if self.commits is not None and commits == self.commits:
                 return
             self._define(self._connection, commits)
+            self._connection.execute(_COMMENTS)
             self.commits = commits
 
     def _define(self, connection: duckdb.DuckDBPyConnection, commits: Mapping[str, Commit]) -> None:
@@ -92,18 +99,18 @@ class Run:
             if files:
                 body += f" union all by name select * from {self._relation(connection, name, files)}"
             connection.execute(f'create or replace view "{name}" as {body}')
-        for name, body in VIEWS.items():
-            connection.execute(f'create or replace view "{name}" as {body}')
+        for name, view in VIEWS.items():
+            connection.execute(f'create or replace view "{name}" as {view.query}')
 
     def _relation(self, connection: duckdb.DuckDBPyConnection, table: str, files: list[File]) -> str:
         """A table's files for DuckDB, which reads local ones itself; those of an object store come through Arrow."""
         if isinstance(self.location, Path):
-            quoted = (str(self.location / file.path).replace("'", "''") for file in files)
-            return "read_parquet([" + ", ".join(f"'{path}'" for path in quoted) + "], union_by_name=true)"
+            paths = ", ".join(_quoted(str(self.location / file.path)) for file in files)
+            return f"read_parquet([{paths}], union_by_name=true)"
         import pyarrow.dataset as ds
 
-        paths = [f"{key_of(self.location)}/{file.path}" for file in files]
-        dataset = ds.dataset(paths, schema=TABLES[table], format="parquet", filesystem=filesystem())
+        keys = [f"{key_of(self.location)}/{file.path}" for file in files]
+        dataset = ds.dataset(keys, schema=TABLES[table], format="parquet", filesystem=filesystem())
         self._datasets[f"_files_{table}"] = dataset
         connection.register(f"_files_{table}", dataset)
         return f'"_files_{table}"'
@@ -141,6 +148,24 @@ class Run:
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
         """The result of a query as a list of dictionaries."""
         return self.sql(query, parameters).to_pylist()
+
+    def frame(self, query: str, parameters: list[Any] | None = None) -> pd.DataFrame:
+        """The result of a query as a pandas DataFrame."""
+        return self.sql(query, parameters).to_pandas()
+
+    def schema(self, table: str | None = None) -> list[dict[str, str]]:
+        """Of every column its table, name, type and comment, in order; of one table or view, or of all.
+
+        Raises ConfigError where there is no such table.
+        """
+        if table is not None and table not in (*TABLES, *VIEWS):
+            raise ConfigError(unknown("table", table, (*TABLES, *VIEWS)))
+        return self.rows(
+            'select table_name as "table", column_name as "column", lower(data_type) as type, comment '
+            "from duckdb_columns() where table_name in (select unnest(?)) "
+            "order by list_position(?, table_name), column_index",
+            [[table] if table else [*TABLES, *VIEWS], [*TABLES, *VIEWS]],
+        )
 
     def failure_modes(self) -> list[dict[str, Any]]:
         """The discovered failure modes of the generative search, confirmed ones first, by impact."""

@@ -1,0 +1,62 @@
+"""Views that answer common questions: on the data set under audit, how often is each model right, what does it say
+instead, and where do two models differ?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class View:
+    """`columns`: what each holds, in the order of the query's."""
+
+    comment: str
+    columns: Mapping[str, str]
+    query: str
+
+
+_LABEL = "class of the data set"
+_MODEL = "id in the job file"
+
+VIEWS = {
+    "accuracy": View(
+        "how often a model is right on a class of the data set",
+        {
+            "model_id": _MODEL,
+            "label": _LABEL,
+            "images": "labelled images that it gave an answer for",
+            "accuracy": "share of them on which the answer is the label",
+        },
+        "select model_id, label, count(*) as images, avg(correct::int) as accuracy from predictions "
+        "where role = 'data' and correct is not null group by model_id, label",
+    ),
+    "confusions": View(
+        "what a model says instead of a class of the data set",
+        {
+            "model_id": _MODEL,
+            "label": _LABEL,
+            "predicted": "what it says, another class",
+            "images": "labelled images on which it does",
+            "share": "of the class's images",
+        },
+        "select model_id, label, predicted, images, share from (select model_id, label, predicted, "
+        "bool_and(correct) as correct, count(*) as images, "
+        "count(*) / sum(count(*)) over (partition by model_id, label) as share from predictions "
+        "where role = 'data' and correct is not null group by model_id, label, predicted) where not correct",
+    ),
+    "disagreements": View(
+        "how often one model says another class than a second one, by what the first says",
+        {
+            "model_id": _MODEL,
+            "other_model_id": "the second model",
+            "says": "what the first says",
+            "images": "images of the data set on which it does",
+            "disagreement": "share of them on which the second says another class",
+        },
+        "select a.model_id, b.model_id as other_model_id, a.predicted as says, count(*) as images, "
+        "avg((canonical(a.predicted) <> canonical(b.predicted))::int) as disagreement "
+        "from predictions a join predictions b using (item_id, role) where role = 'data' and a.model_id <> b.model_id "
+        "and a.status = 'ok' and b.status = 'ok' group by a.model_id, b.model_id, a.predicted",
+    ),
+}
