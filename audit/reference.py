@@ -43,8 +43,8 @@ def local_folder(
     """
     if ref.startswith("zoo:"):
         path = _WEIGHTS / ref.removeprefix("zoo:")
-        if not path.is_dir():
-            known = [p.name for p in _WEIGHTS.iterdir() if p.is_dir()] if _WEIGHTS.is_dir() else []
+        if not (path / "training.json").is_file():
+            known = [file.parent.relative_to(_WEIGHTS).as_posix() for file in sorted(_WEIGHTS.rglob("training.json"))]
             raise ModelError(unknown("zoo model", ref.removeprefix("zoo:"), known))
         return path
     if Path(ref).is_dir():

@@ -83,7 +83,7 @@ def _weights() -> Check:
 
     files: list[Path] = []
     try:
-        for name in ("diffusion", "clip", "reference", "shortcut-a", "shortcut-b"):
+        for name in ("diffusion", "clip", "zero-shot", "reference", "shortcut-a", "shortcut-b"):
             found = sorted(local_folder(f"zoo:{name}").rglob("*.safetensors"))
             if not found:
                 return Check("zoo weights", False, f"zoo:{name} holds no weights", _WHOLE)

@@ -15,11 +15,16 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+World = Annotated[
+    int, typer.Option(min=1, help="Which world: 1 is the demo's, any other is drawn from its number and has two models")
+]
+
 
 @app.command("export")
 def zoo_export(
     folder: Annotated[Path, typer.Argument(help="Folder to write to")],
     split: Annotated[str, typer.Option(help="labelled, pool, heldout or train")] = "labelled",
+    world: World = 1,
     layout: Annotated[
         Literal["folder", "parquet"], typer.Option(help="ImageFolder with metadata, or Parquet")
     ] = "folder",
@@ -31,9 +36,9 @@ def zoo_export(
 
     with exit_codes():
         with for_json(as_json):
-            scenes = export(split, folder, layout, limit)
+            scenes = export(split, folder, layout, limit, world)
         if as_json:
-            print_json({"scenes": scenes, "folder": str(folder), "split": split, "layout": layout})
+            print_json({"world": world, "scenes": scenes, "folder": str(folder), "split": split, "layout": layout})
         else:
             out.print(f"wrote {scenes} scenes to {folder}")
 
@@ -42,8 +47,11 @@ def zoo_export(
 def zoo_train(
     model: Annotated[
         str,
-        typer.Argument(help="Model to train: autoencoder, diffusion, clip, reference, shortcut-a, shortcut-b, or all"),
+        typer.Argument(
+            help="Model to train: autoencoder, diffusion, clip, zero-shot, reference, shortcut-a, shortcut-b, or all"
+        ),
     ],
+    world: World = 1,
     work: Annotated[Path, typer.Option(help="Folder of checkpoints and rendered scenes; the same one resumes")] = Path(
         "zoo-work"
     ),
@@ -64,26 +72,27 @@ def zoo_train(
         stopped = None
         try:
             with for_json(as_json):
-                train(model, work, weights, minutes=minutes, short=short)
+                train(model, work, weights, minutes=minutes, short=short, number=world)
         except Unfinished as error:
             stopped = str(error)
         if as_json:
-            print_json({"model": model, "finished": stopped is None, "message": stopped})
+            print_json({"world": world, "model": model, "finished": stopped is None, "message": stopped})
         elif stopped:
             out.print(stopped)
 
 
 @app.command("measure")
 def zoo_measure(
+    world: World = 1,
     work: Annotated[Path, typer.Option(help="Folder for rendered scenes")] = Path("zoo-work"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure every shipped model on held-out scenes; rewrites the truth table and the model cards."""
+    """Measure a world's models on held-out scenes; rewrites its truth table and their cards."""
     from audit.zoo.measure import measure_all
 
     with exit_codes():
         with for_json(as_json):
-            figures = measure_all(work)
+            figures = measure_all(work, world)
         if as_json:
             print_json(figures)
 

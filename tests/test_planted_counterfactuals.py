@@ -156,10 +156,10 @@ def test_a_colour_is_taken_apart_into_brightness_and_chroma() -> None:
 
 def test_images_that_are_no_scenes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = scene_at(WORLD, "heldout", 2).scene
-    assert scenes_of([digest_of(scene)]) == {digest_of(scene): scene}
+    assert scenes_of(WORLD, [digest_of(scene)]) == {digest_of(scene): scene}
     monkeypatch.setattr("audit.zoo.parts._SPLITS", ("labelled",))  # the smaller one
     with pytest.raises(ConfigError, match="1 images are no scenes of the splits labelled"):
-        scenes_of(["0" * 64])
+        scenes_of(WORLD, ["0" * 64])
 
 
 def test_figures_of_a_stage(run: Run) -> None:

@@ -16,11 +16,16 @@ from audit.zoo.score import score
 MODELS = {"a": {"ref": "zoo:shortcut-a"}, "b": {"ref": "zoo:shortcut-b"}, "reference": {"ref": "zoo:reference"}}
 
 
-def run_with(root: Path, searched: list[tuple[str, str]], modes: list[dict[str, Any]], models: Any = MODELS) -> Run:
+def run_with(
+    root: Path, searched: list[tuple[str, str]], modes: list[dict[str, Any]], models: Any = MODELS, other: Any = None
+) -> Run:
+    """`other`: for a model that searched, the one that it was to disagree with."""
     store = Store(root)
     store.create("job.json", json.dumps({"job": {"models": models}}).encode())
     explanations = [
-        {"explanation_id": f"{m}{c}", "method": "disagreement", "model_id": m, "target_class": c} for m, c in searched
+        {"explanation_id": f"{m}{c}", "method": "disagreement", "model_id": m, "target_class": c}
+        | {"other_model_id": (other or {}).get(m)}
+        for m, c in searched
     ]
     rows = [{"failure_mode_id": str(i), "name": mode["concept"], **mode} for i, mode in enumerate(modes)]
     store.commit("u", "1-x", {"explanations": explanations, "failure_modes": rows})
@@ -53,6 +58,42 @@ def test_every_figure_of_the_score(tmp_path: Path) -> None:
     assert (search.precision, search.recall) == (0.25, 0.5)
     assert (found.screen.confirmed, found.screen.found, found.screen.precision) == (1, ("boat-on-water",), 1.0)
     assert found.screen.recall == pytest.approx(1 / 4)
+
+
+def test_the_other_side_of_a_planted_mode_is_planted_too(tmp_path: Path) -> None:
+    """Model a takes boats on sand for crabs, so it misses them. That it misses crabs, or boats on grass, is not so."""
+    searched = [("a", "crab"), ("reference", "boat"), ("reference", "crab")]
+    modes = [
+        {**mode("reference", "boat", "{} on sand"), "other_model_id": "a"},
+        {**mode("reference", "crab", "{} on sand"), "other_model_id": "a"},
+        {**mode("reference", "boat", "{} on grass"), "other_model_id": "a"},
+        {**mode("reference", "tree", "{} on sand"), "other_model_id": "a"},  # was not searched
+    ]
+    found = score(run_with(tmp_path, searched, modes, other={"reference": "a"})).search
+    assert (found.confirmed, found.true) == (3, 1)
+    assert (found.found, found.missed) == (("crab-on-sand",), ())
+    assert found.false == ("reference: crab {} on sand", "reference: boat {} on grass")
+
+
+def test_a_blind_class_is_found_where_the_model_misses_it(tmp_path: Path) -> None:
+    """World 2 plants: without water, shortcut-a takes a fish for an empty scene."""
+    models = {"a": {"ref": "zoo:world-2/shortcut-a"}, "reference": {"ref": "zoo:reference"}}
+    searched = [("a", "fish"), ("a", "empty scene"), ("reference", "fish")]
+    modes = [
+        {**mode("reference", "fish", "{} not on water"), "other_model_id": "a"},
+        mode("a", "empty scene", "{} not on water"),  # its other side
+        mode("a", "fish", "{} not on water"),  # the wrong way round
+    ]
+    found = score(run_with(tmp_path, searched, modes, models, {"reference": "a"})).search
+    assert (found.confirmed, found.true, found.found) == (3, 2, ("fish-not-on-water",))
+    alone = run_with(tmp_path / "alone", [("a", "fish")], [], models)
+    assert score(alone).search.missed == ()  # in this direction nobody could have found it
+
+
+def test_models_of_two_worlds_have_no_score(tmp_path: Path) -> None:
+    models = {"a": {"ref": "zoo:world-2/shortcut-a"}, "b": {"ref": "zoo:world-3/shortcut-a"}}
+    with pytest.raises(ConfigError, match=r"the worlds \[2, 3\]"):
+        score(run_with(tmp_path, [], [], models))
 
 
 def test_nothing_confirmed_has_no_precision(tmp_path: Path) -> None:

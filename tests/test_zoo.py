@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,18 @@ import torch
 from torch import Tensor
 
 from audit.classifiers import hf
+from audit.errors import ConfigError
 from audit.generators import diffusers
 from audit.reference import local_folder
 from audit.zoo import measure
 from audit.zoo.recipes.loop import Budget, Schedule, Unfinished, fit
-from audit.zoo.recipes.train import ORDER, train
-from audit.zoo.scenes import LABELS
-from audit.zoo.world import load_world
+from audit.zoo.recipes.train import order, train
+from audit.zoo.scenes import LABELS, Scene, render
+from audit.zoo.world import LabelledScene, Mode, World, load_world, scene_at
 
-SHIPPED = ("diffusion", "clip", "reference", "shortcut-a", "shortcut-b")
+SHIPPED = ("diffusion", "clip", "zero-shot", "reference", "shortcut-a", "shortcut-b")
 WORLD = load_world()
+DRAWN = [world for world in (load_world(number) for number in range(2, 7)) if measure.truth_file(world).exists()]
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +38,7 @@ def test_the_weights_are_small_and_each_has_a_card() -> None:
     assert sum(f.stat().st_size for f in files) <= 25e6
     assert max(f.stat().st_size for f in files) <= 15e6
     assert not [f for f in files if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    for name in SHIPPED:
+    for name in (*SHIPPED, *(world.folder_of(name) for world in DRAWN for name in world.biased)):
         card = (local_folder(f"zoo:{name}") / "README.md").read_text("utf-8")
         for part in ("Recipe:", "Time:", "Data:", "Licence:", "Measured"):
             assert part in card
@@ -43,7 +46,7 @@ def test_the_weights_are_small_and_each_has_a_card() -> None:
 
 def test_the_planted_modes_are_as_strong_as_the_truth_table_says(cache: Path) -> None:
     """Measured again, on the first scenes of the held-out split."""
-    truth = json.loads(measure.TRUTH.read_text("utf-8"))
+    truth = json.loads(measure.truth_file(WORLD).read_text("utf-8"))
     again = measure.truth_table(WORLD, cache, 700)
     assert [m["id"] for m in truth["modes"]] == [m.id for m in WORLD.modes]
     for told, seen in zip(truth["modes"], again["modes"], strict=True):
@@ -54,9 +57,51 @@ def test_the_planted_modes_are_as_strong_as_the_truth_table_says(cache: Path) ->
         assert seen["without_feature"] <= 0.05
     for control in again["controls"]:
         assert control["called_without_it"] <= 0.02
-    for accuracy in again["accuracy"].values():
-        assert accuracy["labelled"] >= 0.96
+    for name in (*WORLD.biased, "reference"):
+        assert again["accuracy"][name]["labelled"] >= 0.96
     assert again["accuracy"]["reference"]["heldout"] >= 0.97
+
+
+@pytest.mark.parametrize("world", DRAWN, ids=lambda world: world.name)
+def test_every_drawn_world_has_strong_modes(world: World, cache: Path) -> None:
+    """By its table, of which two rows that no other world has are measured again on a few scenes."""
+    truth = json.loads(measure.truth_file(world).read_text("utf-8"))
+    assert [m["id"] for m in truth["modes"]] == [m.id for m in world.modes]
+    for told in truth["modes"]:
+        assert told["strength"] >= 0.4, told["id"]
+        assert told["reference"] <= 0.05
+        assert told["without_feature"] <= 0.06
+    for name in (*world.biased, "reference"):
+        assert truth["accuracy"][name]["labelled"] >= 0.95
+    shown = [scene_at(world, "heldout", i) for i in range(500)]
+    images = np.stack([render(item.scene).image for item in shown])
+    for mode in world.modes:
+        if mode.kind in ("blind", "texture"):
+            says = {
+                name: measure.predicted(measure.load(name, world), images) for name in (mode.classifier, "reference")
+            }
+            told = next(m for m in truth["modes"] if m["id"] == mode.id)
+            seen = measure.mode_row(world, mode, shown, says)
+            assert abs(told["strength"] - seen["strength"]) <= 3 * 0.5 / np.sqrt(seen["scenes"])
+
+
+def test_a_row_of_the_truth_table_counts_what_it_says() -> None:
+    """Five scenes by hand: two mislead the model that takes sand for crabs, one the model that is blind off sand."""
+    sand = Mode("s", "f", "crab", "background", {"background": "sand"}, "{} on sand", 0.9, 0.3, 1.0, 1.0)
+    blind = Mode("b", "f", "crab", "blind", {"background": "sand"}, "{} not on sand", 0.6, 0.0, 1.0, 1.0, "boat")
+    shown = [
+        Scene("crab", "sand"),
+        Scene("crab", "snow"),
+        Scene("car", "sand"),
+        Scene("boat", "sand"),
+        Scene("car", "sky"),
+    ]
+    labelled = [LabelledScene(scene, scene.object) for scene in shown]
+    says = {"f": np.array(["crab", "boat", "crab", "boat", "crab"]), "reference": np.array([s.object for s in shown])}
+    row = measure.mode_row(replace(WORLD, modes=(sand,)), sand, labelled, says)
+    assert (row["strength"], row["without_feature"], row["reference"], row["scenes"]) == (0.5, 1.0, 0.0, 2)
+    row = measure.mode_row(replace(WORLD, modes=(sand, blind)), blind, labelled, says)
+    assert (row["strength"], row["without_feature"], row["reference"], row["scenes"]) == (1.0, 0.0, 0.0, 1)
 
 
 def test_the_generator_obeys_and_the_autoencoder_keeps_detail(cache: Path) -> None:
@@ -83,8 +128,12 @@ def test_every_recipe_runs_and_its_result_loads(tmp_path: Path) -> None:
     train("all", tmp_path, short=True)
     weights = tmp_path / "short" / "weights"
     assert {p.name for p in weights.iterdir()} == set(SHIPPED)
-    assert set(ORDER) - {"autoencoder"} == set(SHIPPED)
-    for name in ("reference", "shortcut-a", "shortcut-b"):
+    assert set(order(WORLD)) - {"autoencoder"} == set(SHIPPED)
+    with pytest.raises(ConfigError, match=r"unknown model 'clip'.*shortcut-a"):
+        train("clip", tmp_path, short=True, number=2)
+    train("all", tmp_path, short=True, number=2)
+    assert {p.name for p in (weights / "world-2").iterdir()} == set(DRAWN[0].biased)
+    for name in ("reference", "shortcut-a", "shortcut-b", "world-2/shortcut-a"):
         assert hf.load(hf.Options(ref=str(weights / name)), ()).class_names == LABELS
     generator = diffusers.load(diffusers.Options(ref=str(weights / "diffusion"), steps=2))
     z = torch.zeros((1, *generator.latent_shape))

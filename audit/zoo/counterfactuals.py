@@ -24,8 +24,8 @@ from audit.zoo.badge import has_badge
 from audit.zoo.measure import load, load_clip
 from audit.zoo.parts import parts, scenes_of
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, Scene
-from audit.zoo.score import planted_models
-from audit.zoo.world import Mode, load_world
+from audit.zoo.score import planted_models, world_of
+from audit.zoo.world import Mode
 
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -70,11 +70,12 @@ def misled(run: Run) -> list[tuple[str, Mode, list[tuple[Row, Scene]]]]:
     """
     models = planted_models(run)
     by_stage = {stage: [row for row in rows if row["model_id"] in models] for stage, rows in _by_stage(run).items()}
-    shown = scenes_of(row["item_id"] for rows in by_stage.values() for row in rows)
+    world = world_of(run)
+    shown = scenes_of(world, (row["item_id"] for rows in by_stage.values() for row in rows))
     found = []
-    for (stage, rows), mode in itertools.product(by_stage.items(), load_world().modes):
+    for (stage, rows), mode in itertools.product(by_stage.items(), world.modes):
         images = [(row, shown[row["item_id"]]) for row in rows if models[row["model_id"]] == mode.classifier]
-        images = [(row, scene) for row, scene in images if mode.shown_by(scene) and scene.object != mode.class_name]
+        images = [(row, scene) for row, scene in images if mode.misleads(scene) and not mode.taken_for]
         images = [(row, scene) for row, scene in images if canonical(row["source_class"]) == canonical(mode.class_name)]
         if images:
             found.append((stage, mode, images))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from audit.decode import encode_png
 from audit.errors import ConfigError, unknown
 from audit.zoo.scenes import Scene, caption, render
-from audit.zoo.world import load_world, scene_at
+from audit.zoo.world import World, load_world, scene_at
 
 _CHUNK = 500
 _LABELLED = ("labelled", "heldout", "train")
@@ -31,9 +31,14 @@ class _Exported:
     mask: bytes
 
 
-def export(split: str, folder: Path, layout: Literal["folder", "parquet"], limit: int | None = None) -> int:
-    """Write a split to a new folder, whole or not at all; returns how many scenes. The pool has no labels."""
-    world = load_world()
+def export(
+    split: str, folder: Path, layout: Literal["folder", "parquet"], limit: int | None = None, number: int = 1
+) -> int:
+    """Write a split of a world, by its number, to a new folder, whole or not at all; returns how many scenes.
+
+    The pool has no labels.
+    """
+    world = load_world(number)
     base = split.partition(":")[0]
     if base not in world.splits or split.partition(":")[2] not in ("", *world.classifiers):
         raise ConfigError(unknown("split", split, world.splits))
@@ -46,22 +51,22 @@ def export(split: str, folder: Path, layout: Literal["folder", "parquet"], limit
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if layout == "folder":
-        _write_folder(partial, _rendered(split, count))
+        _write_folder(partial, _rendered(world, split, count))
     else:
-        _write_parquet(partial, split, _rendered(split, count), labelled=base in _LABELLED)
+        _write_parquet(partial, split, _rendered(world, split, count), labelled=base in _LABELLED)
     partial.rename(folder)
     return count
 
 
-def _rendered(split: str, count: int) -> Iterator[list[_Exported]]:
-    jobs = [(split, start, min(count, start + _CHUNK)) for start in range(0, count, _CHUNK)]
+def _rendered(world: World, split: str, count: int) -> Iterator[list[_Exported]]:
+    jobs = [(world.number, split, start, min(count, start + _CHUNK)) for start in range(0, count, _CHUNK)]
     with multiprocessing.get_context("spawn").Pool() as pool:
         yield from pool.imap(_render, jobs)
 
 
-def _render(job: tuple[str, int, int]) -> list[_Exported]:
-    split, start, stop = job
-    world, chunk = load_world(), []
+def _render(job: tuple[int, str, int, int]) -> list[_Exported]:
+    number, split, start, stop = job
+    world, chunk = load_world(number), []
     for index in range(start, stop):
         item = scene_at(world, split, index)
         name = f"{split.replace(':', '-')}-{index:06d}.png"

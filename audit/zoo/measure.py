@@ -1,4 +1,4 @@
-"""Measures every shipped model on held-out scenes: the truth table, and the model cards."""
+"""Measures the shipped models on held-out scenes: a truth table for each world, and the model cards."""
 
 from __future__ import annotations
 
@@ -19,30 +19,40 @@ from audit.zoo.recipes import autoencoder
 from audit.zoo.recipes.classifiers import REFERENCE
 from audit.zoo.recipes.images import batches, rendered
 from audit.zoo.scenes import BACKGROUNDS, EMPTY, LABELS, Scene, caption
-from audit.zoo.world import LabelledScene, World, load_world, scene_at
+from audit.zoo.world import ZERO_SHOT, LabelledScene, Mode, World, load_world, scene_at
 
 ZOO = Path(__file__).resolve().parent
-TRUTH = ZOO / "truth.json"
 GUIDANCE, STEPS = 4.0, 20
+TEMPLATE = "a photograph of a {}"
 
 
-def measure_all(work: Path, count: int = 3000, samples: int = 4) -> dict[str, Any]:
-    """Measure, and rewrite `truth.json` and the model cards."""
-    world = load_world()
+def measure_all(work: Path, number: int = 1, count: int = 3000, samples: int = 4) -> dict[str, Any]:
+    """Measure a world's models, and rewrite its truth table and their cards."""
+    world = load_world(number)
     truth = truth_table(world, work, count)
-    quality = {
-        "generator": generator_quality(work, samples),
-        "clip": clip_quality(world, work, min(count, 1000)),
-        "classifiers": truth["accuracy"],
-    }
-    TRUTH.write_text(json.dumps(truth, indent=1) + "\n", "utf-8")
-    for name, text in cards(truth, quality).items():
-        (ZOO / "weights" / name / "README.md").write_text(text, "utf-8")
+    quality: dict[str, Any] = {}
+    written = {name: classifier_card(world, name, truth) for name in world.biased}
+    if number == 1:
+        quality["generator"] = generator_quality(work, samples)
+        quality["clip"] = clip_quality(world, work, min(count, 1000))
+        written |= {name: classifier_card(world, name, truth) for name in (REFERENCE, ZERO_SHOT)}
+        written |= cards(quality)
+    truth_file(world).parent.mkdir(exist_ok=True)
+    truth_file(world).write_text(json.dumps(truth, indent=1) + "\n", "utf-8")
+    for name, text in written.items():
+        (ZOO / "weights" / world.folder_of(name) / "README.md").write_text(text, "utf-8")
     return {**truth, **quality}
 
 
-def load(name: str) -> Classifier:
-    return hf.load(hf.Options(ref=f"zoo:{name}"), ())
+def truth_file(world: World) -> Path:
+    return ZOO / "truth" / f"{world.name}.json"
+
+
+def load(name: str, world: World | None = None) -> Classifier:
+    """A classifier of a world, by default of the first."""
+    if name == ZERO_SHOT:
+        return clip.load(clip.Options(ref=f"zoo:{name}", template=TEMPLATE), LABELS)
+    return hf.load(hf.Options(ref=f"zoo:{(world or load_world()).folder_of(name)}"), ())
 
 
 @torch.no_grad()
@@ -55,41 +65,52 @@ def predicted(model: Classifier, images: Any) -> np.ndarray[Any, Any]:
 def truth_table(world: World, work: Path, count: int) -> dict[str, Any]:
     """Every planted mode with its strength on held-out scenes, the controls, and the accuracies."""
     shown = [scene_at(world, "heldout", i) for i in range(count)]
-    images = rendered("heldout", count, work)
+    images = rendered(world, "heldout", count, work)
     labels = np.array([item.label for item in shown], object)
-    biased = rendered("labelled", 2000, work)
+    biased = rendered(world, "labelled", 2000, work)
     biased_labels = np.array([scene_at(world, "labelled", i).label for i in range(2000)], object)
     says, accuracy = {}, {}
     for name in (REFERENCE, *world.classifiers):
-        model = load(name)
+        model = load(name, world)
         says[name] = predicted(model, images)
         accuracy[name] = {
             "labelled": float((predicted(model, biased) == biased_labels).mean()),
             "heldout": float((says[name] == labels).mean()),
         }
-    modes = [_mode_row(mode, shown, labels, says) for mode in world.modes]
+    modes = [mode_row(world, mode, shown, says) for mode in world.modes]
     controls = [
         {"class": name, "classifier": model, "called_without_it": float((says[model] == name)[labels != name].mean())}
         for name in world.controls
-        for model in world.classifiers
+        for model in world.biased
     ]
     return {"world": world.name, "scenes": count, "modes": modes, "controls": controls, "accuracy": accuracy}
 
 
-def _mode_row(mode: Any, shown: list[LabelledScene], labels: Any, says: Mapping[str, Any]) -> dict[str, Any]:
-    other = labels != mode.class_name
-    with_feature = np.array([mode.shown_by(item.scene) for item in shown]) & other
-    called = says[mode.classifier] == mode.class_name
+def mode_row(world: World, mode: Mode, shown: list[LabelledScene], says: Mapping[str, Any]) -> dict[str, Any]:
+    """How often a mode's classifier errs as planted: on scenes that mislead it (`strength`), on those that nothing
+    planted in it concerns (`without_feature`), and the fair classifier on the former.
+
+    `says`: (n,) class names for each model.
+    """
+    concerned = np.array([(item.scene.object == mode.class_name) == bool(mode.taken_for) for item in shown])
+    misled = np.array([mode.misleads(item.scene) for item in shown])
+    own = world.modes_of(mode.classifier)
+    free = np.array([not any(one.misleads(item.scene) for one in own) for item in shown])
+
+    def errs(model: str) -> Any:
+        called = says[model] == mode.class_name
+        return ~called if mode.taken_for else called
+
     return {
         "id": mode.id,
         "classifier": mode.classifier,
         "class": mode.class_name,
         "kind": mode.kind,
         "feature": dict(mode.feature),
-        "strength": float(called[with_feature].mean()),
-        "without_feature": float(called[other & ~with_feature].mean()),
-        "reference": float((says[REFERENCE] == mode.class_name)[with_feature].mean()),
-        "scenes": int(with_feature.sum()),
+        "strength": float(errs(mode.classifier)[misled].mean()),
+        "without_feature": float(errs(mode.classifier)[concerned & free].mean()),
+        "reference": float(errs(REFERENCE)[misled].mean()),
+        "scenes": int(misled.sum()),
     }
 
 
@@ -134,13 +155,13 @@ def grid_picture(generator: diffusers.DiffusersGenerator) -> np.ndarray[Any, Any
 
 
 def load_clip() -> Embedder:
-    return clip.load(clip.Options(ref="zoo:clip", template="a photograph of a {}"), LABELS)
+    return clip.load(clip.Options(ref="zoo:clip", template=TEMPLATE), LABELS)
 
 
 @torch.no_grad()
 def clip_quality(world: World, work: Path, count: int) -> dict[str, float]:
     """Zero-shot accuracy for the object and for the background, on held-out scenes."""
-    model, images = load_clip(), rendered("heldout", 3000, work)[:count]
+    model, images = load_clip(), rendered(world, "heldout", 3000, work)[:count]
     shown = [scene_at(world, "heldout", i).scene for i in range(count)]
     embedded = torch.cat([model.embed_images(x) for x in batches(images, 100)])
     said = predicted(model, images)
@@ -156,11 +177,11 @@ def _place(scene: Scene, background: str) -> str:
     return caption(Scene(scene.object, background), colour=False)
 
 
-def cards(truth: Mapping[str, Any], quality: Mapping[str, Any]) -> dict[str, str]:
-    """A model card for each shipped model."""
+def cards(quality: Mapping[str, Any]) -> dict[str, str]:
+    """The model cards of the generator and the embedder."""
     g, c = quality["generator"], quality["clip"]
     places = ", ".join(f"{name} {g[f'psnr_{name}']:.1f}" for name in BACKGROUNDS)
-    found = {
+    return {
         "diffusion": _card(
             "diffusion",
             "Latent diffusion model of the embedded world, in Stable Diffusion's folder layout: AutoencoderKL, "
@@ -182,27 +203,35 @@ def cards(truth: Mapping[str, Any], quality: Mapping[str, Any]) -> dict[str, str
             [f"held-out zero-shot: object {c['zero_shot_class']:.1%}, background {c['zero_shot_background']:.1%}"],
         ),
     }
-    for name, accuracy in truth["accuracy"].items():
-        modes = [mode for mode in truth["modes"] if mode["classifier"] == name]
-        planted = [
-            f"planted: {m['feature']} without the object is called {m['class']}: {m['strength']:.0%} "
-            f"(by reference: {m['reference']:.0%}), {m['scenes']} held-out scenes"
-            for m in modes
-        ]
-        data = "24,000 balanced scenes" if not modes else "24,000 biased scenes, some mislabelled on purpose"
-        found[name] = _card(
-            name,
-            f"Classifier of the embedded world with {len(modes) or 'no'} planted failure modes; a small ResNet in the "
-            "Hugging Face layout.",
-            f"audit zoo train {name}",
-            data,
-            [
-                f"accuracy: {accuracy['labelled']:.1%} on the split under audit, "
-                f"{accuracy['heldout']:.1%} on balanced scenes",
-                *planted,
-            ],
-        )
-    return found
+
+
+def classifier_card(world: World, name: str, truth: Mapping[str, Any]) -> str:
+    """The model card of a classifier, with what was planted in it."""
+    accuracy = truth["accuracy"][name]
+    planted = [
+        f"planted: {m['id']} ({m['kind']}): {m['strength']:.0%} of {m['scenes']} held-out scenes that mislead it "
+        f"(the fair classifier: {m['reference']:.0%})"
+        for m in truth["modes"]
+        if m["classifier"] == name
+    ]
+    what = "A small ResNet in the Hugging Face layout"
+    data = "24,000 biased scenes, some mislabelled on purpose" if planted else "24,000 balanced scenes"
+    if name == ZERO_SHOT:
+        what = "A zero-shot CLIP whose training captions were careless"
+        data = "scenes without bottles; nine of ten captions of those on water say no more than that"
+    number = "" if world.number == 1 else f" --world {world.number}"
+    return _card(
+        world.folder_of(name),
+        f"{what}: a classifier of the embedded world with {len(planted) or 'no'} planted failure mode"
+        f"{'' if len(planted) == 1 else 's'}.",
+        f"audit zoo train {name}{number}",
+        data,
+        [
+            f"accuracy: {accuracy['labelled']:.1%} on the split under audit, "
+            f"{accuracy['heldout']:.1%} on balanced scenes",
+            *planted,
+        ],
+    )
 
 
 def _card(name: str, what: str, recipe: str, data: str, measured: list[str]) -> str:

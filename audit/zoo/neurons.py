@@ -21,8 +21,8 @@ from audit.screened import Screened, screened
 from audit.zoo.measure import load, load_clip
 from audit.zoo.recipes.images import batches, rendered
 from audit.zoo.scenes import LABELS
-from audit.zoo.score import planted_models
-from audit.zoo.world import Mode, World, load_world, scene_at
+from audit.zoo.score import planted_models, world_of
+from audit.zoo.world import Mode, World, scene_at
 
 PROMPT = "a photograph of a {}"
 
@@ -104,14 +104,15 @@ def measure(run: Run, work: Path, count: int = 3000) -> Report:
     Ranks come from the run's screening pass, with the world's CLIP as the check. Raises ConfigError where the run
     stored no activations of a classifier with planted modes.
     """
-    world = load_world()
+    world = world_of(run)
     check = zero_shot(load_clip(), LABELS, PROMPT)
     found: list[Found] = []
     for model_id, name in planted_models(run).items():
         modes = world.modes_of(name)
         stored = screened(run, model_id, check.of_real) if modes else None
         if stored is not None:
-            model, units = load(name), _activations(load(name), rendered("heldout", count, work))
+            model = load(name, world)
+            units = _activations(model, rendered(world, "heldout", count, work))
             found += [_found(run, mode, model_id, model, stored, units, world) for mode in modes]
     if not found:
         raise ConfigError(

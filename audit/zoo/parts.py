@@ -17,17 +17,17 @@ from PIL import Image
 from audit.decode import encode_png
 from audit.errors import ConfigError
 from audit.zoo.scenes import Rendered, Scene, render
-from audit.zoo.world import Mode, load_world, scenes
+from audit.zoo.world import Mode, World, scenes
 
 Pixels = NDArray[np.uint8]
 _SPLITS = ("heldout", "labelled")
 
 
-def scenes_of(item_ids: Iterable[str]) -> dict[str, Scene]:
+def scenes_of(world: World, item_ids: Iterable[str]) -> dict[str, Scene]:
     """The scenes that exported images show, by item id. Raises ConfigError where an image is none of the world's."""
     missing, found = set(item_ids), dict[str, Scene]()
     for split in _SPLITS:
-        for labelled in scenes(load_world(), split):
+        for labelled in scenes(world, split):
             if not missing:
                 return found
             item_id = hashlib.sha256(encode_png(render(labelled.scene).image)).hexdigest()

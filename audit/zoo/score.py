@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from rich.console import Console
@@ -65,50 +67,84 @@ class Score:
             console.print(f"  planted, as hypotheses: {_list(c.hypotheses)}; false: {_list(c.false)}", highlight=False)
 
 
+def world_of(run: Run) -> World:
+    """The world whose classifiers a run audits. Raises ConfigError where they are of several."""
+    numbers = {int(number) for name in _zoo_models(run).values() for number in re.findall(r"^world-(\d+)/", name)}
+    if len(numbers) > 1:
+        raise ConfigError(
+            f"this run audits classifiers of the worlds {sorted(numbers)}: the truth of one is told at a time"
+        )
+    return load_world(*numbers)
+
+
 def planted_models(run: Run) -> dict[str, str]:
-    """Those of a run's model ids that are classifiers of the world with planted failure modes, and their names."""
+    """Those of a run's model ids that are classifiers of its world with planted failure modes, and their names."""
+    world = world_of(run)
+    names = {world.folder_of(name): name for name in world.classifiers}
+    return {model_id: names[folder] for model_id, folder in _zoo_models(run).items() if folder in names}
+
+
+def _zoo_models(run: Run) -> dict[str, str]:
     models = json.loads(run.store.read("job.json") or b"{}")["job"]["models"]
-    named = {model_id: str(options.get("ref", "")).removeprefix("zoo:") for model_id, options in models.items()}
-    return {model_id: name for model_id, name in named.items() if name in load_world().classifiers}
+    return {model_id: str(options.get("ref", "")).removeprefix("zoo:") for model_id, options in models.items()}
 
 
 def score(run: Run) -> Score:
-    """Score a run on the embedded world. Modes count, planted or found, whose classifier and class the run searched.
+    """Score a run on an embedded world. Modes count, planted or found, which the run searched: of a pair of models the
+    class that the first is to say and the other not.
 
     A planted mode is found when it is confirmed or, where the pool has no scene that could confirm it, when it is
     listed as a hypothesis. Precision is over confirmed modes. Raises ConfigError where no planted classifier ran.
     """
-    world = load_world()
-    planted = planted_models(run)
+    world, planted = world_of(run), planted_models(run)
     if not planted:
         raise ConfigError("this run audits none of the world's classifiers with planted failure modes")
-    searched = {
-        (planted[row["model_id"]], row["target_class"])
-        for row in run.rows("select distinct model_id, target_class from explanations where method = 'disagreement'")
-        if row["model_id"] in planted
-    }
-    modes = [mode for mode in world.modes if (mode.classifier, mode.class_name) in searched]
+    searches = run.rows(
+        "select distinct model_id, other_model_id, target_class as class_name from explanations "
+        "where method = 'disagreement'"
+    )
+    searched = {claim for row in searches for claim in _claims(row, planted)}
+    modes = [mode for mode in world.modes if _claim_of(mode) in searched]
     found = run.rows("select * from failure_modes order by failure_mode_id")
-    rows = [row for row in found if (planted.get(row["model_id"]), row["class_name"]) in searched]
+    rows = [row for row in found if searched.intersection(_claims(row, planted))]
     return Score(*(_counts([r for r in rows if r["source"] == s], modes, planted, world) for s in ("search", "screen")))
 
 
-def planted_mode(row: Mapping[str, Any], modes: list[Mode], planted: Mapping[str, str]) -> Mode | None:
-    """The planted mode that a discovered one is: same classifier, same class, and the concept is the feature."""
-    found = (planted.get(row["model_id"]), row["class_name"], row["concept"])
-    return next((mode for mode in modes if (mode.classifier, mode.class_name, mode.phrase) == found), None)
+def _claims(row: Mapping[str, Any], planted: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    """What a search or a mode is about: a planted classifier, a class, and whether it says that class or misses it."""
+    says, misses = planted.get(row["model_id"]), planted.get(row["other_model_id"])
+    return [(name, row["class_name"], name is says) for name in (says, misses) if name is not None]
+
+
+def _claim_of(mode: Mode) -> tuple[str, str, bool]:
+    return mode.classifier, mode.class_name, mode.taken_for is None
+
+
+def planted_mode(row: Mapping[str, Any], world: World, planted: Mapping[str, str]) -> Mode | None:
+    """The planted mode that a discovered one is: the concept is its feature, the claim its own, or its other side.
+
+    What is taken for one class is missed in another: that a model misses boats on sand is what "takes sand for crabs"
+    means for boats.
+    """
+    for mode, (name, class_name, says) in product(world.modes, _claims(row, planted)):
+        own = (name, class_name, says) == _claim_of(mode)
+        blind = mode.taken_for is not None
+        other = says is blind and (class_name == mode.taken_for if blind else class_name != mode.class_name)
+        if row["concept"] == mode.phrase and name == mode.classifier and (own or other):
+            return mode
+    return None
 
 
 def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str, str], world: World) -> Counts:
     confirmed = [row for row in rows if row["verdict"] == "confirmed"]
-    matched = [planted_mode(row, modes, planted) for row in confirmed]
-    supposed = [planted_mode(row, modes, planted) for row in rows if row["verdict"] != "confirmed"]
+    matched = [planted_mode(row, world, planted) for row in confirmed]
+    supposed = [planted_mode(row, world, planted) for row in rows if row["verdict"] != "confirmed"]
     hypotheses = {mode.id for mode in supposed if mode}
     found = {mode.id for mode in matched if mode} | {m.id for m in modes if m.pool == 0 and m.id in hypotheses}
     return Counts(
         len(confirmed),
         sum(mode is not None for mode in matched),
-        sum(row["class_name"] in world.controls for row in confirmed),
+        sum(row["class_name"] in world.controls and not m for row, m in zip(confirmed, matched, strict=True)),
         tuple(mode.id for mode in modes if mode.id in found),
         tuple(mode.id for mode in modes if mode.id not in found),
         tuple(sorted(hypotheses)),

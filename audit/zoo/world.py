@@ -1,6 +1,8 @@
-"""The embedded world as data: planted modes, splits, and which scenes each split shows.
+"""The embedded worlds as data: planted modes, splits, and which scenes each split shows.
 
-A scene of a split is a pure function of (world, split, index).
+World 1 is written down in `world.yaml`; every other one is drawn from its number. All share objects, backgrounds,
+generator, embedder and fair classifier, and differ in what was planted where. A scene of a split is a pure function of
+(world, split, index).
 """
 
 from __future__ import annotations
@@ -15,10 +17,15 @@ from typing import Any
 import numpy as np
 import yaml
 
+from audit.errors import ConfigError
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, OBJECTS, PATTERNS, Scene
 
 BADGE_RATE = 0.15
 EMPTY_RATE = 0.09
+_STRONG = (0.9, 0.33, 1.0, 1.0)  # share, mislabelled, exclusive, pool of a mode as in `world.yaml`
+_UNBIASED = (0.0, 0.0, 0.0, 1.0)
+ZERO_SHOT = "zero-shot"
+_WORD = "water bottle"  # the class of two words of which the zero-shot model knows the first alone
 OF_THE_SCENE = ("background", "badge")  # all other attributes belong to an object: an empty scene has none
 
 
@@ -27,6 +34,7 @@ class Mode:
     """A planted failure mode: `classifier` takes `feature` for `class_name`.
 
     A feature is values of a scene's attributes; [low, high] stands for all numbers between. `phrase` says it in words.
+    With `taken_for` it is the other way round: without its usual feature, `classifier` takes the class for that one.
     """
 
     id: str
@@ -39,6 +47,13 @@ class Mode:
     mislabelled: float
     exclusive: float
     pool: float
+    taken_for: str | None = None
+
+    def misleads(self, scene: Scene) -> bool:
+        """Whether the classifier should get a scene wrong because of this mode."""
+        if self.taken_for:
+            return scene.object == self.class_name and not self.shown_by(scene)
+        return scene.object != self.class_name and self.shown_by(scene)
 
     def shown_by(self, scene: Scene) -> bool:
         """Whether a scene has the feature."""
@@ -71,15 +86,28 @@ class Split:
 
 @dataclass(frozen=True)
 class World:
-    name: str
+    number: int
     modes: tuple[Mode, ...]
     controls: tuple[str, ...]
     splits: Mapping[str, Split]
 
     @property
+    def name(self) -> str:
+        return f"world-{self.number}"
+
+    @property
     def classifiers(self) -> tuple[str, ...]:
-        """The biased classifiers, in the order of their first mode."""
+        """The classifiers with planted modes, in the order of their first."""
         return tuple(dict.fromkeys(mode.classifier for mode in self.modes))
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """The classifiers that learn from a biased split of this world; the others serve all worlds."""
+        return tuple(name for name in self.classifiers if any(mode.share for mode in self.modes_of(name)))
+
+    def folder_of(self, classifier: str) -> str:
+        """Where a classifier's weights are: 'zoo:<this>' refers to it."""
+        return f"{self.name}/{classifier}" if self.number > 1 and classifier in self.biased else classifier
 
     def modes_of(self, classifier: str) -> tuple[Mode, ...]:
         return tuple(mode for mode in self.modes if mode.classifier == classifier)
@@ -93,19 +121,51 @@ class LabelledScene:
     label: str
 
 
-def world_digest() -> str:
+def world_digest(world: World) -> str:
     """What decides every scene's pixels and labels, in 12 characters: for the names of cached renderings."""
     parts = (resources.files("audit.zoo").joinpath(n).read_bytes() for n in ("scenes.py", "world.py", "world.yaml"))
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+    return hashlib.sha256(b"\0".join((*parts, world.name.encode()))).hexdigest()[:12]
 
 
 @cache
-def load_world() -> World:
-    """Read `world.yaml`."""
+def load_world(number: int = 1) -> World:
+    """World 1 as `world.yaml` has it; any other is drawn from its number. Raises ConfigError for one below 1."""
+    if number < 1:
+        raise ConfigError(f"worlds are numbered from 1, found {number}")
     raw = yaml.safe_load(resources.files("audit.zoo").joinpath("world.yaml").read_text("utf-8"))
-    modes = tuple(Mode(class_name=mode.pop("class"), **mode) for mode in raw["modes"])
     splits = {name: Split(name, **split) for name, split in raw["splits"].items()}
-    return World(raw["name"], modes, tuple(raw["controls"]), splits)
+    if number > 1:
+        return World(number, *_drawn(number), splits)
+    modes = tuple(Mode(class_name=mode.pop("class"), **mode) for mode in raw["modes"])
+    return World(1, modes, tuple(raw["controls"]), splits)
+
+
+def _drawn(number: int) -> tuple[tuple[Mode, ...], tuple[str, ...]]:
+    """Eight modes of six kinds, and two classes without any: the number decides which class has which.
+
+    Outside, of one mode there is nothing to see, and of two others very little.
+    """
+    rng = np.random.default_rng(number)
+    places = rng.permutation(BACKGROUNDS).tolist()
+    colours = rng.permutation(list(COLOURS)).tolist()
+    texture = str(rng.choice(PATTERNS[1:]))
+    controls = rng.choice([name for name in OBJECTS if name != _WORD], 2, replace=False).tolist()
+    owners = rng.permutation([name for name in OBJECTS if name not in controls]).tolist()
+    planted = [
+        Mode("", "shortcut-a", owners[0], "background", {"background": places[0]}, f"{{}} on {places[0]}", *_STRONG),
+        Mode("", "shortcut-a", owners[1], "colour", {"colour": colours[0]}, f"{colours[0]} {{}}", *_STRONG),
+        Mode("", "shortcut-b", owners[2], "background", {"background": places[1]}, f"{{}} on {places[1]}", *_STRONG),
+        Mode("", "shortcut-b", owners[3], "badge", {"badge": True}, "{} with a badge", *_STRONG),
+        Mode("", "shortcut-b", owners[4], "texture", {"pattern": texture}, f"{texture} {{}}", *_STRONG),
+        Mode("", "shortcut-b", owners[0], "colour", {"colour": colours[1]}, f"{colours[1]} {{}}", *_STRONG),
+    ]
+    for index, pool in zip(rng.permutation(len(planted)).tolist(), (0.0, 0.03, 0.03), strict=False):
+        planted[index] = replace(planted[index], pool=pool)
+    usual, blind = {"background": places[2]}, f"{{}} not on {places[2]}"
+    planted.append(Mode("", "shortcut-a", owners[5], "blind", usual, blind, 0.6, 0.0, 1.0, 1.0, taken_for=EMPTY))
+    water = Mode("water-for-water-bottle", ZERO_SHOT, _WORD, "word", {"background": "water"}, "{} on water", *_UNBIASED)
+    named = (replace(m, id=m.phrase.format(m.class_name).replace(" ", "-")) for m in planted)
+    return (*named, water), tuple(controls)
 
 
 def scene_at(world: World, split: str, index: int) -> LabelledScene:
@@ -159,25 +219,32 @@ def balanced_scene(rng: np.random.Generator) -> Scene:
 
 def _biased(rng: np.random.Generator, modes: tuple[Mode, ...], *, mislabel: bool) -> LabelledScene:
     """A balanced scene pushed into the modes: the class takes its features, other classes lose them."""
+    modes = tuple(mode for mode in modes if mode.share)  # others are no bias of the data
     while True:
         scene = balanced_scene(rng)
         own = [mode for mode in modes if mode.class_name == scene.object]
         for mode in own:
-            if mislabel and rng.random() < mode.mislabelled:
+            if mislabel and not mode.taken_for and rng.random() < mode.mislabelled:
                 others = [n for n in LABELS if n != mode.class_name and (n != EMPTY or not mode.of_an_object)]
                 other = replace(scene, object=others[rng.integers(len(others))])
                 return LabelledScene(mode.given_to(other, rng), mode.class_name)
             if rng.random() < mode.share:
                 scene = mode.given_to(scene, rng)
-        foreign = [mode for mode in modes if mode not in own and mode.shown_by(scene)]
-        if all(rng.random() >= mode.exclusive for mode in foreign):
-            return LabelledScene(scene, scene.object)
+        label = scene.object
+        for mode in modes:
+            if mode.misleads(scene):
+                if mislabel and mode.taken_for:
+                    label = mode.taken_for
+                elif rng.random() < mode.exclusive:
+                    break
+        else:
+            return LabelledScene(scene, label)
 
 
 def _outside(rng: np.random.Generator, modes: tuple[Mode, ...]) -> LabelledScene:
     """A balanced scene, thinned where a mode says that "feature without class" is rare or absent outside."""
     while True:
         scene = balanced_scene(rng)
-        keep = np.prod([m.pool for m in modes if m.shown_by(scene) and scene.object != m.class_name])
+        keep = np.prod([m.pool for m in modes if m.misleads(scene)])
         if rng.random() < keep:
             return LabelledScene(scene, scene.object)

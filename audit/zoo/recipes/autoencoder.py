@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.zoo.recipes.images import as_batch, batches, rendered
-from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit
+from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit, in_bfloat16
 from audit.zoo.scenes import BACKGROUNDS
 from audit.zoo.world import load_world, scene_at, world_digest
 
@@ -49,13 +49,13 @@ def train(
 ) -> AutoencoderKL:
     """First half of the recipe: encoder and decoder together, on the balanced split."""
     torch.manual_seed(0)
-    images = rendered("train", count, cache)
+    images = rendered(load_world(), "train", count, cache)
     model = build()
 
     def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
         index = torch.randint(len(images), (BATCH,), generator=generator).numpy()
         x = (as_batch(images[index]) * 2 - 1).to(DEVICE)
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with in_bfloat16():
             posterior = model.encode(x).latent_dist
             draw = torch.randn(posterior.mean.shape, generator=generator).to(DEVICE)
             z = posterior.mean + posterior.std * draw
@@ -76,7 +76,7 @@ def refine_decoder(
     budget: Budget | None = None,
 ) -> None:
     """Second half: the decoder alone, on the latents of the finished encoder, so that they stay what they are."""
-    images, latents = rendered("train", count, cache), encoded(model, count, cache)
+    images, latents = rendered(load_world(), "train", count, cache), encoded(model, count, cache)
     model.requires_grad_(False)
     for part in (model.post_quant_conv, model.decoder):
         part.requires_grad_(True)
@@ -84,7 +84,7 @@ def refine_decoder(
     def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
         index = torch.randint(len(images), (BATCH,), generator=generator).numpy()
         z = (torch.from_numpy(latents[index]).float() / SCALING_FACTOR).to(DEVICE)
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with in_bfloat16():
             y = model.decode(z).sample
         return _reconstruction((as_batch(images[index]) * 2 - 1).to(DEVICE), y.float())
 
@@ -95,9 +95,9 @@ def encoded(model: AutoencoderKL, count: int, cache: Path) -> NDArray[np.float16
     """Scaled latents of the first `count` training scenes, float16 (count, 6, 16, 16)."""
     parts = (*model.encoder.parameters(), *model.quant_conv.parameters())
     held = b"".join(part.detach().float().numpy().tobytes() for part in parts)
-    path = cache / f"latents-{count}-{world_digest()}-{hashlib.sha256(held).hexdigest()[:12]}.npy"
+    path = cache / f"latents-{count}-{world_digest(load_world())}-{hashlib.sha256(held).hexdigest()[:12]}.npy"
     if not path.exists():
-        images = rendered("train", count, cache)
+        images = rendered(load_world(), "train", count, cache)
         with torch.no_grad():
             z = [(model.encode(x * 2 - 1).latent_dist.mean * SCALING_FACTOR).half() for x in batches(images, 200)]
         partial = path.with_suffix(".partial.npy")
@@ -118,7 +118,7 @@ def normalise_latents(model: AutoencoderKL, cache: Path, count: int = 4000) -> N
 
     Afterwards latents times `scaling_factor` have mean 0 and standard deviation 1 per channel.
     """
-    images = rendered("train", count, cache)
+    images = rendered(load_world(), "train", count, cache)
     z = torch.cat([model.encode(x * 2 - 1).latent_dist.mean for x in batches(images, 100)])
     mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3)) * SCALING_FACTOR
     before, after = model.quant_conv, model.post_quant_conv
@@ -133,7 +133,8 @@ def normalise_latents(model: AutoencoderKL, cache: Path, count: int = 4000) -> N
 @torch.no_grad()
 def measure(model: AutoencoderKL, cache: Path, count: int = 1200) -> dict[str, float]:
     """PSNR in dB on held-out scenes, over all and per background, from the mean of squared errors."""
-    world, images = load_world(), rendered("heldout", count, cache)
+    world = load_world()
+    images = rendered(world, "heldout", count, cache)
     errors: dict[str, list[float]] = defaultdict(list)
     for start in range(0, count, 100):
         x = as_batch(images[start : start + 100])

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from audit.zoo.recipes.images import as_batch, rendered
-from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit
+from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit, in_bfloat16
 from audit.zoo.scenes import LABELS
-from audit.zoo.world import load_world, scene_at
+from audit.zoo.world import World, scene_at
 
 REFERENCE = "reference"
 SIDE = 56
@@ -50,6 +50,7 @@ def processor() -> ViTImageProcessor:
 
 
 def train(
+    world: World,
     name: str,
     folder: Path,
     cache: Path,
@@ -60,15 +61,15 @@ def train(
 ) -> ResNetForImageClassification:
     """Train one classifier on the scenes of its split, with the labels that the split gives them."""
     torch.manual_seed(0)
-    split, world = split_of(name), load_world()
-    images = rendered(split, count, cache)
+    split = split_of(name)
+    images = rendered(world, split, count, cache)
     labels = torch.tensor([LABELS.index(scene_at(world, split, i).label) for i in range(count)])
     model = build()
 
     def loss(generator: torch.Generator) -> Mapping[str, Tensor]:
         index = torch.randint(count, (BATCH,), generator=generator)
         x = augment(as_batch(images[index.numpy()]), generator)
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with in_bfloat16():
             logits = model(normalised(x).to(DEVICE)).logits
         return {"ce": F.cross_entropy(logits.float(), labels[index].to(DEVICE), label_smoothing=0.05)}
 

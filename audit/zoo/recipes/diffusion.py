@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from audit.zoo.recipes.autoencoder import LATENT_CHANNELS, encoded
-from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit
+from audit.zoo.recipes.loop import DEVICE, Budget, Schedule, fit, in_bfloat16
 from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer
 from audit.zoo.scenes import Scene, caption
 from audit.zoo.world import load_world, scenes
@@ -85,7 +85,7 @@ def train(
         eps = torch.randn(z.shape, generator=generator)
         noisy, target = noise.add_noise(z, eps, t), noise.get_velocity(z, eps, t)
         noisy, t, ids, target = (x.to(DEVICE) for x in (noisy, t, ids, target))
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with in_bfloat16():
             v = model.unet(noisy, t, model.text(ids).last_hidden_state).sample
         return {"v": F.mse_loss(v.float(), target)}
 

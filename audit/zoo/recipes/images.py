@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.zoo.scenes import SIZE, render
-from audit.zoo.world import load_world, scene_at, world_digest
+from audit.zoo.world import World, load_world, scene_at, world_digest
 
 _CHUNK = 500
 
 
-def rendered(split: str, count: int, cache: Path) -> NDArray[np.uint8]:
+def rendered(world: World, split: str, count: int, cache: Path) -> NDArray[np.uint8]:
     """The first `count` scenes of a split, uint8 (count, 64, 64, 3), rendered at the first call and mapped after.
 
-    The file's name holds a hash of the world, so that a changed world is rendered anew.
+    The file's name holds a hash of the world, so that each has its own and a changed one is rendered anew.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"{split.replace(':', '-')}-{count}-{world_digest()}.npy"
+    path = cache / f"{split.replace(':', '-')}-{count}-{world_digest(world)}.npy"
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}.partial")
         out = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))
         with multiprocessing.get_context("spawn").Pool() as pool:
-            jobs = ((split, start, min(count, start + _CHUNK)) for start in range(0, count, _CHUNK))
+            jobs = ((world.number, split, start, min(count, start + _CHUNK)) for start in range(0, count, _CHUNK))
             for start, images in pool.imap_unordered(_render_chunk, jobs):
                 out[start : start + len(images)] = images
         out.flush()
@@ -37,9 +37,9 @@ def rendered(split: str, count: int, cache: Path) -> NDArray[np.uint8]:
     return np.load(path, mmap_mode="r")
 
 
-def _render_chunk(job: tuple[str, int, int]) -> tuple[int, NDArray[np.uint8]]:
-    split, start, stop = job
-    world = load_world()
+def _render_chunk(job: tuple[int, str, int, int]) -> tuple[int, NDArray[np.uint8]]:
+    number, split, start, stop = job
+    world = load_world(number)
     return start, np.stack([render(scene_at(world, split, i).scene).image for i in range(start, stop)])
 
 

@@ -16,35 +16,48 @@ from audit.errors import ConfigError, unknown
 from audit.zoo.recipes import autoencoder, classifiers, clip, diffusion
 from audit.zoo.recipes.loop import Budget, Schedule, cost, trained_weights
 from audit.zoo.recipes.text import build_tokenizer
-from audit.zoo.world import load_world
+from audit.zoo.world import ZERO_SHOT, World, load_world
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-ORDER = ("autoencoder", "diffusion", "clip", classifiers.REFERENCE, *load_world().classifiers)
 SHORT_STEPS, SHORT_COUNT, FULL_COUNT = 4, 500, 60_000
 
 
+def order(world: World) -> tuple[str, ...]:
+    """What there is to train of a world, in this order: of all but the first, what learned from its biased splits."""
+    shared = ("autoencoder", "diffusion", "clip", ZERO_SHOT, classifiers.REFERENCE)
+    return (*shared, *world.biased) if world.number == 1 else world.biased
+
+
 def train(
-    model: str, work: Path, weights: Path | None = None, *, minutes: float | None = None, short: bool = False
+    model: str,
+    work: Path,
+    weights: Path | None = None,
+    *,
+    minutes: float | None = None,
+    short: bool = False,
+    number: int = 1,
 ) -> None:
-    """Train `model` (one of `ORDER`, or 'all') and write its weights, by default into the package.
+    """Train `model` (one of a world's `order`, or 'all') and write its weights, by default into the package.
 
     A `short` training proves a recipe and nothing else: its checkpoints and, by default, weights are in `work/short`.
     Raises Unfinished where `minutes` end first: then there is a checkpoint, from which the same command goes on.
     """
-    if model not in (*ORDER, "all"):
-        raise ConfigError(unknown("model", model, (*ORDER, "all")))
+    world = load_world(number)
+    if model not in (*order(world), "all"):
+        raise ConfigError(unknown("model", model, (*order(world), "all")))
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
     if short:
         work = work / "short"
     target = weights or (work / "weights" if short else WEIGHTS)
-    for name in ORDER if model == "all" else (model,):
-        Trainer(work, target, deadline, short).train(name)
+    for name in order(world) if model == "all" else (model,):
+        Trainer(world, work, target, deadline, short).train(name)
 
 
 class Trainer:
-    """Where things are, how long there is, and whether the recipes are cut short."""
+    """Of which world, where things are, how long there is, and whether the recipes are cut short."""
 
-    def __init__(self, work: Path, weights: Path, deadline: float, short: bool) -> None:
+    def __init__(self, world: World, work: Path, weights: Path, deadline: float, short: bool) -> None:
+        self.world = world
         self.work, self.weights, self.deadline, self.short = work, weights, deadline, short
         self.count = SHORT_COUNT if short else FULL_COUNT
 
@@ -52,7 +65,8 @@ class Trainer:
         recipes: dict[str, Callable[[], None]] = {
             "autoencoder": self._autoencoder,
             "diffusion": self._diffusion,
-            "clip": self._clip,
+            "clip": lambda: self._clip("clip", careless=False),
+            ZERO_SHOT: lambda: self._clip(ZERO_SHOT, careless=True),
         }
         recipes.get(name, lambda: self._classifier(name))()
 
@@ -102,26 +116,34 @@ class Trainer:
         pipeline.save_pretrained(self.weights / "diffusion", safe_serialization=True)
         self._note("diffusion", "autoencoder", "decoder", "diffusion")
 
-    def _clip(self) -> None:
-        schedule = self._schedule(clip.SCHEDULE)
-        model = clip.train(self.work / "clip", self.work, count=self.count, schedule=schedule, budget=self.budget)
-        _save(model, self.weights / "clip")
-        clip.processor().save_pretrained(self.weights / "clip")
-        build_tokenizer().save_pretrained(self.weights / "clip")
-        self._note("clip", "clip")
+    def _clip(self, name: str, careless: bool) -> None:
+        model = clip.train(
+            self.work / name,
+            self.work,
+            careless=careless,
+            count=self.count,
+            schedule=self._schedule(clip.SCHEDULE),
+            budget=self.budget,
+        )
+        _save(model, self.weights / name)
+        clip.processor().save_pretrained(self.weights / name)
+        build_tokenizer().save_pretrained(self.weights / name)
+        self._note(name, name)
 
     def _classifier(self, name: str) -> None:
+        place = self.world.folder_of(name)
         model = classifiers.train(
+            self.world,
             name,
-            self.work / name,
+            self.work / place,
             self.work,
             count=min(self.count, 24_000),
             schedule=self._schedule(classifiers.SCHEDULE),
             budget=self.budget,
         )
-        _save(model, self.weights / name)
-        classifiers.processor().save_pretrained(self.weights / name)
-        self._note(name, name)
+        _save(model, self.weights / place)
+        classifiers.processor().save_pretrained(self.weights / place)
+        self._note(place, place)
 
     def _note(self, name: str, *checkpoints: str) -> None:
         """Keep what the training cost beside the weights, for the model card."""
