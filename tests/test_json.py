@@ -120,8 +120,9 @@ def test_sql_is_json_by_either_word(folder: Path, ran: Any) -> None:
 
 
 def test_export_counts_its_scenes(folder: Path) -> None:
-    wanted = {"scenes": 3, "folder": "some", "split": "pool", "layout": "parquet"}
-    assert told(folder, "zoo", "export", "some", "--split", "pool", "--layout", "parquet", "--limit", "3") == wanted
+    wanted = {"world": 2, "scenes": 3, "folder": "some", "split": "pool", "layout": "parquet"}
+    asked = ("--world", "2", "--split", "pool", "--layout", "parquet", "--limit", "3")
+    assert told(folder, "zoo", "export", "some", *asked) == wanted
 
 
 def test_training_that_is_cut_short_says_so(folder: Path) -> None:
@@ -134,13 +135,13 @@ def test_training_that_is_cut_short_says_so(folder: Path) -> None:
 def test_measuring_prints_its_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The figures of a measurement of a quarter of an hour, which rewrites what is in the package, are made up."""
 
-    def measured(work: Path) -> dict[str, Any]:
+    def measured(work: Path, number: int) -> dict[str, Any]:
         print("on the way")
-        return {"accuracy": {"reference": 0.5}, "work": str(work)}
+        return {"accuracy": {"reference": 0.5}, "work": str(work), "world": number}
 
     monkeypatch.setattr(audit_measure, "measure_all", measured)
-    done = CliRunner().invoke(app, ["zoo", "measure", "--work", str(tmp_path), "--json"])
-    assert json.loads(done.stdout) == {"accuracy": {"reference": 0.5}, "work": str(tmp_path)}
+    done = CliRunner().invoke(app, ["zoo", "measure", "--work", str(tmp_path), "--world", "3", "--json"])
+    assert json.loads(done.stdout) == {"accuracy": {"reference": 0.5}, "work": str(tmp_path), "world": 3}
     assert "on the way" in done.stderr
 
 
