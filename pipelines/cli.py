@@ -217,7 +217,7 @@ def sql(
     """Ask a run's tables in SQL (DuckDB). docs/sql.md has queries for common questions."""
     import pyarrow as pa
 
-    from audit.results.sql import Run
+    from audit.results.sql import open_run
 
     with exit_codes():
         if as_json and format not in ("table", "json"):
@@ -226,11 +226,11 @@ def sql(
         if output is not None and not output.absolute().parent.is_dir():
             raise ConfigError(f"no folder {output.parent} to write {output.name} to")
         if schema:
-            result = pa.Table.from_pylist(Run(located(run)).schema(query))
+            result = pa.Table.from_pylist(open_run(run).schema(query))
         elif query is None:
             raise ConfigError('give a query, such as "select * from accuracy", or --schema for what can be asked')
         else:
-            result = Run(located(run)).sql(query)
+            result = open_run(run).sql(query)
         if format == "parquet":
             import pyarrow.parquet as pq
 

@@ -181,7 +181,7 @@ def test_every_table_view_and_column_says_what_it_holds(run: Run) -> None:
 def test_comments_stay_when_more_is_committed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.create("job.json", b"{}")
-    opened = Run(tmp_path)
+    opened = audit.open(tmp_path)
     store.commit("u", "1-x", {"items": [{"item_id": "a"}]})
     opened.refresh()
     assert opened.rows("select count(*) as n from items") == [{"n": 1}]

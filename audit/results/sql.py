@@ -52,10 +52,13 @@ class Run:
     May be shared by threads. Beside the tables, `VIEWS` can be queried.
     """
 
-    def __init__(self, location: Location, stages: Collection[str] | None = None) -> None:
-        """`stages`: see the rows of these stages only, whatever else is committed meanwhile."""
+    def __init__(self, location: Location, stages: Collection[str] | None = None, comments: bool = False) -> None:
+        """`stages`: see the rows of these stages only, whatever else is committed meanwhile.
+
+        `comments`: have DuckDB say what tables, views and columns hold, for people who ask; a tenth of a second.
+        """
         self.store = Store(location)
-        self.stages = stages
+        self.stages, self._comments = stages, comments
         if self.store.read("job.json") is None:
             raise ConfigError(
                 f"{location} is not a run: it has no job.json. A run is the folder that 'audit run' names."
@@ -86,7 +89,8 @@ class Run:
             if self.commits is not None and commits == self.commits:
                 return
             self._define(self._connection, commits)
-            self._connection.execute(_COMMENTS)
+            if self._comments:
+                self._connection.execute(_COMMENTS)
             self.commits = commits
 
     def _define(self, connection: duckdb.DuckDBPyConnection, commits: Mapping[str, Commit]) -> None:
@@ -156,7 +160,8 @@ class Run:
     def schema(self, table: str | None = None) -> list[dict[str, str]]:
         """Of every column its table, name, type and comment, in order; of one table or view, or of all.
 
-        Raises ConfigError where there is no such table.
+        The comments are NULL unless the run was opened with them, as `audit.open` does. Raises ConfigError where there
+        is no such table.
         """
         if table is not None and table not in (*TABLES, *VIEWS):
             raise ConfigError(unknown("table", table, (*TABLES, *VIEWS)))
@@ -177,4 +182,4 @@ class Run:
 
 def open_run(path: str | Path) -> Run:
     """Open a run for reading: its folder, or its URI in an object store."""
-    return Run(located(path) if isinstance(path, str) else path)
+    return Run(located(path) if isinstance(path, str) else path, comments=True)
