@@ -24,7 +24,7 @@ from audit.datasets import DataSource, Entry, printable
 from audit.datasets._files import Folder, as_name, as_uri
 from audit.datasets._patience import is_file, is_folder, patiently, status_of
 from audit.datasets.parquet import Options as ParquetOptions
-from audit.datasets.parquet import ParquetSource, check_columns, class_names, encoded
+from audit.datasets.parquet import ParquetSource, check_columns, class_names, class_of, encoded
 from audit.errors import DataError, DataUnavailable
 
 WORKS = (
@@ -163,8 +163,8 @@ class _Rows:
 
     def _entry(self, uri: str, values: dict[str, Any], classes: list[str], reason: str | None, mask: bool) -> Entry:
         label = values.get(self.options.label_column or "")
-        if classes and isinstance(label, int):
-            label = classes[label] if 0 <= label < len(classes) else None
+        if classes:
+            label = class_of(classes, label)
         name, caption = values.get(self.options.name_column or ""), values.get(self.options.caption_column or "")
         return Entry(
             uri,

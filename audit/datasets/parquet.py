@@ -81,7 +81,7 @@ class ParquetSource:
                 table[column].to_pylist() if column in there else repeat(None, len(masked)) for column in asked
             )
             if classes:
-                labels = map(partial(_name_of, classes), labels)
+                labels = map(partial(class_of, classes), labels)
             yield from zip(labels, names, captions, masked, strict=True)
 
     def _entry(self, uri: str, label: Any, name: Any, caption: Any, masked: bool) -> Entry:
@@ -207,7 +207,7 @@ def class_names(schema: pa.Schema, column: str | None) -> list[str]:
         return []
 
 
-def _name_of(classes: Sequence[str], label: Any) -> Any:
+def class_of(classes: Sequence[str], label: Any) -> Any:
     """The class that a number stands for, None where it stands for none; what is no number is a name by itself."""
     if not isinstance(label, int):
         return label
