@@ -244,7 +244,8 @@ def test_a_kind_is_a_row_of_data() -> None:
 def test_two_planted_combinations_are_rare_outside_and_one_is_absent(world: World) -> None:
     rates = {mode.id: foreign(mode, "pool", world) for mode in of_the_data(world)}
     assert sum(rate == 0 for rate in rates.values()) == 1
-    assert sum(0 < rate < 0.009 for rate in rates.values()) == 2
+    most = 0.005 if world is WORLD else 0.009
+    assert sum(0 < rate < most for rate in rates.values()) == 2
     assert {i.label for i in shown("pool", world=world)} == set(LABELS)
 
 

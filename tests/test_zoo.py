@@ -25,7 +25,7 @@ from audit.zoo.world import LabelledScene, Mode, World, load_world, scene_at
 
 SHIPPED = ("diffusion", "clip", "zero-shot", "reference", "shortcut-a", "shortcut-b")
 WORLD = load_world()
-DRAWN = [world for world in (load_world(number) for number in range(2, 7)) if measure.truth_file(world).exists()]
+DRAWN = [load_world(number) for number in (2, 3, 4, 6)]  # those whose models are shipped
 
 
 @pytest.fixture(scope="session")
