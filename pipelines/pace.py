@@ -21,6 +21,11 @@ class Pace:
         self._seen: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=64))
         self._median: dict[str, float] = {}
 
+    @property
+    def soonest(self) -> float:
+        """Seconds before which no unit is slow or hangs."""
+        return min(SLOW_LEAST, LEAST if self.deadline_minutes == "auto" else 60 * self.deadline_minutes)
+
     def add(self, stage: str, items: int, seconds: float) -> None:
         self._seen[stage].append(seconds / max(items, 1))
         self._median[stage] = median(self._seen[stage])

@@ -33,12 +33,12 @@ from pipelines.errors import HeadLost, InfrastructureError, LimitReached
 from pipelines.pace import Pace
 from pipelines.progress import Progress
 from pipelines.stages import Stages
-from pipelines.workers import Handle, Workers, answers
+from pipelines.workers import Handle, Workers, answers, summary_of
 
 TICK = 1.0  # seconds that the loop waits for a unit to end before it looks around
-# With more units out than this, those that end within a hundredth of the last one's time are taken together: what Ray
-# asks of the driver for each grows with how many are out.
-MANY, TOGETHER, TOGETHER_MOST = 32, 0.01, 0.1  # units, of the seconds that one is out, seconds
+# With more workers than this, the driver's time is spared. Stages are planned and closed in another process, and units
+# that end within a hundredth of the last one's time are taken together: what Ray asks for each grows with the workers.
+MANY, TOGETHER, TOGETHER_MOST = 32, 0.01, 0.1  # workers, of the seconds that a unit is out, seconds
 # How often a unit may fail for no fault of its own before it counts as one: with its node, with its worker's device,
 # or because the data cannot be read, which ends the run instead. Each kind is counted by itself.
 EXCUSED = {"node": 20, "device": 3, "data": 8}
@@ -103,7 +103,7 @@ class Runner:
         self.units_seen, self.units_covered = len(committed), len(covered)
         try:
             while not self.stages.finished():
-                self.stages.advance(committed)
+                self.stages.advance(committed, apart=self.workers.wanted > MANY)
                 self.workers.grow()
                 self._hand_out()
                 self._stop_at_limits()
@@ -159,7 +159,7 @@ class Runner:
         if worker.classes != self.stages.classes:
             worker.actor.use_classes.remote(self.stages.classes)  # is done before what is asked after it
             worker.classes = self.stages.classes
-        reference = worker.actor.run.remote(unit, again.tries + 1)
+        reference = worker.start(unit, again.tries + 1)
         self.running[reference] = Task(unit, again.tries + 1, Counter(again.excused), worker, time.monotonic())
         self.copies[unit.unit_id] = self.copies.get(unit.unit_id, 0) + 1
         self.executions += 1
@@ -171,11 +171,11 @@ class Runner:
         if not waited:
             time.sleep(0.02 if thinking or self.retries else TICK)
             return
-        ready, _ = ray.wait(waited, num_returns=1, timeout=0.05 if thinking else TICK)
-        if ready:
-            if len(waited) > MANY:
-                time.sleep(min(TOGETHER_MOST, TOGETHER * self.last_took))
-            ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
+        if len(waited) > MANY:
+            time.sleep(min(TOGETHER_MOST, TOGETHER * self.last_took))
+        ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
+        if not ready:
+            ready, _ = ray.wait(waited, num_returns=1, timeout=0.05 if thinking else TICK)
         for reference in ready:
             if reference in self.running:
                 self._end(reference)
@@ -188,7 +188,7 @@ class Runner:
         task = self.running.pop(reference)
         self.last_took = time.monotonic() - task.began
         try:
-            summary: Summary = ray.get(reference)
+            summary = summary_of(reference)
         except RayError as error:
             self._died(task, error)
             return
@@ -376,6 +376,8 @@ class Runner:
             return
         self.watched = now
         for reference, task in list(self.running.items()):
+            if now - task.began < self.pace.soonest:
+                break  # all others began later
             loads = task.unit.stage not in task.worker.stages
             deadline = self.pace.deadline(task.unit.stage, task.unit.items, loads)
             slow = self.pace.slow(task.unit.stage, task.unit.items)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
 
 from audit.config import Job
 from audit.locations import Location
 from audit.methods import INVENTORY, Unit, check_classes, module_of, reads, stage_names
 from audit.results.store import Commit, Store
+from pipelines.errors import InfrastructureError
 from pipelines.plan import data_classes
 from pipelines.progress import Progress
 from pipelines.units import Plan, closed, outstanding, planned, units_in
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -39,7 +46,8 @@ class Stage:
 
 
 class Stages:
-    """All stages of a job, in their order. They are planned and closed in a thread, beside the work on others."""
+    """All stages of a job, in their order. They are planned and closed beside the work on others: in a thread, or in a
+    process on the cluster."""
 
     def __init__(self, job: Job, root: Location, found: dict[str, str], progress: Progress) -> None:
         """`found`: the digests of the job's models."""
@@ -51,22 +59,29 @@ class Stages:
         ]
         self._thread, self._stopping = ThreadPoolExecutor(1, thread_name_prefix="planner"), threading.Event()
 
-    def advance(self, committed: dict[str, Commit]) -> None:
-        """Plan the stages that can be; close those that have nothing left. `committed`: before this driver began."""
+    def advance(self, committed: dict[str, Commit], apart: bool = False) -> None:
+        """Plan the stages that can be; close those that have nothing left.
+
+        `committed`: before this driver began. `apart`: in another process, as this one has enough to do.
+        """
         done = {stage.name for stage in self.all if stage.finished}
         for stage in self.all:
             if stage.plan is None and done.issuperset(stage.reads):
                 if stage.planning is None:
-                    arguments = (self.job, stage.name, self.root, self.found, self.classes, _of(stage, committed))
-                    stage.planning = self._thread.submit(planned, *arguments, self._stopping)
+                    arguments = (self.job, stage.name, self.root, self.found, self.classes, set(_of(stage, committed)))
+                    if apart:
+                        stage.planning = _apart(planned, *arguments)
+                    else:
+                        stage.planning = self._thread.submit(planned, *arguments, self._stopping)
                 elif stage.planning.done():
-                    self._open(stage, stage.planning.result(), committed)
+                    self._open(stage, _result(stage.planning), committed)
         for stage in self.all:
             if stage.units is None and stage.plan is not None and not stage.open and not stage.finished:
                 if stage.closing is None:
-                    stage.closing = self._thread.submit(closed, self.store, stage.plan, stage.items_key)
+                    to_close = (self.root, stage.plan, stage.items_key)
+                    stage.closing = _apart(_closed, *to_close) if apart else self._thread.submit(_closed, *to_close)
                 elif stage.closing.done():
-                    stage.closing.result()
+                    _result(stage.closing)
                     self._finish(stage)
 
     def _open(self, stage: Stage, plan: Plan, committed: dict[str, Commit]) -> None:
@@ -124,6 +139,27 @@ class Stages:
         """Stop planning."""
         self._stopping.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _closed(root: Location, plan: Plan, items_key: str | None) -> None:
+    closed(Store(root), plan, items_key)
+
+
+def _apart(work: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Work that a process on the cluster does. What dies on the way is tried again there."""
+    future: Future[T] = ray.remote(num_cpus=0)(work).remote(*arguments).future()
+    return future
+
+
+def _result(future: Future[T]) -> T:
+    """Of work on a stage. Raises what it did, and InfrastructureError where the process that did it died."""
+    try:
+        return future.result()
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayError as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InfrastructureError(f"a stage could not be planned or closed: {lines[0]}") from error
 
 
 def _of(stage: Stage, committed: dict[str, Commit]) -> dict[str, Commit]:

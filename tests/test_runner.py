@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ import ray
 import torch
 
 from audit.config import parse_job
-from audit.errors import BadItem, ConfigError, StoreError
+from audit.errors import BadItem, ConfigError, DataError, StoreError
 from audit.methods import Counts, Unit, chunks, module_of, reads
 from audit.results.sql import Run
 from audit.results.store import Store
@@ -28,6 +29,7 @@ from pipelines.pace import Pace
 from pipelines.plan import open_or_create, other_versions, versions
 from pipelines.progress import Progress
 from pipelines.runner import Runner
+from pipelines.stages import _apart, _result
 from pipelines.units import closed, outstanding, plan_of, planned, units_in
 from pipelines.workers import STARTS, Cluster, Workers, answers
 from tests.ray_cluster import free_port
@@ -129,6 +131,7 @@ def test_when_a_unit_is_slow_and_when_it_hangs() -> None:
     assert pace.deadline("s", 1, loads=True) == 3600  # its worker may have to load models first
     assert pace.slow("s", 0) == 36  # a unit without items counts as one
     assert Pace(0.5).deadline("s", 10) == 30
+    assert (Pace("auto").soonest, Pace(0.1).soonest, Pace(10).soonest) == (30, 6, 30)
 
 
 def test_what_takes_a_process_with_it() -> None:
@@ -158,9 +161,8 @@ class Anyone:
     async def use_classes(self, classes: tuple[str, ...]) -> None:
         pass
 
-    async def run(self, unit: Unit, attempt: int) -> Summary:
-        summary: Summary = await self.now.run(unit, attempt)
-        return summary
+    async def do(self, task: bytes) -> bytes:
+        return bytes(await self.now.do(task))
 
     async def failures(self) -> dict[str, int]:
         return dict(self.now.failed)
@@ -615,6 +617,52 @@ def test_a_machine_with_too_few_gpus_is_refused_and_a_growing_cluster_is_waited_
     workers = Workers(asking, root, grows=True)
     with pytest.raises(InfrastructureError, match="no worker could start in 0 minutes: each needs 8 GPU"):
         run(asking, root, 0, workers)
+
+
+def broken(*_: Any) -> Any:
+    raise RuntimeError("this process shall not do it")
+
+
+def test_with_many_workers_stages_are_planned_and_closed_in_a_process_of_their_own(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, here = job(tmp_path, gpus=1), tmp_path / "here"
+    run(made, here, 0.0)
+    for name in ("units.write_plan", "stages.closed"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"pipelines.{name}", broken)
+            with pytest.raises(RuntimeError, match="shall not"):
+                run(made, tmp_path / name, 0.0)
+            patch.setattr("pipelines.runner.MANY", 0)
+            run(made, tmp_path / name, 0.0)
+            for stage in ("0-inventory", "1-screen"):
+                assert plan_of(Store(tmp_path / name), stage) == plan_of(Store(here), stage) is not None
+            rows = [Run(root).rows("select * from predictions order by all") for root in (here, tmp_path / name)]
+            assert rows[0] == rows[1]
+            assert len(rows[0]) == 100
+
+
+def test_what_a_process_of_its_own_raises_ends_the_run_as_it_would_here(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(tmp_path, gpus=1)
+    shutil.rmtree(tmp_path / "data")
+    said = []
+    for many in (32, 0):
+        monkeypatch.setattr("pipelines.runner.MANY", many)
+        with pytest.raises(DataError) as error:
+            run(made, tmp_path / str(many), 0.0)
+        said.append((type(error.value), str(error.value)))
+    assert said[0] == said[1]
+
+
+def leave() -> None:
+    os._exit(1)
+
+
+def test_a_process_of_its_own_that_dies_each_time_ends_the_run_with_the_reason(cluster: None) -> None:
+    with pytest.raises(InfrastructureError, match=r"could not be planned or closed: .*worker died"):
+        _result(_apart(leave))
 
 
 def test_libraries_of_another_version_are_named_when_a_run_goes_on(
