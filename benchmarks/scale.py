@@ -54,9 +54,13 @@ class Host:
     async def use_classes(self, classes: tuple[str, ...]) -> None:
         pass
 
-    async def do(self, task: bytes) -> bytes:
-        unit, attempt = pickle.loads(task)  # noqa: S301 - from this run's driver
-        return pickle.dumps(await self.run(unit, attempt))
+    async def do(self, tasks: bytes) -> bytes:
+        summaries = []
+        for unit, attempt in pickle.loads(tasks):  # noqa: S301 - from this run's driver
+            summaries.append(await self.run(unit, attempt))
+            if summaries[-1].fatal or summaries[-1].excuse:
+                break
+        return pickle.dumps(summaries)
 
     async def run(self, unit: Unit, attempt: int) -> Summary:
         await asyncio.sleep(self.seconds)

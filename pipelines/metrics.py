@@ -44,7 +44,7 @@ class Metrics:
     def beat(self, runner: Runner) -> None:
         """The state of the driver, now and then."""
         tags = {"run": self.run}
-        self.running.set(len(runner.running), tags)
+        self.running.set(sum(map(len, runner.running.values())), tags)
         self.queue.set(waiting(runner), tags)
         self.workers.set(runner.workers.count, tags)
         self.gpu_hours.set(runner.gpu_seconds / 3600, tags)

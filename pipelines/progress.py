@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -172,7 +173,7 @@ class Progress:
                 "worker": task.worker.number,
                 "node": task.worker.node,
             }
-            for task in list(runner.running.values())[:1000]
+            for task in list(chain.from_iterable(runner.running.values()))[:1000]
         ]
         workers = {"wanted": runner.workers.wanted, "started": runner.workers.count, "busy": len(runner.running)}
         facts = {"retries_waiting": len(runner.retries), "executions": runner.executions}

@@ -33,12 +33,13 @@ from pipelines.errors import HeadLost, InfrastructureError, LimitReached
 from pipelines.pace import Pace
 from pipelines.progress import Progress
 from pipelines.stages import Stages
-from pipelines.workers import Handle, Workers, answers, summary_of
+from pipelines.workers import Handle, Workers, answers, summaries_of
 
 TICK = 1.0  # seconds that the loop waits for a unit to end before it looks around
 # With more workers than this, the driver's time is spared. Stages are planned and closed in another process, and units
 # that end within a hundredth of the last one's time are taken together: what Ray asks for each grows with the workers.
 MANY, TOGETHER, TOGETHER_MOST = 32, 0.01, 0.1  # workers, of the seconds that a unit is out, seconds
+AT_ONCE = 1.0  # seconds of short units that one of so many workers is given in one call
 # How often a unit may fail for no fault of its own before it counts as one: with its node, with its worker's device,
 # or because the data cannot be read, which ends the run instead. Each kind is counted by itself.
 EXCUSED = {"node": 20, "device": 3, "data": 8}
@@ -80,7 +81,7 @@ class Runner:
     found: dict[str, str]
     workers: Workers
     progress: Progress
-    running: dict[Any, Task] = field(default_factory=dict)
+    running: dict[Any, list[Task]] = field(default_factory=dict)  # by call: units that one worker is at, in this order
     retries: deque[Retry] = field(default_factory=deque)
     gpu_seconds: float = 0.0
 
@@ -130,7 +131,7 @@ class Runner:
                 return
             again = self._next(worker)
             if again is not None:
-                self._start(again, worker)
+                self._start([again, *self._more(again)], worker)
 
     def _next(self, worker: Handle) -> Retry | None:
         """What this worker should do: a unit that failed elsewhere before a fresh one; where the worker's device is
@@ -142,7 +143,7 @@ class Runner:
     def _again(self, worker: Handle) -> Retry | None:
         if not self.retries:
             return None
-        now, others = time.monotonic(), [*self.workers.idle, *(task.worker for task in self.running.values())]
+        now, others = time.monotonic(), [*self.workers.idle, *(tasks[0].worker for tasks in self.running.values())]
         for again in self.retries:
             if again.not_before <= now and _suits(worker, again.avoid, others):
                 self.retries.remove(again)
@@ -153,16 +154,26 @@ class Runner:
         unit = self.stages.take()
         return None if unit is None else Retry(unit)
 
-    def _start(self, again: Retry, worker: Handle) -> None:
+    def _more(self, first: Retry) -> list[Retry]:
+        """Fresh units to go with a fresh one where there are many workers, and many such units for each of them."""
+        seconds = self.pace.expected(first.unit.stage, first.unit.items)
+        if self.workers.wanted <= MANY or first.tries or first.excused or first.avoid or not seconds:
+            return []
+        share = self.stages.of(first.unit.stage).left // (2 * self.workers.wanted)
+        units = (self.stages.take(first.unit.stage) for _ in range(min(share, int(AT_ONCE / seconds)) - 1))
+        return [Retry(unit) for unit in units if unit is not None]
+
+    def _start(self, again: list[Retry], worker: Handle) -> None:
         self.workers.take(worker)
-        unit = again.unit
         if worker.classes != self.stages.classes:
             worker.actor.use_classes.remote(self.stages.classes)  # is done before what is asked after it
             worker.classes = self.stages.classes
-        reference = worker.start(unit, again.tries + 1)
-        self.running[reference] = Task(unit, again.tries + 1, Counter(again.excused), worker, time.monotonic())
-        self.copies[unit.unit_id] = self.copies.get(unit.unit_id, 0) + 1
-        self.executions += 1
+        reference = worker.start([(one.unit, one.tries + 1) for one in again])
+        now = time.monotonic()
+        self.running[reference] = [Task(one.unit, one.tries + 1, Counter(one.excused), worker, now) for one in again]
+        for one in again:
+            self.copies[one.unit.unit_id] = self.copies.get(one.unit.unit_id, 0) + 1
+        self.executions += len(again)
 
     def _take(self) -> None:
         """Wait for something to end, and take all that has."""
@@ -184,18 +195,31 @@ class Runner:
             else:
                 self._compacted(reference)
 
+    def _take_back(self, reference: Any) -> list[Task]:
+        """The units of a call that has ended, or is given up. Their time is accounted."""
+        tasks = self.running.pop(reference)
+        self.last_took = time.monotonic() - tasks[0].began
+        self.gpu_seconds += self.last_took * self.workers.share
+        self.progress.gpu_hours = self.gpu_seconds / 3600
+        return tasks
+
     def _end(self, reference: Any) -> None:
-        task = self.running.pop(reference)
-        self.last_took = time.monotonic() - task.began
+        tasks = self._take_back(reference)
         try:
-            summary = summary_of(reference)
+            summaries = summaries_of(reference)
         except RayError as error:
-            self._died(task, error)
+            self._died(tasks, error)
             return
-        if summary.excuse == "device":
-            self.workers.drop(task.worker)
+        if summaries[-1].excuse == "device":
+            self.workers.drop(tasks[0].worker)
         else:
-            self.workers.give_back(task.worker)
+            self.workers.give_back(tasks[0].worker)
+        for task, summary in zip(tasks, summaries, strict=False):
+            self._hear(task, summary)
+        self._alone(tasks[len(summaries) :])
+
+    def _hear(self, task: Task, summary: Summary) -> None:
+        """What became of one unit."""
         elsewhere = summary.excuse is not None and self.pace.expected(task.unit.stage, 1) is not None
         if summary.fatal and not elsewhere:  # or other workers have done units of this stage: this one lacks something
             raise FATAL[summary.fatal](f"stage {task.unit.stage}: {summary.error}")
@@ -206,18 +230,37 @@ class Runner:
         else:
             self._failed(task, summary.error, summary.excuse)
 
-    def _died(self, task: Task, error: RayError) -> None:
-        """The worker is gone with its unit: by the unit's fault, unless the whole node is gone."""
-        self.workers.drop(task.worker)
-        node_lost = isinstance(error, RayActorError) and not answers(task.worker.node)
-        self.progress.event("worker_lost", task.unit, worker=task.worker.number, node=task.worker.node)
+    def _died(self, tasks: list[Task], error: RayError) -> None:
+        """The worker is gone with its units: by the fault of one of them, unless the whole node is gone."""
+        first = tasks[0]
+        self.workers.drop(first.worker)
+        node_lost = isinstance(error, RayActorError) and not answers(first.worker.node)
+        self.progress.event("worker_lost", first.unit, worker=first.worker.number, node=first.worker.node)
         lines = str(error).strip().splitlines()
-        self._failed(
-            task, f"the worker died: {lines[0] if lines else type(error).__name__}", "node" if node_lost else None
-        )
+        why = f"the worker died: {lines[0] if lines else type(error).__name__}"
+        self._lose(tasks, why, "node" if node_lost else None)
+
+    def _lose(self, tasks: list[Task], error: str, excuse: str | None = None) -> None:
+        """Units are lost with their worker: which of them was at fault shows once each is alone."""
+        if len(tasks) == 1:
+            self._failed(tasks[0], error, excuse)
+        else:
+            self._alone(tasks)
+
+    def _alone(self, tasks: list[Task]) -> None:
+        """Units that may not have been begun are tried again, one by one, and it costs them nothing."""
+        for task in tasks:
+            if self._has_copy(task.unit):
+                self._settle(task.unit.unit_id, over=False)
+            else:
+                self.copies.pop(task.unit.unit_id)
+                self.retries.append(Retry(task.unit, task.tries - 1, task.excused))
+
+    def _has_copy(self, unit: Unit) -> bool:
+        """Whether a copy of a unit that has come back is still at work, or has done it."""
+        return unit.unit_id in self.ended or self.copies[unit.unit_id] > 1
 
     def _done(self, task: Task, summary: Summary) -> None:
-        self._account(task)
         if self._settle(task.unit.unit_id):
             if summary.split:
                 self._halve(task.unit)
@@ -238,11 +281,10 @@ class Runner:
 
         `excuse`: what failed instead of the unit, a key of `EXCUSED`.
         """
-        self._account(task)
         unit = task.unit
         if excuse == "device" and self.workers.device_failed(task.worker, unit):
             self.progress.event("node_left_out", unit, node=task.worker.node, error=error.strip().splitlines()[-1])
-        if unit.unit_id in self.ended or self.copies[unit.unit_id] > 1:
+        if self._has_copy(unit):
             self._settle(unit.unit_id, over=False)
             return
         self.copies.pop(unit.unit_id)
@@ -327,18 +369,14 @@ class Runner:
 
     # --- limits ---------------------------------------------------------------------------------------------
 
-    def _account(self, task: Task) -> None:
-        self.gpu_seconds += (time.monotonic() - task.began) * self.workers.share
-        self.progress.gpu_hours = self.gpu_seconds / 3600
-
     def _affordable(self) -> bool:
         """Whether the GPU-hours done, and those that the units under way will take, leave any for another."""
         if self.job.compute.max_gpu_hours is None:
             return True
         now = time.monotonic()
         coming = sum(
-            max(now - task.began, self.pace.expected(task.unit.stage, task.unit.items) or 0.0)
-            for task in self.running.values()
+            max(now - tasks[0].began, self.pace.expected(tasks[0].unit.stage, items_of(tasks)) or 0.0)
+            for tasks in self.running.values()
         )
         return self.gpu_seconds + coming * self.workers.share < 3600 * self.job.compute.max_gpu_hours
 
@@ -375,31 +413,30 @@ class Runner:
         if now - self.watched < TICK / 2:
             return
         self.watched = now
-        for reference, task in list(self.running.items()):
-            if now - task.began < self.pace.soonest:
+        for reference, tasks in list(self.running.items()):
+            stage, worker, took = tasks[0].unit.stage, tasks[0].worker, now - tasks[0].began
+            if took < self.pace.soonest:
                 break  # all others began later
-            loads = task.unit.stage not in task.worker.stages
-            deadline = self.pace.deadline(task.unit.stage, task.unit.items, loads)
-            slow = self.pace.slow(task.unit.stage, task.unit.items)
-            if task.unit.unit_id in self.ended and slow is not None and now - task.began > slow:
-                del self.running[reference]  # a copy of it was quicker
-                self.workers.drop(task.worker)
-                self._account(task)
-                self._settle(task.unit.unit_id, over=False)
-                continue
-            if now - task.began > deadline:
-                del self.running[reference]
-                self.workers.drop(task.worker)
-                self._failed(task, f"no end after {deadline:.0f} s, its worker was taken to hang")
+            deadline = self.pace.deadline(stage, items_of(tasks), loads=stage not in worker.stages)
+            slow = self.pace.slow(stage, items_of(tasks))
+            if slow is not None and took > slow and all(task.unit.unit_id in self.ended for task in tasks):
+                self.workers.drop(worker)  # a copy of it was quicker
+                for task in self._take_back(reference):
+                    self._settle(task.unit.unit_id, over=False)
+            elif took > deadline:
+                self.workers.drop(worker)
+                self._lose(self._take_back(reference), f"no end after {deadline:.0f} s, its worker was taken to hang")
         if self.retries or not self.workers.idle or self.stages.may_have_more():
             return
-        for task in sorted(self.running.values(), key=lambda task: task.began):
-            slow = self.pace.slow(task.unit.stage, task.unit.items)
-            late = slow is not None and now - task.began > slow
-            alone = self.copies[task.unit.unit_id] == 1 and task.unit.unit_id not in self.ended
+        for tasks in sorted(self.running.values(), key=lambda tasks: tasks[0].began):
+            slow = self.pace.slow(tasks[0].unit.stage, items_of(tasks))
+            late = slow is not None and now - tasks[0].began > slow
+            alone = all(self.copies[one.unit.unit_id] == 1 and one.unit.unit_id not in self.ended for one in tasks)
             if late and alone and self.workers.idle and self._affordable():
-                self.progress.event("second_copy", task.unit, seconds=round(now - task.began, 1))
-                self._start(Retry(task.unit, task.tries - 1, task.excused), self.workers.idle[-1])
+                for task in tasks:
+                    self.progress.event("second_copy", task.unit, seconds=round(now - task.began, 1))
+                copies = [Retry(task.unit, task.tries - 1, task.excused) for task in tasks]
+                self._start(copies, self.workers.idle[-1])
 
     def _compact(self) -> None:
         """Merge small files in a process of its own, now and then, so that readers of a long run stay quick."""
@@ -430,6 +467,11 @@ class Runner:
             self.compactions.append(ray.get(reference, timeout=1))
         except RayError as error:
             self.progress.event("not_compacted", error=str(error).strip().splitlines()[-1])
+
+
+def items_of(tasks: list[Task]) -> int:
+    """Items of units that are out together; a unit without any counts as one."""
+    return sum(max(task.unit.items, 1) for task in tasks)
 
 
 def _suits(worker: Handle, avoid: Handle | None, others: list[Handle]) -> bool:

@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 @dataclass
 class Stage:
-    """A stage under way. `units`: what is still to be handed out; `open`: what is handed out or waits to be again."""
+    """A stage under way. `units`: what is still to be handed out, about `left` of them; `open`: what is handed out or
+    waits to be again."""
 
     name: str
     reads: list[str]
@@ -35,6 +36,7 @@ class Stage:
     closing: Future[None] | None = None
     plan: Plan | None = None
     units: Iterator[Unit] | None = None
+    left: int = 0
     open: int = 0
     items: int = 0
     failed: int = 0
@@ -90,6 +92,7 @@ class Stages:
         stage.plan = plan
         stage.units = outstanding(units_in(self.store, plan), before, stage.items_key)
         stage.items, stage.failed = sum(c.items for c in leaves), sum(c.failed for c in leaves)
+        stage.left = plan.units - sum("." not in unit_id for unit_id in before)
         splits = sum(commit.status == "split" for commit in before.values())
         self.progress.begin(stage.name, plan.units + splits, plan.items, len(before) - splits, stage.items)
 
@@ -114,13 +117,14 @@ class Stages:
         """Whether there may be units that were not handed out yet."""
         return any(stage.units is not None for stage in self.all)
 
-    def take(self) -> Unit | None:
-        """The next unit of the first stage that has one."""
+    def take(self, name: str | None = None) -> Unit | None:
+        """The next unit of a stage, or of the first one that has any."""
         for stage in self.all:
-            if stage.units is not None:
+            if stage.units is not None and name in (None, stage.name):
                 unit = next(stage.units, None)
                 if unit is not None:
                     stage.open += 1
+                    stage.left -= 1
                     return unit
                 stage.units = None
         return None
@@ -132,6 +136,7 @@ class Stages:
             return False
         stage = self.of(unit.stage)
         stage.open -= 1
+        stage.left += 1
         stage.units = chain([unit], stage.units or ())
         return True
 

@@ -81,12 +81,16 @@ class Actor:
     def use_classes(self, classes: tuple[str, ...]) -> None:
         self.worker.use_classes(classes)
 
-    def do(self, task: bytes) -> bytes:
-        """A unit and the number of the attempt, pickled; so is the `Summary`. Ray sends bytes as they are, and takes
-        three times as long for any other object."""
-        summary = self.worker.run(*pickle.loads(task))  # noqa: S301 - from this run's driver
-        self.metrics.unit()
-        return pickle.dumps(summary)
+    def do(self, tasks: bytes) -> bytes:
+        """Units and the numbers of their attempts, pickled; so are their `Summary`s, which end with the first that says
+        that this worker, or the run, cannot go on. Ray takes three times as long to send anything but bytes."""
+        summaries = []
+        for unit, attempt in pickle.loads(tasks):  # noqa: S301 - from this run's driver
+            summaries.append(self.worker.run(unit, attempt))
+            self.metrics.unit()
+            if summaries[-1].fatal or summaries[-1].excuse:
+                break
+        return pickle.dumps(summaries)
 
 
 @dataclass(eq=False)
@@ -100,9 +104,9 @@ class Handle:
     classes: tuple[str, ...] = ()
     stages: set[str] = field(default_factory=set)
 
-    def start(self, unit: Unit, attempt: int) -> Any:
-        """A reference to what the actor will say of a unit, see `summary_of`."""
-        return self.actor.do.remote(pickle.dumps((unit, attempt)))
+    def start(self, tasks: list[tuple[Unit, int]]) -> Any:
+        """A reference to what the actor will say of units, each with the number of its attempt; see `summaries_of`."""
+        return self.actor.do.remote(pickle.dumps(tasks))
 
 
 class Workers:
@@ -268,10 +272,11 @@ class Workers:
         self.forget()
 
 
-def summary_of(reference: Any) -> Summary:
-    """What an actor says of a unit. Raises RayError where it died."""
-    summary: Summary = pickle.loads(ray.get(reference))  # noqa: S301 - from this run's worker
-    return summary
+def summaries_of(reference: Any) -> list[Summary]:
+    """What an actor says of units: of all, or of those up to the one that ended its work. Raises RayError where it
+    died."""
+    summaries: list[Summary] = pickle.loads(ray.get(reference))  # noqa: S301 - from this run's worker
+    return summaries
 
 
 def nodes() -> list[dict[str, Any]]:

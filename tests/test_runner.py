@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -161,8 +162,8 @@ class Anyone:
     async def use_classes(self, classes: tuple[str, ...]) -> None:
         pass
 
-    async def do(self, task: bytes) -> bytes:
-        return bytes(await self.now.do(task))
+    async def do(self, tasks: bytes) -> bytes:
+        return bytes(await self.now.do(tasks))
 
     async def failures(self) -> dict[str, int]:
         return dict(self.now.failed)
@@ -654,6 +655,103 @@ def test_what_a_process_of_its_own_raises_ends_the_run_as_it_would_here(
             run(made, tmp_path / str(many), 0.0)
         said.append((type(error.value), str(error.value)))
     assert said[0] == said[1]
+
+
+SHORT = [{"kind": "screen", "unit_items": 2}]
+
+
+class Several(Host):
+    """Counts the units of each call."""
+
+    def __init__(self, root: str, seconds: float) -> None:
+        super().__init__(root, seconds)
+        self.failed = {"calls": 0, "units": 0, "most": 0}
+
+    async def do(self, tasks: bytes) -> bytes:
+        count = len(pickle.loads(tasks))
+        self.failed["calls"] += 1
+        self.failed["units"] += count
+        self.failed["most"] = max(self.failed["most"], count)
+        return await super().do(tasks)
+
+
+class Alone(Several):
+    """Dies of more than one unit."""
+
+    async def do(self, tasks: bytes) -> bytes:
+        answer = await super().do(tasks) if len(pickle.loads(tasks)) == 1 else b""
+        if not answer:
+            raise RuntimeError("the end")
+        return answer
+
+
+class Poisoned(Several):
+    """Dies of one image, before anything of its call is committed."""
+
+    async def do(self, tasks: bytes) -> bytes:
+        for unit, _ in pickle.loads(tasks):
+            if unit.stage == "1-screen" and any(item[1] == f"{37:064x}" for item in unit.payload["items"]):
+                raise RuntimeError("poison")
+        return await super().do(tasks)
+
+
+class Hanging(Several):
+    """Never ends with more than one unit."""
+
+    async def do(self, tasks: bytes) -> bytes:
+        if len(pickle.loads(tasks)) > 1:
+            await asyncio.sleep(1000)
+        return await super().do(tasks)
+
+
+class Pausing(Several):
+    """Cannot read the data of the second unit of each call, but for one try."""
+
+    async def do(self, tasks: bytes) -> bytes:
+        self.begun = 0
+        return await super().do(tasks)
+
+    async def run(self, unit: Unit, attempt: int) -> Summary:
+        self.begun += 1
+        if self.begun == 2:
+            return Summary(unit.unit_id, unit.stage, 0, 0.0, error="gone", excuse="data")
+        assert self.begun == 1, "a worker goes on though it cannot read"
+        return await super().run(unit, attempt)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unusable"), [(Several, []), (Alone, []), (Hanging, []), (Pausing, []), (Poisoned, [f"{37:064x}"])]
+)
+def test_many_workers_are_given_several_short_units_at_once_and_what_fails_with_others_is_tried_alone(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, unusable: list[str]
+) -> None:
+    """Without retries: what was lost with others, or never begun, costs a unit nothing."""
+    for name, value in {"runner.MANY": 0, "runner.PAUSE": 0.1}.items():
+        monkeypatch.setattr(f"pipelines.{name}", value)
+    for name in ("FIRST", "LEAST", "SLOW_LEAST"):
+        monkeypatch.setattr(f"pipelines.pace.{name}", 2.0)
+    made, root = job(tmp_path, SHORT, gpus=1, retries=0, max_quarantined=0.5), tmp_path / "run"
+    host = actor(kind, str(root), 0.01)
+    runner, said = run(made, root, 0.0, served(made, root, host))
+    assert said == ""
+    rows = Run(root).rows("select item_id, status from predictions where model_id = 'm' order by item_id")
+    assert [row["item_id"] for row in rows] == [f"{position:064x}" for position in range(100)]
+    assert [row["item_id"] for row in rows if row["status"] != "ok"] == unusable
+    seen = ray.get(host.failures.remote())
+    if kind is Several:
+        assert runner.executions == seen["units"]
+        assert seen["calls"] < seen["units"] / 2
+        left = runner.stages.of("1-screen").plan.units - 1  # type: ignore[union-attr]
+        assert 2 < seen["most"] <= left // 2  # so that something is left for others
+    assert not runner.copies
+    assert not runner.running
+
+
+def test_few_workers_are_given_one_unit_at_once(cluster: None, tmp_path: Path) -> None:
+    made, root = job(tmp_path, SHORT, gpus=1), tmp_path / "run"
+    host = actor(Several, str(root), 0.01)
+    run(made, root, 0.0, served(made, root, host))
+    assert ray.get(host.failures.remote())["most"] == 1
 
 
 def leave() -> None:
