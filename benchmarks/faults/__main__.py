@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,8 @@ FAULTS: dict[str, Callable[[Path, int, bool], Found]] = {k: v for module in MODU
 
 
 def main() -> int:
+    # Where a shell runs this in the background it ignores Ctrl-C, and so would the drivers that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     parser.add_argument("--only", nargs="*", default=sorted(FAULTS), choices=sorted(FAULTS), metavar="ID")
     parser.add_argument("--seed", type=int, default=0)
