@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.classifiers import Embedder, canonical
+from audit.class_names import canonical
+from audit.classifiers import Embedder
 from audit.models import Models
 
 

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.classifiers import Classifier, canonical
+from audit.class_names import canonical
+from audit.classifiers import Classifier
 from audit.memory import is_out_of_memory
 from audit.models import Models
 from audit.neurons import Layer, activations, count_units, layer_of, stored_as

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from audit import suspects
-from audit.classifiers import canonical
+from audit.class_names import canonical
 from audit.decode import decode
 from audit.models import Models
 from audit.neurons import stored_as

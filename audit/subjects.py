@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audit.captions import captioned
-from audit.classifiers import canonical
+from audit.class_names import canonical
 from audit.decode import decode, decode_mask
 from audit.errors import BadItem
 from audit.predictions import to_tensor

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from audit.classifiers import canonical
+from audit.class_names import canonical
 from audit.config import Frozen, LocalPath, Names, is_restored
 from audit.errors import ConfigError, unknown
 from audit.wordnet import WordNet, offset_of

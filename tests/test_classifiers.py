@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from audit.classifiers import Preprocess, canonical, hf, python
+from audit.class_names import canonical
+from audit.classifiers import Preprocess, hf, python
 from audit.errors import ModelError
 from audit.predictions import rows_for, to_tensor
 from audit.zoo.recipes import classifiers as recipe

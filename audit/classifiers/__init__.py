@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audit.class_names import canonical
 from audit.errors import ModelError, unknown
 
 Forward = Callable[[Tensor], Tensor]
@@ -96,11 +97,6 @@ class Embedder(Classifier):
     embed_images: Forward
     embed_texts: Callable[[Sequence[str]], Tensor]
     scale: float
-
-
-def canonical(name: str) -> str:
-    """A class name for comparison: 'Water_Bottle' and 'water bottle' are one."""
-    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
 
 
 def names_for(

@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from audit import registry
-from audit.classifiers import canonical
+from audit.class_names import canonical
 from audit.config import Job, Plugin, digest
 from audit.errors import ConfigError, unknown
 from audit.locations import Location

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from audit.classifiers import canonical
+from audit.class_names import canonical
 from audit.config import Frozen, Job, Names, Template
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import sample

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from audit import suspects
 from audit.check import Check, check_of
-from audit.classifiers import Classifier, canonical
+from audit.class_names import canonical
+from audit.classifiers import Classifier
 from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt

@@ -23,7 +23,8 @@ from audit import measurements
 from audit.artefacts import Artefacts
 from audit.augment import cutouts
 from audit.captions import names
-from audit.classifiers import Embedder, canonical
+from audit.class_names import canonical
+from audit.classifiers import Embedder
 from audit.config import Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
 from audit.decisions import AttributeDecision, Decision

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from audit.classifiers import Embedder, canonical
+from audit.class_names import canonical
+from audit.classifiers import Embedder
 from audit.decode import decode
 from audit.errors import ConfigError
 from audit.predictions import to_tensor
