@@ -185,8 +185,8 @@ def parse_job(raw: Any, folder: Path) -> Job:
     raw["stages"] = tuple(_stage(stage, f"stages[{i}]", context) for i, stage in enumerate(stages))
     for key, section in (("compute", Compute), ("output", Output)):
         if isinstance(raw.get(key), dict):
-            raw[key] = _checked(section, raw[key], key, context)
-    return _checked(Job, raw, "job file", context)
+            raw[key] = checked(section, raw[key], key, context)
+    return checked(Job, raw, "job file", context)
 
 
 def _models(raw: Any, context: Mapping[str, Any]) -> dict[str, Plugin]:
@@ -220,7 +220,7 @@ def _plugin(family: Any, key: str, raw: Any, where: str, context: Mapping[str, A
         raise ConfigError(f"{where} is a mapping with {key!r}; known: {', '.join(registry.names(family))}")
     module = registry.plugin(family, raw[key])
     options = {name: value for name, value in raw.items() if name != key}
-    return Plugin(name=raw[key], options=_checked(module.Options, options, where, context))
+    return Plugin(name=raw[key], options=checked(module.Options, options, where, context))
 
 
 _RESTORED = {"restored": True}
@@ -230,7 +230,7 @@ def restored(family: Any, dumped: Mapping[str, Any]) -> Plugin:
     """The plugin that `Plugin.dump` wrote, checked anew. Raises ConfigError."""
     options = {key: value for key, value in dumped.items() if key != "plugin"}
     module = registry.plugin(family, dumped["plugin"])
-    return Plugin(name=dumped["plugin"], options=_checked(module.Options, options, dumped["plugin"], _RESTORED))
+    return Plugin(name=dumped["plugin"], options=checked(module.Options, options, dumped["plugin"], _RESTORED))
 
 
 def is_restored(info: ValidationInfo) -> bool:
@@ -247,12 +247,17 @@ def restored_job(numbers: Mapping[str, Any], compute: Mapping[str, Any], output:
             raw[key] = restored(family, raw[key])
     raw["models"] = {name: restored("classifiers", model) for name, model in raw["models"].items()}
     raw["stages"] = tuple(restored("methods", stage) for stage in raw["stages"])
-    raw["compute"] = _checked(Compute, compute, "compute", {})
+    raw["compute"] = checked(Compute, compute, "compute", {})
     raw["output"] = Output(uri=str(output))
-    return _checked(Job, raw, "job.json", {})
+    return checked(Job, raw, "job.json", {})
 
 
-def _checked(model: type[_T], raw: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> _T:
+def checked(model: type[_T], raw: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> _T:
+    """Plain values as a checked model. `where`: what they are, for messages; 'folder' of `context` anchors relative
+    paths.
+
+    Raises ConfigError that names every value that cannot be used.
+    """
     _refuse_unknown(raw, model.model_fields, where)
     try:
         return model.model_validate(raw, context=dict(context))
@@ -288,7 +293,7 @@ class _StrictLoader(yaml.SafeLoader):
             raise ConfigError(f"line {self._line()}: not valid YAML here: tags such as {tag} are not allowed")
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise ConfigError(f"the job file is nested deeper than {MAX_DEPTH} levels")
+            raise ConfigError(f"line {self._line()}: nested deeper than {MAX_DEPTH} levels")
         try:
             return super().compose_node(parent, index)
         finally:
@@ -316,11 +321,11 @@ for _tag, _pattern, _first in (
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
-def parse_yaml(text: str) -> Any:
-    """YAML text to plain values. Raises ConfigError with the line of what is wrong."""
+def parse_yaml(text: str, what: str = "job file") -> Any:
+    """YAML text to plain values; `what` it is. Raises ConfigError with the line of what is wrong."""
     if len(text.encode()) > MAX_BYTES:
-        raise ConfigError(f"the job file is larger than {MAX_BYTES} bytes")
+        raise ConfigError(f"the {what} is larger than {MAX_BYTES} bytes")
     try:
         return yaml.load(text, _StrictLoader)  # noqa: S506 - the loader is a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"the job file is not valid YAML: {error}") from error
+        raise ConfigError(f"the {what} is not valid YAML: {error}") from error

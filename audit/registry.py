@@ -1,7 +1,8 @@
 """Plugins by file name: the file `audit/<family>/<name>.py` is the plugin `name` of its family.
 
 Listing plugins imports none of them. A plugin module defines `Options` (its part of the job file) and the
-entry function of its family (`load` or `open_source`, or the methods' `plan` and `run`).
+entry function of its family (`load` or `open_source`, or the methods' `plan` and `run`). An exporter has no options and
+defines `SUFFIX` and `write`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 
 from audit.errors import ConfigError, unknown
 
-Family = Literal["datasets", "classifiers", "generators", "captioners", "methods"]
+Family = Literal["datasets", "classifiers", "generators", "captioners", "methods", "exporters"]
 
 
 @cache

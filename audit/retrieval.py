@@ -215,7 +215,7 @@ def _described(run: Run, found: list[Row], mode: Row | None) -> tuple[Row, ...]:
 
 def _disagree(said: list[Row], mode: Row) -> bool | None:
     """Whether the mode's model says its class and the other does not; None where one of them says nothing."""
-    from audit.classifiers import canonical
+    from audit.class_names import canonical
 
     names = {row["model_id"]: canonical(row["predicted"]) for row in said if row["predicted"] is not None}
     first, other = names.get(mode["model_id"]), names.get(mode["other_model_id"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from audit import sentences
+
 Row = dict[str, Any]
 
 _FRAME = "display:inline-block;vertical-align:top;margin:0 14px 14px 0;font-size:0.85rem;line-height:1.35"
@@ -58,48 +60,18 @@ def grid(cells: list[str]) -> str:
     return f"<div>{''.join(cells)}</div>"
 
 
-def headline(mode: Row, level: int = 3) -> str:
-    """The finding in a few words, with its verdict as a badge."""
-    colour = "#1a7f4b" if mode["verdict"] == "confirmed" else "#8a6d1a"
-    badge = f"<span style='background:{colour};color:white;border-radius:4px;padding:2px 8px;font-size:0.8rem'>"
-    words = f"{escape(mode['model_id'])} says “{escape(mode['class_name'])}” for what is {escape(mode['name'])}"
-    return f"<h{level} style='margin:0'>{words}</h{level}>{badge}{escape(mode['verdict'])}</span>"
+def headline(mode: Row, review: Row | None = None, level: int = 3) -> str:
+    """The finding in a few words, with the audit's verdict and a person's as badges."""
+    badges = badge(mode["verdict"], "#1a7f4b" if mode["verdict"] == "confirmed" else "#8a6d1a")
+    if review is not None:
+        badges += " " + badge(review["verdict"], "#34568b")
+    return f"<h{level} style='margin:0'>{escape(sentences.claim(mode))}</h{level}>{badges}"
 
 
-def sentence(mode: Row) -> str:
-    """What was found and what speaks for it, as plain text."""
-    takes = f"that {mode['model_id']} takes for {mode['class_name']} and {mode['other_model_id']} does not"
-    if mode["source"] == "screen":
-        text = f"{mode['support']} images of the pool are alike {takes}. What they share: {mode['name']}."
-    else:
-        text = (
-            f"{mode['support']} of {mode['seeds']} searches ended in images {takes}. What they gained: {mode['name']}."
-        )
-    if mode["verdict"] == "confirmed" and mode["source"] == "search":
-        text += (
-            f" Of the {mode['evidence_images']} real images nearest to them, the models disagree on "
-            f"{mode['evidence_rate']:.0%}; near the starts, on {mode['control_rate']:.0%}."
-        )
-    return text
-
-
-def others(mode: Row, measured: list[Row]) -> str:
-    """Whether a mode depends on the model that it was found against, in one line of plain text; empty where unknown."""
-    return " ".join(line for row in measured if (line := _other(mode, row)))
-
-
-def _other(mode: Row, row: Row) -> str:
-    parts = []
-    if row["holds_against"] is not None:
-        parts.append(
-            f"{row['model_id']} does not say {mode['class_name']} on {row['holds_against']:.0%} of them either"
-        )
-    if row["alike"] is not None:
-        verdict = "both are confirmed" if row["both_confirmed"] else "not both are confirmed"
-        parts.append(f"searching against {row['model_id']} found the same (cosine {row['alike']:.2f}; {verdict})")
-    elif row["searched"]:
-        parts.append(f"searching against {row['model_id']} did not find it")
-    return f"{', and '.join(parts)}." if parts else ""
+def badge(text: str, colour: str) -> str:
+    """A word on a coloured ground."""
+    style = f"background:{colour};color:white;border-radius:4px;padding:2px 8px;font-size:0.8rem"
+    return f"<span style='{style}'>{escape(text)}</span>"
 
 
 def images_of(explanations: list[Row]) -> list[str]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import streamlit as st
 
+from audit.results import queries
+from audit.results.queries import Row
 from audit.results.sql import Run
-from dashboard import components, queries
-from dashboard.queries import Row
+from dashboard import components
 
 _COLOURS = {"harmful": "#b3261e", "spurious": "#8a6d1a", "core": "#1a7f4b"}
 

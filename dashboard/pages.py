@@ -9,11 +9,16 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
+from audit import sentences
 from audit.locations import located, name_of
+from audit.results import queries
+from audit.results.queries import NOT_REVIEWED
 from audit.results.sql import Run
-from dashboard import components, counterfactuals, neurons, queries, retrieval
+from audit.reviews import VERDICTS
+from dashboard import components, counterfactuals, neurons, retrieval, reviewing
 
 PAGE_SIZE = 12
+REAL_IMAGES = 24
 
 
 @st.cache_resource
@@ -92,9 +97,17 @@ def gallery() -> None:
         key="verdict",
         bind="query-params",
     )
-    found = queries.modes(run, list(chosen))
+    reviewed = st.segmented_control(
+        "reviewed as",
+        [*VERDICTS, NOT_REVIEWED],
+        selection_mode="multi",
+        key="reviewed",
+        bind="query-params",
+        help="a person's last verdict; none chosen: whatever it is",
+    )
+    found = queries.modes(run, list(chosen), list(reviewed))
     if not found:
-        st.info("No failure mode with this verdict.")
+        st.info("No failure mode with these verdicts.")
         return
     pages = -(-len(found) // PAGE_SIZE)
     page = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
@@ -111,8 +124,8 @@ def _mode_card(run: Run, mode: queries.Row) -> None:
             if shown:
                 st.html(components.pair(shown[0], queries.said(run, components.images_of(shown)), models=False))
         with text:
-            st.html(components.headline(mode))
-            st.text(components.sentence(mode))
+            st.html(components.headline(mode, queries.verdict(run, mode["failure_mode_id"])))
+            st.text(sentences.sentence(mode))
             st.page_link(ONE, label="Evidence", query_params={"id": mode["failure_mode_id"]})
 
 
@@ -124,11 +137,11 @@ def one() -> None:
         st.text("Each failure mode has a page of its own, with what speaks for it.")
         st.page_link(GALLERY, label="All failure modes")
         return
-    st.html(components.headline(found, level=1))
-    st.text(components.sentence(found))
+    st.html(components.headline(found, queries.verdict(run, found["failure_mode_id"]), level=1))
+    st.text(sentences.sentence(found))
     if found["reason"]:
         st.text(f"Not confirmed: {found['reason']}.")
-    others = components.others(found, queries.against_others(run, found["failure_mode_id"]))
+    others = sentences.others(found, queries.against_others(run, found["failure_mode_id"]))
     if others:
         st.text(f"What other models make of these images: {others}")
     cells = st.columns(4)
@@ -154,11 +167,13 @@ def one() -> None:
         st.header("What the search made of its starts")
         said = queries.said(run, components.images_of(shown))
         st.html(components.grid([components.pair(explanation, said) for explanation in shown]))
-    if found["evidence"]:
+    real = queries.kept(run, found["evidence"] or [], REAL_IMAGES)
+    if real:
         st.header("Real images on which it happens")
-        said = queries.said(run, found["evidence"])
-        st.html(components.grid([components.real(item_id, said.get(item_id, [])) for item_id in found["evidence"]]))
+        said = queries.said(run, real)
+        st.html(components.grid([components.real(item_id, said.get(item_id, [])) for item_id in real]))
     st.page_link(RETRIEVAL, label="Look for real images by words", query_params={"id": found["failure_mode_id"]})
+    reviewing.show(run, found["failure_mode_id"])
     traced = queries.traces(run, found["exemplars"])
     if traced:
         st.header("How the searches went")

@@ -19,9 +19,11 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from audit import sentences
 from audit.locations import Location, absolute, located
+from audit.results import queries
 from audit.results.sql import Run
-from dashboard import components, queries
+from dashboard import components
 
 Row = dict[str, Any]
 
@@ -99,7 +101,7 @@ def show(run: Run) -> None:
             "failure mode to test",
             [None, *modes],
             index=[None, *modes].index(chosen),
-            format_func=lambda key: _title(modes[key]) if key else "none",
+            format_func=lambda key: sentences.claim(modes[key]) if key else "none",
             key=f"mode {chosen}",
         )
         role = middle.selectbox("among", _roles(run))
@@ -142,7 +144,7 @@ def _show_found(found: Row) -> None:
 
 def _show_test(mode: Row, said: list[Row]) -> None:
     """The failure mode's rates, and a hint where the images show the class itself."""
-    st.header(_title(mode))
+    st.header(sentences.claim(mode))
     cells = st.columns(3)
     rates = [mode["retrieved_rate"], mode["rest_rate"]]
     shown = ["no images" if rate is None else f"{rate:.1%}" for rate in rates]
@@ -170,7 +172,3 @@ def _cell(row: Row) -> str:
     colour = "#c2571a" if row["disagrees"] else "transparent"
     bar = f"linear-gradient({colour},{colour}) 0 0/144px 4px no-repeat"
     return f"<div style='display:inline-block;vertical-align:top;padding-top:7px;background:{bar}'>{picture}</div>"
-
-
-def _title(mode: Row) -> str:
-    return f"{mode['model_id']} says {mode['class_name']} for what is {mode['name']}"

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from audit.locations import located
+from audit.results.queries import picture
 from audit.results.sql import Run
-from dashboard.queries import picture
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _RUN = Run(located(os.environ["AUDIT_RUN"]))

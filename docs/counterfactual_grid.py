@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from audit.results import queries
 from audit.results.sql import Run
 from audit.zoo.counterfactuals import misled
-from dashboard import queries
 
 DOCS = Path(__file__).resolve().parent
 COUNT, COLUMNS, CELL, GAP, LINE = 40, 8, 76, 10, 18

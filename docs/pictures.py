@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from audit.generators import diffusers
+from audit.results import queries
 from audit.results.sql import Run
 from audit.zoo.measure import GUIDANCE, STEPS, grid_picture
 from audit.zoo.scenes import BACKGROUNDS, LABELS, Scene, render
-from dashboard import queries
 
 DOCS = Path(__file__).resolve().parent
 INK, SOFT, GOOD, BAD = (24, 28, 36), (110, 116, 128), (26, 127, 75), (190, 45, 45)

@@ -1,5 +1,5 @@
-"""The `audit` command. Exit codes: 0 ok, 2 bad configuration, 3 finished with failed items, 4 infrastructure,
-5 stopped at a limit that the job sets, 130 and 143 stopped by Ctrl-C and SIGTERM."""
+"""The `audit` command. Exit codes: 0 ok, 1 a gate's rule is broken, 2 bad configuration, 3 finished with failed items,
+4 infrastructure, 5 stopped at a limit that the job sets, 130 and 143 stopped by Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from audit.errors import ConfigError
 from audit.locations import absolute, located
+from pipelines.findings_cli import register as register_findings
 from pipelines.submission_cli import register as register_submission
 from pipelines.terminal import (
     AsJson,
@@ -341,6 +342,7 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(4)
 
 
+register_findings(app)
 register_submission(app)
 register_upkeep(app)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from audit import sentences
 from audit.pictures import image_row
+from audit.results import queries
 from audit.results.sql import Run
 from audit.results.store import Store
-from dashboard import components, queries
+from dashboard import components
 from pipelines.report import command
 
 HOSTILE = "<script>document.title='hacked'</script>"
@@ -124,15 +127,15 @@ def test_a_line_says_whether_a_mode_depends_on_the_other_model(run: Run) -> None
     assert first
     assert second
     assert third
-    assert components.others(first, queries.against_others(run, "m1")) == (
+    assert sentences.others(first, queries.against_others(run, "m1")) == (
         f"searching against {HOSTILE} did not find it. lite does not say {HOSTILE} on 75% of them either, and "
         "searching against lite found the same (cosine 0.93; both are confirmed)."
     )
     assert (
-        components.others(second, queries.against_others(run, "m2"))
+        sentences.others(second, queries.against_others(run, "m2"))
         == f"lite does not say {HOSTILE} on 50% of them either."
     )
-    assert components.others(third, queries.against_others(run, "m3")) == ""
+    assert sentences.others(third, queries.against_others(run, "m3")) == ""
 
 
 def test_of_an_image_that_two_searches_share_each_model_speaks_once(tmp_path: Path) -> None:
@@ -251,6 +254,23 @@ def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: s
         page.get_by_text("What other models make of these images: ").wait_for()
         assert page.title() == "audit"
         assert page.get_by_text(HOSTILE).count() >= 1
+        page.get_by_role("button", name="Keep").click()
+        page.get_by_text("Choose one of the verdicts first.").wait_for()
+        page.get_by_role("radio", name="bug").click()
+        page.get_by_label("Why").fill(HOSTILE)
+        page.get_by_label("Your name").fill("Ada")
+        page.get_by_role("button", name="Keep").click()
+        page.locator("span", has_text=re.compile("^bug$")).first.wait_for()
+        page.goto(f"{address}/modes?reviewed=bug")
+        page.get_by_role("link", name="Evidence").first.wait_for(timeout=60_000)
+        assert page.get_by_role("link", name="Evidence").count() == 1
+        page.get_by_text("for what is on sand").wait_for()
+        page.goto(f"{address}/modes?reviewed=not+reviewed")
+        page.get_by_text("for what is purple").wait_for(timeout=60_000)
+        assert page.get_by_role("link", name="Evidence").count() == 1
+        run.refresh()
+        kept = run.rows("select subject_id, verdict, note, reviewer from reviews")
+        assert kept == [{"subject_id": "m1", "verdict": "bug", "note": HOSTILE, "reviewer": "Ada"}]
         page.goto(f"{address}/mode?id=nothing")  # a deep link to what is not there
         page.get_by_text("No such failure mode").wait_for(timeout=60_000)
         page.goto(f"{address}/mode?id=m2")

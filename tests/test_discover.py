@@ -148,9 +148,11 @@ def test_the_planted_mode_is_confirmed_and_named(found: tuple[Run, list[dict[str
     assert first["evidence_rate"] > 0.5 > 0.05 > first["control_rate"]
     assert first["impact_low"] > 0.05
     sand = [load_scene(run, item_id).background for item_id in first["evidence"]]
-    assert set(sand) == {"sand"}
+    assert set(sand[:12]) == {"sand"}
+    assert sand.count("sand") > 0.9 * len(sand)
+    assert 12 < len(sand) <= first["evidence_images"]
     stored = run.rows("select image_id from images where kind = 'original'")
-    assert set(first["evidence"]) <= {row["image_id"] for row in stored}
+    assert set(first["evidence"][:12]) <= {row["image_id"] for row in stored}
 
 
 def load_scene(run: Run, item_id: str) -> Scene:

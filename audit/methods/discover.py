@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from audit import discovery as d
-from audit.classifiers import canonical
+from audit.class_names import canonical
 from audit.config import Frozen, Job, Phrases, Template, digest
 from audit.decode import decode
 from audit.errors import ConfigError
@@ -30,7 +30,9 @@ from audit.pictures import image_row
 from audit.results.schema import Rows
 
 NEEDS, ONCE = ("screen", "disagreement"), True
-VERSION = 4
+VERSION = 5
+
+MOST_EVIDENCE = 1000  # real images that a mode names; the pictures of the first `exemplars` are kept with the run
 
 VOCABULARY = (
     *(
@@ -63,7 +65,7 @@ class Options(Frozen):
     name_level: float = Field(0.05, gt=0, lt=1, description="p-value under which a group moved along its name")
     level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which evidence confirms")
     excess: float = Field(0.1, ge=0, le=1, description="least excess disagreement that confirms")
-    exemplars: int = Field(12, ge=1, description="exemplars and evidence images kept for a mode")
+    exemplars: int = Field(12, ge=1, description="exemplars, and pictures of real images, kept for a mode")
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     modes = _merged(found)
     kept = [group for group in groups if any(group.mode is mode for mode in modes)]
     measured = [*_holds_against(kept, context), *_alike(kept, context)]
-    return {"failure_modes": modes, "measurements": measured, "images": _evidence_images(modes, context)}
+    return {"failure_modes": modes, "measurements": measured, "images": _evidence_images(modes, options, context)}
 
 
 def _holds_against(groups: list[_Group], context: Context) -> list[dict[str, Any]]:
@@ -225,9 +227,9 @@ def _measured(
     return {**row, "value": value, "unit": unit, "reason": reason}
 
 
-def _evidence_images(modes: list[dict[str, Any]], context: Context) -> list[dict[str, Any]]:
-    """The real images that modes name as evidence, so that a report needs nothing but the run."""
-    wanted = sorted({item_id for mode in modes for item_id in mode.get("evidence", [])})
+def _evidence_images(modes: list[dict[str, Any]], options: Options, context: Context) -> list[dict[str, Any]]:
+    """The first real images that modes name as evidence, so that a report needs nothing but the run."""
+    wanted = sorted({item_id for mode in modes for item_id in mode.get("evidence", [])[: options.exemplars]})
     rows = context.run.rows(
         "select item_id, any_value(uri) as uri from items where role = 'pool' and item_id in "
         "(select unnest(?)) group by item_id order by item_id",
@@ -415,7 +417,7 @@ def _evidence(
         "evidence_images": facts.images,
         "control_images": facts.control_images,
         "p_value": facts.p_value,
-        "evidence": [pool.ids[i] for i in facts.found[: options.exemplars]],
+        "evidence": [pool.ids[i] for i in facts.found[:MOST_EVIDENCE]],
     }
     if len(facts.found) < 2 or len(facts.control) < 2:
         return columns
@@ -444,7 +446,7 @@ def _baseline(claim: _Claim, names: _Pool, tests: _Pool, options: Options) -> li
         chosen = members[group]
         mode = _named(claim, names.along[chosen], names.along[~disagrees], options)
         order = chosen[d.typical_first(names.embeddings[chosen])]
-        mode |= {"support": len(chosen), "evidence": [names.ids[i] for i in order[: options.exemplars]]}
+        mode |= {"support": len(chosen), "evidence": [names.ids[i] for i in order[:MOST_EVIDENCE]]}
         concept = options.vocabulary.index(mode["concept"])
         shows = tests.along[:, concept] >= np.quantile(names.along[chosen, concept], 0.25)
         inside, outside = tested[shows], tested[~shows]

@@ -215,7 +215,10 @@ TABLES: dict[str, pa.Schema] = {
             "impact_low": (_F, "lower end of its 95 % interval"),
             "impact_high": (_F, "upper end of its 95 % interval"),
             "exemplars": (pa.list_(_S), "explanation ids, most typical first"),
-            "evidence": (pa.list_(_S), "item ids of real images that confirm it, nearest first"),
+            "evidence": (
+                pa.list_(_S),
+                "item ids of real images that confirm it, nearest first; pictures of the first are kept",
+            ),
         },
     ),
     "neurons": _table(
@@ -260,7 +263,7 @@ TABLES: dict[str, pa.Schema] = {
     "reviews": _table(
         "a person's verdict",
         {
-            "subject_id": (_S, "failure mode or explanation"),
+            "subject_id": (_S, "failure mode, explanation or neuron"),
             "verdict": (_S, "bug, expected, needs review, not a failure"),
             "note": (_S, "free text"),
             "reviewer": (_S, "who"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,12 @@ from audit.locations import Location, filesystem, key_of, located
 from audit.results.schema import TABLES
 from audit.results.store import Commit, File, Store
 from audit.results.views import VIEWS
+from audit.sentences import claim
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# As `audit.classifiers.canonical`: 'Water_Bottle' and 'water bottle' are one class.
+# As `audit.class_names.canonical`: 'Water_Bottle' and 'water bottle' are one class.
 _CANONICAL = r"create macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
 
 
@@ -149,6 +152,20 @@ class Run:
         except duckdb.Error as error:
             raise StoreError(f"the query failed: {error}") from error
 
+    def write(self, query: str, path: Path) -> None:
+        """The result of a query as a file, '.parquet' or '.csv' by its name, however large."""
+        cursor = self._cursor()
+        try:
+            relation = cursor.sql(query)
+            if path.suffix == ".csv":
+                relation.write_csv(str(path), header=True)
+            else:
+                relation.write_parquet(str(path), compression="zstd")
+        except (duckdb.ProgrammingError, duckdb.DataError) as error:
+            raise ConfigError(f"the query failed: {error}") from error
+        except duckdb.Error as error:
+            raise StoreError(f"the query failed: {error}") from error
+
     def rows(self, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
         """The result of a query as a list of dictionaries."""
         return self.sql(query, parameters).to_pylist()
@@ -172,12 +189,35 @@ class Run:
             [[table] if table else [*TABLES, *VIEWS], [*TABLES, *VIEWS]],
         )
 
-    def failure_modes(self) -> list[dict[str, Any]]:
+    def failure_modes(self) -> FailureModes:
         """The discovered failure modes of the generative search, confirmed ones first, by impact."""
-        return self.rows(
+        rows = self.rows(
             "select * from failure_modes where source = 'search' "
             "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id"
         )
+        return FailureModes(self, rows)
+
+
+class FailureModes(list[dict[str, Any]]):
+    """Rows of `failure_modes`. In a notebook they are shown with their pictures."""
+
+    def __init__(self, run: Run, rows: Iterable[dict[str, Any]]) -> None:
+        super().__init__(rows)
+        self._run = run
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from audit.exporters.html import fragment
+
+        return fragment(self._run, self)
+
+    def show(self) -> None:
+        """Show them with their pictures where a notebook is, else print a line each."""
+        if "IPython" in sys.modules:
+            importlib.import_module("IPython.display").display(self)
+        else:
+            for mode in self:
+                print(f"{mode['verdict']}: {claim(mode)}")  # noqa: T201 - what was asked for
 
 
 def open_run(path: str | Path) -> Run:

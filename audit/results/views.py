@@ -1,5 +1,5 @@
 """Views that answer common questions: on the data set under audit, how often is each model right, what does it say
-instead, and where do two models differ?"""
+instead, and where do two models differ? What is the last word of people on a finding?"""
 
 from __future__ import annotations
 
@@ -58,5 +58,19 @@ VIEWS = {
         "avg((canonical(a.predicted) <> canonical(b.predicted))::int) as disagreement "
         "from predictions a join predictions b using (item_id, role) where role = 'data' and a.model_id <> b.model_id "
         "and a.status = 'ok' and b.status = 'ok' group by a.model_id, b.model_id, a.predicted",
+    ),
+    "verdicts": View(
+        "the last review of each finding",
+        {
+            "subject_id": "failure mode, explanation or neuron",
+            "verdict": "bug, expected, needs review, not a failure",
+            "note": "free text",
+            "reviewer": "who",
+            "reviewed_at": "when",
+            "reviews": "how many there are of it",
+        },
+        "select subject_id, verdict, note, reviewer, reviewed_at, count(*) over (partition by subject_id) as reviews "
+        "from reviews qualify row_number() over "
+        "(partition by subject_id order by reviewed_at desc, reviewer, verdict, note) = 1",
     ),
 }

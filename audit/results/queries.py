@@ -9,6 +9,8 @@ from audit.results.sql import Run
 
 Row = dict[str, Any]
 
+NOT_REVIEWED = "not reviewed"
+
 
 def header(run: Run) -> Row:
     """Name, time and sizes of the run."""
@@ -46,13 +48,28 @@ def models(run: Run) -> list[Row]:
     )
 
 
-def modes(run: Run, verdicts: list[str] | None = None) -> list[Row]:
-    """Failure modes of the search, confirmed first, by impact."""
-    return [mode for mode in run.failure_modes() if verdicts is None or mode["verdict"] in verdicts]
+def modes(run: Run, verdicts: list[str] | None = None, reviewed: list[str] | None = None) -> list[Row]:
+    """Failure modes of the search, confirmed first, by impact.
+
+    `verdicts`: of the audit; `reviewed`: a person's last one, or `NOT_REVIEWED`; none of either: whatever it is.
+    """
+    said = {row["subject_id"]: row["verdict"] for row in run.rows("select subject_id, verdict from verdicts")}
+    return [
+        mode
+        for mode in run.failure_modes()
+        if (verdicts is None or mode["verdict"] in verdicts)
+        and (not reviewed or said.get(mode["failure_mode_id"], NOT_REVIEWED) in reviewed)
+    ]
 
 
 def mode(run: Run, failure_mode_id: str) -> Row | None:
     rows = run.rows("select * from failure_modes where failure_mode_id = ?", [failure_mode_id])
+    return rows[0] if rows else None
+
+
+def verdict(run: Run, subject_id: str) -> Row | None:
+    """The last review of a finding."""
+    rows = run.rows("select * from verdicts where subject_id = ?", [subject_id])
     return rows[0] if rows else None
 
 
@@ -89,6 +106,13 @@ def said(run: Run, image_ids: list[str]) -> dict[str, list[Row]]:
     for row in rows:
         by_image.setdefault(row["item_id"], []).append(row)
     return by_image
+
+
+def kept(run: Run, image_ids: list[str], most: int) -> list[str]:
+    """The first of these images that the run holds, in their order."""
+    rows = run.rows("select distinct image_id from images where image_id in (select unnest(?))", [image_ids])
+    there = {row["image_id"] for row in rows}
+    return [image_id for image_id in image_ids if image_id in there][:most]
 
 
 def traces(run: Run, ids: list[str]) -> list[Row]:

@@ -1,0 +1,227 @@
+"""What changed between two audits, or between two models of one: failure modes new, fixed and unchanged, and accuracy.
+
+Real images decide before names do: a mode that one run confirmed is there in the other as well if it is confirmed
+there, or if the other's model says the mode's class on half of the images that are its evidence; and it is gone if
+the model does so on a quarter of them at most. A search that found nothing is no proof that there is nothing, so
+without such images the answer is `unclear`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import duckdb
+from scipy import stats
+
+from audit.class_names import canonical
+from audit.errors import ConfigError
+from audit.results.sql import Run
+
+Row = dict[str, Any]
+Status = Literal["new", "fixed", "unchanged", "unclear"]
+
+THERE, GONE = 0.5, 0.25  # share of a mode's evidence on which the other model says its class
+FEWEST = 3  # images that can tell
+SHARED = 0.5  # of the evidence of the smaller one, with which modes of two names are one
+
+
+@dataclass(frozen=True)
+class Change:
+    """A failure mode that at least one of the runs confirmed.
+
+    before, after: its rows of `failure_modes`, None where a run has none of it. Of `images` that are its evidence in
+    the run that confirmed it, and that the other one screened, the other's model says the class on `says`; both None
+    where both confirmed it. `reason`: what the status rests on.
+    """
+
+    status: Status
+    model_id: str
+    class_name: str
+    name: str
+    before: Row | None
+    after: Row | None
+    images: int | None
+    says: int | None
+    reason: str
+
+    @property
+    def shown(self) -> Row:
+        """The row that is confirmed; of two, the later one."""
+        row = self.after if _confirmed(self.after) else self.before
+        assert row is not None
+        return row
+
+    @property
+    def ids(self) -> list[str]:
+        """Of its rows."""
+        return [row["failure_mode_id"] for row in (self.before, self.after) if row is not None]
+
+    def as_dict(self) -> Row:
+        """Plain values for JSON."""
+        told: Row = {key: getattr(self, key) for key in ("status", "model_id", "class_name", "name")}
+        for side, row in (("before", self.before), ("after", self.after)):
+            told |= {f"{side}_{key}": row and row[key] for key in ("failure_mode_id", "verdict", "impact")}
+        return {**told, "images": self.images, "says": self.says, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A model on the labelled images that both runs have: share right before and after, in [0, 1]; `fixed` were wrong
+    and are right, `broken` the other way round; `p_value`: McNemar's exact test, two-sided, that both are as likely."""
+
+    model_id: str
+    images: int
+    before: float
+    after: float
+    fixed: int
+    broken: int
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`changes`: new ones first, then unclear, unchanged and fixed ones, each by impact."""
+
+    changes: tuple[Change, ...]
+    accuracy: tuple[Accuracy, ...]
+
+    def as_dict(self) -> Row:
+        """Plain values for JSON."""
+        return {
+            "failure_modes": [change.as_dict() for change in self.changes],
+            "accuracy": [accuracy.__dict__ for accuracy in self.accuracy],
+        }
+
+
+def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) -> Comparison:
+    """Compare two runs, which may be one and the same.
+
+    models: what a model of `before` is called in `after`, where it is called otherwise. Only models that both runs have
+    are compared. Raises ConfigError for a model that its run does not have, and where none are left.
+    """
+    pairs = _pairs(_models(before), _models(after), models or {}, before.location == after.location)
+    changes: list[Change] = []
+    for old_id, new_id in pairs.items():
+        old = [mode for mode in before.failure_modes() if mode["model_id"] == old_id]
+        new = [mode for mode in after.failure_modes() if mode["model_id"] == new_id]
+        twins = twins_of(old, new)
+        for i, mode in enumerate(old):
+            twin = new[twins[i]] if i in twins else None
+            if "confirmed" in (mode["verdict"], twin and twin["verdict"]):
+                changes.append(_change(mode, twin, before, after, old_id, new_id))
+        alone = (mode for j, mode in enumerate(new) if j not in twins.values() and mode["verdict"] == "confirmed")
+        changes += (_change(None, mode, before, after, old_id, new_id) for mode in alone)
+    changes.sort(key=lambda change: (_ORDER.index(change.status), -_impact(change), change.class_name, change.name))
+    return Comparison(tuple(changes), tuple(_accuracy(before, after, *pair) for pair in pairs.items()))
+
+
+_ORDER = ("new", "unclear", "unchanged", "fixed")
+
+
+def twins_of(first: list[Row], second: list[Row]) -> dict[int, int]:
+    """Which modes are the same in two lists, by their places: of one class, and of one concept or, where they are named
+    otherwise, with half of the evidence in common. Each is the twin of one at most."""
+    found: dict[int, int] = {}
+    for same in (_same_concept, _same_evidence):
+        for i, a in enumerate(first):
+            for j, b in enumerate(second):
+                if i in found or j in found.values() or canonical(a["class_name"]) != canonical(b["class_name"]):
+                    continue
+                if same(a, b):
+                    found[i] = j
+    return found
+
+
+def _same_concept(a: Row, b: Row) -> bool:
+    return bool(a["concept"] == b["concept"])
+
+
+def _same_evidence(a: Row, b: Row) -> bool:
+    one, other = set(a["evidence"] or ()), set(b["evidence"] or ())
+    smaller = min(len(one), len(other))
+    return smaller >= FEWEST and len(one & other) >= SHARED * smaller
+
+
+def _models(run: Run) -> list[str]:
+    return list(json.loads(run.store.read("job.json") or b"{}")["job"]["models"])
+
+
+def _pairs(old: list[str], new: list[str], models: Mapping[str, str], one_run: bool) -> dict[str, str]:
+    """The models to compare: those that are asked for, else those of one name in both runs."""
+    for model_id, side, there in (
+        *((model_id, "the first run", old) for model_id in models),
+        *((model_id, "the second run", new) for model_id in models.values()),
+    ):
+        if model_id not in there:
+            raise ConfigError(f"{side} has no model {model_id!r}; it has: {', '.join(there)}")
+    if models:
+        return dict(models)
+    if one_run:
+        raise ConfigError(f"within one run, name the two models to compare; it has: {', '.join(old)}")
+    both = {model_id: model_id for model_id in old if model_id in new}
+    if not both:
+        raise ConfigError(
+            f"the runs have no model of one name (first: {', '.join(old)}; second: {', '.join(new)}); say which is "
+            "which"
+        )
+    return both
+
+
+def _impact(change: Change) -> float:
+    return max((row["impact"] or 0.0) for row in (change.before, change.after) if row is not None)
+
+
+def _change(old: Row | None, new: Row | None, before: Run, after: Run, old_id: str, new_id: str) -> Change:
+    """At least one of the two modes is confirmed."""
+    was, is_ = _confirmed(old), _confirmed(new)
+    shown = new if is_ else old
+    assert shown is not None
+    told = new_id, shown["class_name"], shown["name"], old, new
+    if was and is_:
+        return Change("unchanged", *told, None, None, "both runs confirmed it")
+    images, says = _says(after, new_id, shown) if was else _says(before, old_id, shown)
+    model, when = (new_id, "now") if was else (old_id, "before")
+    if images < FEWEST:
+        why = f"the {'second' if was else 'first'} run did not confirm it, and has screened {images} of its real images"
+        return Change("unclear", *told, images, says, why)
+    why = f"{model} says {shown['class_name']} on {says} of {images} of its real images {when}"
+    if says >= THERE * images:
+        return Change("unchanged", *told, images, says, why)
+    if says <= GONE * images:
+        return Change("fixed" if was else "new", *told, images, says, why)
+    return Change("unclear", *told, images, says, why)
+
+
+def _confirmed(mode: Row | None) -> bool:
+    return mode is not None and mode["verdict"] == "confirmed"
+
+
+def _says(run: Run, model_id: str, mode: Row) -> tuple[int, int]:
+    """Of a mode's evidence images: how many a run has screened with a model, and on how many that says the class."""
+    rows = run.rows(
+        "select count(*) as images, count(*) filter (canonical(predicted) = canonical(?)) as says from predictions "
+        "where role = 'pool' and status = 'ok' and model_id = ? and item_id in (select unnest(?))",
+        [mode["class_name"], model_id, mode["evidence"] or []],
+    )
+    return rows[0]["images"], rows[0]["says"]
+
+
+def _accuracy(before: Run, after: Run, old_id: str, new_id: str) -> Accuracy:
+    query = (
+        "select item_id, label, any_value(correct) as correct from predictions "
+        "where role = 'data' and correct is not null and model_id = ? group by item_id, label"
+    )
+    old, new = before.sql(query, [old_id]), after.sql(query, [new_id])
+    with duckdb.connect() as connection:
+        connection.register("old", old)
+        connection.register("new", new)
+        images, was, is_, fixed, broken = connection.execute(
+            "select count(*), coalesce(avg(old.correct::int), 0), coalesce(avg(new.correct::int), 0), "
+            "count(*) filter (new.correct and not old.correct), count(*) filter (old.correct and not new.correct) "
+            "from old join new using (item_id, label)"
+        ).fetchall()[0]
+    p_value = float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+    return Accuracy(new_id, images, was, is_, fixed, broken, p_value)

@@ -1,0 +1,190 @@
+"""Rules that a run has to keep before a model ships: on the number of failure modes, and on any number of SQL.
+
+A gate never passes for want of knowledge: a rule about failure modes needs a run that looked for them, a rule about new
+ones needs the run of before, and a query that gives no number fails.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from xml.etree import ElementTree
+
+from pydantic import Field, model_validator
+
+from audit.comparison import Status, compare
+from audit.config import AnyPlace, Frozen, Names, checked, parse_yaml
+from audit.errors import ConfigError
+from audit.results.sql import Run
+from audit.sentences import claim
+
+Row = dict[str, Any]
+
+
+class Modes(Frozen):
+    """Which failure modes a rule counts."""
+
+    model: str | None = Field(None, description="of this model; default: of all")
+    classes: Names | None = Field(None, description="of these classes; default: of all")
+    verdict: Literal["confirmed", "hypothesis", "any"] = Field("confirmed", description="of the audit")
+    status: Annotated[tuple[Status, ...], Field(strict=False)] | None = Field(
+        None,
+        description="against the baseline: new, unclear, unchanged, fixed; needs one, and counts what is confirmed",
+    )
+    least_impact: float = Field(0.0, ge=0, le=1, description="of at least this impact")
+    unless: Annotated[tuple[Literal["bug", "expected", "needs review", "not a failure"], ...], Field(strict=False)] = (
+        Field(("expected", "not a failure"), description="not those that a person's last verdict calls so")
+    )
+
+    @model_validator(mode="after")
+    def _confirmed(self) -> Modes:
+        if self.status is not None and self.verdict != "confirmed":
+            raise ValueError("a status tells of confirmed failure modes: leave out 'verdict'")
+        return self
+
+
+class Rule(Frozen):
+    """A number, and what it may be."""
+
+    name: str = Field(min_length=1)
+    failure_modes: Modes | None = Field(None, description="the number of these failure modes")
+    sql: str | None = Field(None, description="a query over the run's tables that gives one number")
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Rule:
+        if (self.failure_modes is None) == (self.sql is None):
+            raise ValueError("a rule has either 'failure_modes' or 'sql'")
+        if self.at_most is None and self.at_least is None:
+            raise ValueError("a rule has 'at_most', 'at_least' or both")
+        return self
+
+
+class Rules(Frozen):
+    """A rules file."""
+
+    version: Literal[1]
+    baseline: AnyPlace | None = Field(None, description="run of before, that a status is told against")
+    models: dict[str, str] = Field({}, description="what a model of the baseline is called in the run, where otherwise")
+    rules: Annotated[tuple[Rule, ...], Field(strict=False, min_length=1)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a rule. `value`: the number, None where there was none; `modes`: what was counted, in words."""
+
+    name: str
+    passed: bool
+    value: float | None
+    message: str
+    modes: tuple[str, ...] = ()
+
+    def as_dict(self) -> Row:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def load_rules(path: Path) -> Rules:
+    """Read and check a rules file; its relative paths are relative to it. Raises ConfigError."""
+    try:
+        raw = parse_yaml(path.read_text("utf-8"), "rules file")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read the rules file {path}: {why}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"a rules file is a mapping with 'version' and 'rules', found {type(raw).__name__}")
+    return checked(Rules, raw, "rules file", {"folder": path.parent.resolve()})
+
+
+def check(rules: Rules, run: Run, baseline: Run | None) -> list[Outcome]:
+    """Hold a finished run against rules, one outcome each, in their order.
+
+    Raises ConfigError where a rule asks for a status without a baseline, where the run looked for no failure modes, and
+    where a query is wrong.
+    """
+    return [_counted(rule, rules, run, baseline) if rule.failure_modes else _asked(rule, run) for rule in rules.rules]
+
+
+def _asked(rule: Rule, run: Run) -> Outcome:
+    table = run.sql(rule.sql or "")
+    if table.num_columns != 1 or table.num_rows != 1:
+        raise ConfigError(
+            f"rule {rule.name!r}: its query gives {table.num_rows} rows of {table.num_columns} columns, not one number"
+        )
+    value = table.column(0)[0].as_py()
+    if isinstance(value, bool) or not (value is None or hasattr(value, "__float__")):
+        raise ConfigError(f"rule {rule.name!r}: its query gives {value!r}, not a number")
+    return _outcome(rule, None if value is None else float(value))
+
+
+def _outcome(rule: Rule, value: float | None, modes: tuple[str, ...] = ()) -> Outcome:
+    bounds = {"at least": rule.at_least, "at most": rule.at_most}
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+    if value is None or not math.isfinite(value):
+        return Outcome(rule.name, False, None, f"no number; {wanted} is wanted", modes)
+    passed = (rule.at_least is None or value >= rule.at_least) and (rule.at_most is None or value <= rule.at_most)
+    return Outcome(rule.name, passed, value, f"{value:g}; {wanted} is wanted", modes)
+
+
+def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcome:
+    wanted = rule.failure_modes
+    assert wanted is not None
+    if not run.rows("select 1 from units where stage like '%-discover' and status = 'ok' limit 1"):
+        raise ConfigError(
+            f"rule {rule.name!r}: {run.location} looked for no failure modes: its job has no stage 'discover'"
+        )
+    excused = _reviewed(run, wanted.unless) | (_reviewed(baseline, wanted.unless) if baseline is not None else set())
+    if wanted.status is None:
+        modes = [mode for mode in run.failure_modes() if wanted.verdict in ("any", mode["verdict"])]
+        words = [_words(m) for m in modes if _counts(m, wanted) and m["failure_mode_id"] not in excused]
+    elif baseline is None:
+        raise ConfigError(f"rule {rule.name!r} needs the run of before; name it with --baseline, or in the rules file")
+    else:
+        changes = [change for change in compare(baseline, run, rules.models).changes if change.status in wanted.status]
+        words = [
+            f"{_words(change.shown)} ({change.status}: {change.reason})"
+            for change in changes
+            if _counts(change.shown, wanted) and excused.isdisjoint(change.ids)
+        ]
+    return _outcome(rule, float(len(words)), tuple(words))
+
+
+def _counts(mode: Row, wanted: Modes) -> bool:
+    return (
+        wanted.model in (None, mode["model_id"])
+        and (wanted.classes is None or mode["class_name"] in wanted.classes)
+        and (mode["impact"] or 0.0) >= wanted.least_impact
+    )
+
+
+def _reviewed(run: Run, verdicts: tuple[str, ...]) -> set[str]:
+    rows = run.rows("select subject_id from verdicts where verdict in (select unnest(?))", [list(verdicts)])
+    return {row["subject_id"] for row in rows}
+
+
+def _words(mode: Row) -> str:
+    impact = "" if mode["impact"] is None else f", impact {mode['impact']:.2%}"
+    return f"{claim(mode)}{impact}"
+
+
+def junit(outcomes: list[Outcome], name: str) -> bytes:
+    """The outcomes as JUnit XML, a test case a rule."""
+    failures = sum(not outcome.passed for outcome in outcomes)
+    counts: Mapping[str, str] = {"tests": str(len(outcomes)), "failures": str(failures), "errors": "0"}
+    suite = ElementTree.Element("testsuite", {"name": _printable(f"audit gate: {name}"), **counts})
+    for outcome in outcomes:
+        case = ElementTree.SubElement(suite, "testcase", {"classname": "audit.gate", "name": _printable(outcome.name)})
+        if not outcome.passed:
+            failure = ElementTree.SubElement(case, "failure", {"message": _printable(outcome.message)})
+            failure.text = _printable("\n".join(outcome.modes))
+    return bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+
+
+def _printable(text: str) -> str:
+    """Without characters that XML 1.0 cannot hold."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

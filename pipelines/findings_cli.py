@@ -1,0 +1,194 @@
+"""Commands on what was found: people's verdicts, comparison with another run, whether a model may ship, exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from audit.errors import ConfigError
+from audit.locations import located, name_of
+from pipelines.terminal import AsJson, RunFolder, err, exit_codes, for_json, out, print_json, shown
+
+if TYPE_CHECKING:
+    from audit.comparison import Accuracy, Change
+    from audit.results.sql import Run
+
+Renamed = Annotated[
+    Optional[list[str]],
+    typer.Option("--model", metavar="OLD=NEW", help="What a model of the first run is called in the second; repeat it"),
+]
+
+
+def review(
+    run: RunFolder,
+    subject: Annotated[str, typer.Argument(help="failure_mode_id, explanation_id or neuron_id")],
+    verdict: Annotated[str, typer.Argument(help="bug, expected, 'needs review' or 'not a failure'")],
+    note: Annotated[str, typer.Option(help="Why")] = "",
+    reviewer: Annotated[Optional[str], typer.Option(help="Who says so; default: the name of the account")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what you think of a finding. Earlier verdicts stay; the last one counts."""
+    from audit.results.sql import Run
+    from audit.reviews import review
+
+    with exit_codes():
+        row = review(Run(located(run)), subject, verdict, note, reviewer)
+        if as_json:
+            print_json({**row, "reviewed_at": row["reviewed_at"].isoformat()})
+        else:
+            out.print(f"{row['reviewer']} calls {subject}: {verdict}", markup=False, highlight=False)
+
+
+def compare(
+    before: Annotated[str, typer.Argument(help="The run of before", metavar="BEFORE")],
+    after: Annotated[str, typer.Argument(help="The run of now; may be the same one", metavar="AFTER")],
+    model: Renamed = None,
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two runs, or two models of one: failure modes new, fixed and unchanged, and accuracy."""
+    from audit.comparison import compare
+    from audit.results.sql import Run
+
+    with exit_codes():
+        first, second = Run(located(before)), Run(located(after))
+        for side in (first, second):
+            _is_finished(side)
+        found = compare(first, second, _renamed(model))
+        if as_json:
+            print_json(found.as_dict())
+            return
+        if found.changes:
+            out.print(_table("failure modes", [_cells(change) for change in found.changes]))
+        else:
+            out.print("neither run has confirmed a failure mode of these models")
+        out.print(_table("on the labelled images that both runs have", [_accuracy(one) for one in found.accuracy]))
+
+
+def gate(
+    run: RunFolder,
+    rules: Annotated[Path, typer.Option(help="Rules in YAML, such as examples/ci/gate.yaml")],
+    baseline: Annotated[Optional[str], typer.Option(help="The run of before; default: what the rules name")] = None,
+    junit: Annotated[Optional[Path], typer.Option(help="File for the outcome as JUnit XML")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a finished run against rules. Exits with 1 where it breaks one."""
+    from audit import gate as gates
+    from audit.results.sql import Run
+
+    with exit_codes():
+        read = gates.load_rules(rules)
+        opened, before = Run(located(run)), located(baseline) if baseline else read.baseline
+        against = None if before is None else Run(before)
+        for side in (opened, against):
+            if side is not None:
+                _is_finished(side)
+        outcomes = gates.check(read, opened, against)
+        if junit is not None:
+            junit.write_bytes(gates.junit(outcomes, shown(opened.location)))
+        passed = all(outcome.passed for outcome in outcomes)
+        if as_json:
+            print_json({"passed": passed, "rules": [outcome.as_dict() for outcome in outcomes]})
+        else:
+            for outcome in outcomes:
+                mark = "[green]passed[/green]" if outcome.passed else "[red]failed[/red]"
+                out.print(f"{mark}  {escape(outcome.name)}: {escape(outcome.message)}", highlight=False)
+                for mode in () if outcome.passed else outcome.modes:
+                    out.print(f"          {escape(mode)}", highlight=False)
+        raise typer.Exit(0 if passed else 1)
+
+
+def export(
+    run: RunFolder,
+    to: Annotated[Literal["html", "parquet", "csv", "notebook"], typer.Option(help="What to write")],
+    output: Annotated[Optional[Path], typer.Option(help="Where to; default: by the run's name, in this folder")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a run's results out: a report in one file that opens offline, its tables, or a notebook."""
+    from audit import exporters, registry
+    from audit.results.sql import Run
+
+    with exit_codes():
+        opened = Run(located(run))
+        suffix = registry.plugin("exporters", to).SUFFIX
+        target = output or Path(f"{name_of(opened.location)}{suffix or f'-{to}'}")
+        exporters.export(opened, to, target)
+        size = sum(file.stat().st_size for file in ([target] if target.is_file() else target.iterdir()))
+        if as_json:
+            print_json({"written": str(target.resolve()), "bytes": size})
+        else:
+            out.print(f"wrote {target}, {size / 1e6:.1f} MB", highlight=False)
+
+
+def slice_(
+    run: RunFolder,
+    mode: Annotated[str, typer.Argument(help="A failure_mode_id", metavar="MODE")],
+    folder: Annotated[Path, typer.Argument(help="New folder to write the images to", metavar="FOLDER")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the real images of a failure mode as a data set of their own, to label, to train or to test with."""
+    from audit.results.sql import Run
+    from audit.slices import write_slice
+
+    with exit_codes():
+        with for_json(as_json):
+            written = write_slice(Run(located(run)), mode, folder)
+        if as_json:
+            print_json({"folder": str(folder.resolve()), "images": written.images, "gone": written.gone})
+            return
+        out.print(f"wrote {written.images} images and metadata.csv to {folder}", highlight=False)
+        if written.gone:
+            err.print(f"{written.gone} more are gone from their data set, or are others now")
+
+
+def _is_finished(run: Run) -> None:
+    """Raises ConfigError for a run with work left: what it did not look for, it could not find."""
+    from pipelines.status import stages_of
+
+    for stage in stages_of(run):
+        if stage["units"] is None or stage["done"] < stage["units"]:
+            raise ConfigError(
+                f"{run.location} is not finished: stage {stage['stage']} has done {stage['done']} of "
+                f"{stage['units'] or 'its'} units; 'audit run' with its job file goes on"
+            )
+
+
+def _renamed(given: list[str] | None) -> dict[str, str]:
+    """Of 'old=new', each."""
+    renamed: dict[str, str] = {}
+    for text in given or []:
+        old, equals, new = text.partition("=")
+        if not (old and equals and new):
+            raise ConfigError(f"--model {text!r} is not OLD=NEW, such as --model v1=v2")
+        renamed[old] = new
+    return renamed
+
+
+def _cells(change: Change) -> dict[str, str]:
+    impacts = ["-" if row is None else f"{row['impact'] or 0:.1%}" for row in (change.before, change.after)]
+    names = {"": change.status, "model": change.model_id, "says": change.class_name, "when the image is": change.name}
+    return {**names, "impact before, after": ", ".join(impacts), "because": change.reason}
+
+
+def _accuracy(one: Accuracy) -> dict[str, str]:
+    shares = {"model": one.model_id, "images": f"{one.images:,}", "before": f"{one.before:.2%}"}
+    counts = {"after": f"{one.after:.2%}", "fixed": str(one.fixed), "broken": str(one.broken)}
+    return {**shares, **counts, "p": f"{one.p_value:.1g}"}
+
+
+def _table(title: str, rows: list[dict[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
+    return table
+
+
+def register(app: typer.Typer) -> None:
+    for command in (review, compare, gate, export):
+        app.command()(command)
+    app.command("slice")(slice_)

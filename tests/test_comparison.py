@@ -1,0 +1,141 @@
+"""What changed between two runs made by hand: each status by real images, by names, and where nothing can be told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from audit.comparison import Comparison, compare, twins_of
+from audit.errors import ConfigError
+from audit.results.sql import Run
+from pipelines.cli import app
+from tests.audited import audited, mode, said
+
+
+def on(letters: str, crabs: int) -> dict[str, str]:
+    """Of these images, the first so many are called a crab, the others a boat."""
+    return {letter: "Crab" if i < crabs else "boat" for i, letter in enumerate(letters)}
+
+
+def changed(found: Comparison) -> list[tuple[str, str, int | None, int | None]]:
+    return [(c.status, c.name, c.images, c.says) for c in found.changes]
+
+
+@pytest.mark.parametrize(
+    ("crabs", "status"), [(0, "fixed"), (2, "fixed"), (3, "unclear"), (4, "unchanged"), (8, "unchanged")]
+)
+def test_real_images_tell_what_became_of_a_mode_that_is_not_confirmed_again(
+    tmp_path: Path, crabs: int, status: str
+) -> None:
+    """Of eight images, up to a quarter is gone, from a half on is there."""
+    modes = [mode("crab", "on sand", evidence="abcdefgh")]
+    before = audited(tmp_path / "a", modes, [])
+    after = audited(tmp_path / "b", [], said("pool", "v", on("abcdefgh", crabs)))
+    assert changed(compare(before, after)) == [(status, "on sand", 8, crabs)]
+    assert changed(compare(after, before)) == [({"fixed": "new"}.get(status, status), "on sand", 8, crabs)]
+
+
+def test_what_both_confirm_is_unchanged_and_what_neither_confirms_is_no_change(tmp_path: Path) -> None:
+    both = mode("crab", "on sand", evidence="abc")
+    guess = mode("crab", "red", "hypothesis")
+    before = audited(tmp_path / "a", [both, guess], said("pool", "v", on("abc", 0)))
+    after = audited(tmp_path / "b", [both, guess], said("pool", "v", on("abc", 0)))
+    assert changed(compare(before, after)) == [("unchanged", "on sand", None, None)]
+
+
+def test_without_real_images_nobody_can_tell(tmp_path: Path) -> None:
+    before = audited(tmp_path / "a", [mode("crab", "on sand", evidence="abc")], [])
+    after = audited(tmp_path / "b", [mode("crab", "on sand", "hypothesis")], said("pool", "v", on("ab", 0)))
+    found = compare(before, after)
+    assert changed(found) == [("unclear", "on sand", 2, 0)]
+    assert found.changes[0].reason == "the second run did not confirm it, and has screened 2 of its real images"
+    assert found.changes[0].ids == ["crab on sand", "crab on sand"]  # the hypothesis is its other side
+
+
+def test_other_answers_than_the_model_s_own_count_for_nothing(tmp_path: Path) -> None:
+    """Images of the data set, of another model, and without an answer."""
+    before = audited(tmp_path / "a", [mode("crab", "on sand", evidence="abcd")], [])
+    failed = [{**row, "status": "failed", "predicted": None} for row in said("pool", "v", on("d", 1))]
+    others = [*said("data", "v", on("abc", 3)), *said("pool", "reference", on("abc", 3)), *failed]
+    after = audited(tmp_path / "b", [], [*said("pool", "v", on("abc", 0)), *others])
+    assert changed(compare(before, after)) == [("fixed", "on sand", 3, 0)]
+
+
+def test_modes_are_the_same_by_concept_or_by_half_of_their_evidence() -> None:
+    first = [mode("crab", "on sand", evidence="abcd"), mode("crab", "red", evidence="efgh"), mode("boat", "red")]
+    second = [
+        mode("Crab", "yellow", evidence="abxy"),  # half of the first one's images
+        mode("crab", "on sand", evidence="lmno"),  # its name: goes first
+        mode("crab", "blue", evidence="efxyz"),  # half of the smaller one's
+        mode("fish", "red"),  # another class
+    ]
+    assert twins_of(first, second) == {0: 1, 1: 2}
+    assert twins_of(first[:1], second[:1]) == {0: 0}
+    assert twins_of(first[:1], [mode("crab", "yellow", evidence="axyz")]) == {}
+    assert twins_of(first[:1], [mode("crab", "yellow", evidence="ab")]) == {}  # two images say nothing
+    assert twins_of(first[:2], [second[1]] * 2) == {0: 0}  # no two for one
+
+
+def test_new_ones_come_first_then_by_impact(tmp_path: Path) -> None:
+    before = audited(
+        tmp_path / "a",
+        [mode("crab", "fixed", evidence="abc"), mode("crab", "small", impact=0.1), mode("crab", "large", impact=0.3)],
+        said("pool", "v", on("xyz", 0)),
+    )
+    after = audited(
+        tmp_path / "b",
+        [mode("crab", "added", evidence="xyz", impact=None), mode("crab", "small"), mode("crab", "large")],
+        said("pool", "v", on("abc", 0)),
+    )
+    found = compare(before, after)
+    assert [c.name for c in found.changes] == ["added", "large", "small", "fixed"]
+
+
+def test_accuracy_on_the_images_that_both_have(tmp_path: Path) -> None:
+    old = said("data", "v", {"a": "cat", "b": "dog", "c": "dog", "d": "dog", "e": "cat"}, "cat")
+    new = said("data", "v", {"a": "dog", "b": "cat", "c": "cat", "d": "cat", "f": "cat"}, "cat")
+    twice = [*old, *old[:1]]  # an image that is there twice counts once
+    one = compare(audited(tmp_path / "a", [], twice), audited(tmp_path / "b", [], new)).accuracy[0]
+    assert (one.model_id, one.images, one.before, one.after, one.fixed, one.broken) == ("v", 4, 0.25, 0.75, 3, 1)
+    assert one.p_value == pytest.approx(2 * stats.binom.cdf(1, 4, 0.5))
+    assert compare(audited(tmp_path / "c", [], []), Run(tmp_path / "a")).accuracy[0].images == 0
+
+
+def test_two_models_of_one_run(tmp_path: Path) -> None:
+    old = {**mode("crab", "on sand", evidence="abc"), "model_id": "v1"}
+    run = audited(tmp_path / "a", [old], said("pool", "v2", on("abc", 0)), ("v1", "v2"))
+    found = compare(run, run, {"v1": "v2"})
+    assert changed(found) == [("fixed", "on sand", 3, 0)]
+    assert found.changes[0].model_id == "v2"
+    with pytest.raises(ConfigError, match="within one run, name the two models to compare; it has: v1, v2"):
+        compare(run, run)
+    with pytest.raises(ConfigError, match="the second run has no model 'v3'; it has: v1, v2"):
+        compare(run, run, {"v1": "v3"})
+    with pytest.raises(ConfigError, match=r"no model of one name \(first: v1, v2; second: w\)"):
+        compare(run, audited(tmp_path / "b", [], [], ("w",)))
+
+
+def test_the_command_compares_finished_runs_only(tmp_path: Path) -> None:
+    audited(tmp_path / "a", [mode("crab", "on sand", evidence="abc")], [])
+    audited(tmp_path / "b", [], said("pool", "v", on("abc", 0)))
+    audited(tmp_path / "c", [], [], done=("0-inventory", "1-screen"))
+    shell = CliRunner()
+    told = shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
+    assert told.exit_code == 0, told.output
+    change = json.loads(told.stdout)["failure_modes"][0]
+    assert (change["status"], change["before_failure_mode_id"], change["after_verdict"]) == (
+        "fixed",
+        "crab on sand",
+        None,
+    )
+    assert "v says crab on 0 of 3" in shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b")]).stdout
+    unfinished = shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "c")])
+    assert unfinished.exit_code == 2
+    assert "is not finished: stage 2-discover has done 0 of 1 units" in " ".join(unfinished.output.split())
+    one = shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "a"), "--model", "v=reference", "--json"])
+    assert json.loads(one.stdout)["failure_modes"][0]["status"] == "unclear"
+    assert shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--model", "v"]).exit_code == 2

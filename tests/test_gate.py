@@ -1,0 +1,204 @@
+"""Rules on runs made by hand: what breaks each, what does not, and that no rule passes for want of knowledge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from audit.errors import ConfigError
+from audit.gate import Outcome, check, junit, load_rules
+from audit.results.sql import Run
+from audit.reviews import review
+from pipelines.cli import app
+from tests.audited import audited, mode, said
+
+NO_NEW = "- {name: nothing new, failure_modes: {status: [new, unclear]}, at_most: 0}"
+
+
+def outcomes(folder: Path, rules: str, run: Run, baseline: Run | None = None) -> list[Outcome]:
+    (folder / "rules.yaml").write_text(f"version: 1\nrules:\n{rules}\n", "utf-8")
+    return check(load_rules(folder / "rules.yaml"), run, baseline)
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Run:
+    """Has a mode of its own, and was right on the images of another one."""
+    answers = {**dict.fromkeys("abc", "crab"), **dict.fromkeys("xyz", "boat")}
+    return audited(tmp_path / "before", [mode("crab", "on sand", evidence="abc")], said("pool", "v", answers))
+
+
+@pytest.fixture
+def worse(tmp_path: Path) -> Run:
+    """One more mode."""
+    modes = [mode("crab", "on sand", evidence="abc"), mode("crab", "red", evidence="xyz", impact=0.02)]
+    return audited(tmp_path / "worse", modes, said("pool", "v", dict.fromkeys("abcxyz", "crab")))
+
+
+@pytest.fixture
+def better(tmp_path: Path) -> Run:
+    """One mode fewer."""
+    return audited(tmp_path / "better", [], said("pool", "v", dict.fromkeys("abcxyz", "boat")))
+
+
+def test_a_new_confirmed_mode_is_blocked_and_a_fixed_one_is_not(
+    tmp_path: Path, before: Run, worse: Run, better: Run
+) -> None:
+    found = outcomes(tmp_path, NO_NEW, worse, before)[0]
+    assert (found.passed, found.value, found.message) == (False, 1.0, "1; at most 0 is wanted")
+    assert found.modes == (
+        "v says “crab” for what is red, impact 2.00% (new: v says crab on 0 of 3 of its real images before)",
+    )
+    assert outcomes(tmp_path, NO_NEW, better, before)[0].passed
+
+
+@pytest.mark.parametrize(
+    ("wanted", "value"),
+    [
+        ("{}", 2),
+        ("{verdict: any}", 3),
+        ("{verdict: hypothesis}", 1),
+        ("{model: v}", 2),
+        ("{model: w}", 0),
+        ("{classes: [boat]}", 0),
+        ("{least_impact: 0.02}", 2),
+        ("{least_impact: 0.03}", 1),
+    ],
+)
+def test_which_modes_a_rule_counts(tmp_path: Path, wanted: str, value: float) -> None:
+    modes = [mode("crab", "on sand"), mode("crab", "red", impact=0.02), mode("boat", "red", "hypothesis", impact=None)]
+    run = audited(tmp_path / "run", modes, [])
+    found = outcomes(tmp_path, f"- {{name: r, failure_modes: {wanted}, at_least: {value}, at_most: {value}}}", run)
+    assert found[0].passed
+    assert found[0].value == value
+
+
+@pytest.mark.parametrize(
+    ("verdict", "unless", "blocked"),
+    [
+        ("expected", "", False),
+        ("not a failure", "", False),
+        ("bug", "", True),
+        ("needs review", "", True),
+        ("bug", ", unless: [bug]", False),
+        ("expected", ", unless: []", True),
+    ],
+)
+@pytest.mark.parametrize("where", ["worse", "before"])
+def test_what_a_person_called_expected_blocks_nothing(
+    tmp_path: Path, before: Run, worse: Run, verdict: str, unless: str, blocked: bool, where: str
+) -> None:
+    """A verdict on the mode of the run before counts as well: ids are the same for the same content."""
+    rules = f"- {{name: r, failure_modes: {{classes: [crab]{unless}}}, at_most: 0}}"
+    if where == "worse":
+        review(worse, "crab red", verdict, reviewer="Ada")
+        review(worse, "crab on sand", verdict, reviewer="Ada")
+        assert outcomes(tmp_path, rules, worse)[0].passed is not blocked
+    else:
+        review(before, "crab on sand", verdict, reviewer="Ada")
+        assert outcomes(tmp_path, rules, worse, before)[0].value == (2 if blocked else 1)
+
+
+@pytest.mark.parametrize(
+    ("query", "passed", "value"),
+    [
+        ("select 0.9", True, 0.9),
+        ("select 0.95::decimal(4, 2)", True, 0.95),
+        ("select 0.79", False, 0.79),
+        ("select 1.1", False, 1.1),
+        ("select null", False, None),
+        ("select 'nan'::double", False, None),
+        ("select avg(impact) from failure_modes where false", False, None),
+    ],
+)
+def test_a_query_s_number_is_held_between_its_bounds(
+    tmp_path: Path, before: Run, query: str, passed: bool, value: float | None
+) -> None:
+    found = outcomes(tmp_path, f'- {{name: q, sql: "{query}", at_least: 0.8, at_most: 1}}', before)[0]
+    assert (found.passed, found.value) == (passed, value)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("- {name: r, at_most: 0}", "either 'failure_modes' or 'sql'"),
+        ("- {name: r, sql: select 1, failure_modes: {}, at_most: 0}", "either 'failure_modes' or 'sql'"),
+        ("- {name: r, sql: select 1}", "'at_most', 'at_least' or both"),
+        ("- {name: r, failure_modes: {status: [newer]}, at_most: 0}", "'new', 'fixed'"),
+        ("- {name: r, failure_modes: {status: [new], verdict: any}, at_most: 0}", "leave out 'verdict'"),
+        ("- {name: r, failure_mode: {}, at_most: 0}", "failure_mode"),
+        ("- {name: r, sql: select 1, at_most: .nan}", "number"),
+        ("- {name: r, sql: selec 1, at_most: 0}", "the query failed"),
+        ("- {name: r, sql: select 1 union all select 2, at_most: 0}", "2 rows of 1 columns, not one number"),
+        ("- {name: r, sql: select 'x', at_most: 0}", "'x', not a number"),
+        ("- {name: r, sql: select true, at_most: 0}", "True, not a number"),
+        (NO_NEW, "needs the run of before"),
+        ("  []", "at least 1 item"),
+    ],
+)
+def test_rules_that_cannot_be_told_are_refused(tmp_path: Path, before: Run, rules: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        outcomes(tmp_path, rules, before)
+
+
+def test_a_run_that_looked_for_nothing_passes_no_rule_on_failure_modes(tmp_path: Path) -> None:
+    run = audited(tmp_path / "run", [], [], done=("0-inventory", "1-screen"))
+    with pytest.raises(ConfigError, match="looked for no failure modes"):
+        outcomes(tmp_path, "- {name: r, failure_modes: {}, at_most: 0}", run)
+
+
+def test_junit_holds_each_rule_and_any_text() -> None:
+    found = [Outcome("fine", True, 0.0, "0"), Outcome("a <b> & \x07", False, 1.0, 'not "1"', ("crab & co", "boat"))]
+    suite = ElementTree.fromstring(junit(found, "runs/x"))
+    assert suite.attrib == {"name": "audit gate: runs/x", "tests": "2", "failures": "1", "errors": "0"}
+    fine, failed = suite.findall("testcase")
+    assert (fine.get("name"), fine.find("failure")) == ("fine", None)
+    failure = failed.find("failure")
+    assert failure is not None
+    assert (failed.get("name"), failure.get("message"), failure.text) == (
+        "a <b> & \ufffd",
+        'not "1"',
+        "crab & co\nboat",
+    )
+
+
+def test_the_command_exits_with_one_where_a_rule_is_broken(
+    tmp_path: Path, before: Run, worse: Run, better: Run
+) -> None:
+    rules = tmp_path / "gate.yaml"
+    rules.write_text(f"version: 1\nbaseline: before\nrules:\n{NO_NEW}\n", "utf-8")
+    shell = CliRunner()
+    report = tmp_path / "out.xml"
+    broken = shell.invoke(app, ["gate", str(worse.root), "--rules", str(rules), "--junit", str(report)])
+    assert broken.exit_code == 1, broken.output
+    assert "failed  nothing new: 1; at most 0 is wanted" in broken.stdout
+    assert ElementTree.parse(report).getroot().get("failures") == "1"
+    passed = shell.invoke(app, ["gate", str(better.root), "--rules", str(rules), "--json"])
+    assert passed.exit_code == 0, passed.output
+    assert json.loads(passed.stdout)["passed"] is True
+    against = ["gate", str(worse.root), "--rules", str(rules), "--baseline", str(worse.root)]
+    assert shell.invoke(app, against).exit_code == 2  # one run: which models?
+    unfinished = audited(tmp_path / "u", [], [], done=("0-inventory",))
+    assert shell.invoke(app, ["gate", str(unfinished.root), "--rules", str(rules)]).exit_code == 2
+
+
+def test_the_examples_are_rules_and_commands_that_there_are(tmp_path: Path, better: Run, before: Run) -> None:
+    folder = Path(__file__).parent.parent / "examples" / "ci"
+    rules = load_rules(folder / "gate.yaml")
+    found = check(rules, better, before)
+    assert [(outcome.passed, outcome.value) for outcome in found] == [(True, 0.0), (True, 0.0), (False, None)]
+    steps = yaml.safe_load((folder / "github-actions.yml").read_text("utf-8"))["jobs"]["gate"]["steps"]
+    commands = [step["run"] for step in steps if str(step.get("run", "")).startswith("audit ")]
+    assert [command.split()[1] for command in commands] == ["run", "gate"]
+    options = {word for command in commands for word in command.split() if word.startswith("--")}
+    known = {option for command in ("run", "gate") for option in _options(command)}
+    assert options <= known
+
+
+def _options(command: str) -> set[str]:
+    return {name for option in get_command(app).commands[command].params for name in option.opts}  # type: ignore[attr-defined]
