@@ -9,7 +9,10 @@ from audit import sentences
 
 Row = dict[str, Any]
 
-_FRAME = "display:inline-block;vertical-align:top;margin:0 14px 14px 0;font-size:0.85rem;line-height:1.35"
+_FRAME = (
+    "display:inline-block;vertical-align:top;margin:0 14px 14px 0;font-size:0.85rem;line-height:1.35;"
+    "white-space:normal;overflow-wrap:anywhere"
+)
 _PICTURE = "width:144px;height:144px;object-fit:contain;image-rendering:pixelated;border-radius:4px;display:block"
 
 

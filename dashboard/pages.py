@@ -15,7 +15,7 @@ from audit.results import queries
 from audit.results.queries import NOT_REVIEWED
 from audit.results.sql import Run
 from audit.reviews import VERDICTS
-from dashboard import components, counterfactuals, neurons, retrieval, reviewing
+from dashboard import asking, components, counterfactuals, neurons, retrieval, reviewing
 
 PAGE_SIZE = 12
 REAL_IMAGES = 24
@@ -207,6 +207,10 @@ def _trace_chart(frame: pd.DataFrame, mode: queries.Row) -> alt.Chart:
     )
 
 
+def questions() -> None:
+    asking.show(opened())
+
+
 def neuron_pages() -> None:
     neurons.show(opened(), NEURONS)
 
@@ -217,7 +221,8 @@ ONE = st.Page(one, title="One failure mode", url_path="mode")
 NEURONS = st.Page(neuron_pages, title="Neurons", url_path="neurons")
 COUNTERFACTUALS = st.Page(counterfactual_pages, title="Counterfactuals", url_path="counterfactuals")
 RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
+QUESTIONS = st.Page(questions, title="SQL", url_path="sql")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS, COUNTERFACTUALS, RETRIEVAL]).run()
+    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS, COUNTERFACTUALS, RETRIEVAL, QUESTIONS]).run()

@@ -24,7 +24,37 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # As `audit.class_names.canonical`: 'Water_Bottle' and 'water bottle' are one class.
-_CANONICAL = r"create macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
+_CANONICAL = r"create or replace macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
+_TYPES = {
+    pa.string(): "varchar",
+    pa.float64(): "double",
+    pa.float32(): "float",
+    pa.int64(): "bigint",
+    pa.bool_(): "boolean",
+    pa.binary(): "blob",
+    pa.timestamp("us", tz="UTC"): "timestamptz",
+}
+
+
+def definitions(relations: Mapping[str, str]) -> list[str]:
+    """Statements that define a run's tables and views in DuckDB. `relations`: of a table that has files, what reads
+    them.
+
+    Every table has all its columns, also those that older files lack.
+    """
+    lines = [_CANONICAL]
+    for name, schema in TABLES.items():
+        columns = ", ".join(f'"{field.name}" {_type(field.type)}' for field in schema)
+        lines.append(f'create or replace table "_empty_{name}" ({columns})')
+        body = f'select * from "_empty_{name}"'
+        if name in relations:
+            body += f" union all by name select * from {relations[name]}"
+        lines.append(f'create or replace view "{name}" as {body}')
+    return lines + [f'create or replace view "{name}" as {view.query}' for name, view in VIEWS.items()]
+
+
+def _type(of: pa.DataType) -> str:
+    return f"{_TYPES[of.value_type]}[]" if pa.types.is_list(of) else _TYPES[of]
 
 
 def _comments() -> str:
@@ -69,7 +99,6 @@ class Run:
         self._lock = threading.Lock()  # a DuckDB connection does one thing at a time; each cursor is its own
         self._connection = duckdb.connect()
         self._connection.execute("set enable_progress_bar=false")
-        self._connection.execute(_CANONICAL)
         self._datasets: dict[str, Any] = {}
         self.commits: dict[str, Commit] | None = None
         self.refresh()
@@ -98,16 +127,13 @@ class Run:
 
     def _define(self, connection: duckdb.DuckDBPyConnection, commits: Mapping[str, Commit]) -> None:
         """Tables and views of these commits in a connection."""
-        for name, schema in TABLES.items():
-            connection.register("_columns", schema.empty_table())
-            connection.execute(f'create or replace table "_empty_{name}" as select * from _columns')
-            body = f'select * from "_empty_{name}"'  # every column, also those that older files lack
+        relations = {}
+        for name in TABLES:
             files = self.store.files(name, commits.values())
             if files:
-                body += f" union all by name select * from {self._relation(connection, name, files)}"
-            connection.execute(f'create or replace view "{name}" as {body}')
-        for name, view in VIEWS.items():
-            connection.execute(f'create or replace view "{name}" as {view.query}')
+                relations[name] = self._relation(connection, name, files)
+        for statement in definitions(relations):
+            connection.execute(statement)
 
     def _relation(self, connection: duckdb.DuckDBPyConnection, table: str, files: list[File]) -> str:
         """A table's files for DuckDB, which reads local ones itself; those of an object store come through Arrow."""
@@ -135,7 +161,6 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="audit-") as spill, duckdb.connect() as connection:
             connection.execute("set enable_progress_bar=false")
             connection.execute(f"set memory_limit='256MB'; set threads=1; set temp_directory='{spill}'")
-            connection.execute(_CANONICAL)
             self._define(connection, self.commits or {})
             found = connection.execute(query, parameters)
             while batch := found.fetchmany(rows):
