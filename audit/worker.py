@@ -79,7 +79,7 @@ class Worker:
         began = time.monotonic()
         error: dict[str, Any]
         try:
-            rows = self._rows(unit)
+            rows = self.rows(unit)
             seconds = time.monotonic() - began
             failed = unusable_in(rows)
             rows["units"] = [
@@ -112,9 +112,9 @@ class Worker:
             error = {"error": traceback.format_exc(limit=-4), "excuse": "device" if lost else None}
         return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, **error)
 
-    def _rows(self, unit: Unit) -> Rows:
-        """What the stage makes of a unit. Where the device's memory is too small, half as many items at a time are
-        tried, which changes no result; the smaller batch stays."""
+    def rows(self, unit: Unit) -> Rows:
+        """What the stage makes of a unit, which is not committed here. Where the device's memory is too small, half as
+        many items at a time are tried, which changes no result; the smaller batch stays."""
         plugin = self.stages[unit.stage]
         if unit.stage not in self._settled:
             self._settled[unit.stage] = settled(plugin.options, self.models, self.batch_size, self.sharing)
@@ -125,7 +125,8 @@ class Worker:
             context = self._contexts[unit.stage]
             context.batch_size = batch_size
             try:
-                return registry.plugin("methods", plugin.name).run(options, unit.payload, context)
+                rows: Rows = registry.plugin("methods", plugin.name).run(options, unit.payload, context)
+                return rows | {"explanations": [{**x, "unit_id": unit.unit_id} for x in rows.get("explanations", [])]}
             except RuntimeError as error:
                 if batch_size == 1 or not is_out_of_memory(error):
                     raise

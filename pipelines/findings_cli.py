@@ -11,7 +11,7 @@ from rich.table import Table
 
 from audit.errors import ConfigError
 from audit.locations import located, name_of
-from pipelines.terminal import AsJson, RunFolder, err, exit_codes, for_json, out, print_json, shown
+from pipelines.terminal import AsJson, RunFolder, cell, err, exit_codes, for_json, out, print_json, shown
 
 if TYPE_CHECKING:
     from audit.comparison import Accuracy, Change
@@ -123,6 +123,31 @@ def export(
             out.print(f"wrote {target}, {size / 1e6:.1f} MB", highlight=False)
 
 
+def reproduce(
+    run: RunFolder,
+    explanation: Annotated[str, typer.Argument(help="An explanation_id", metavar="EXPLANATION")],
+    images: Annotated[Optional[Path], typer.Option(help="New folder for the images that are made")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make one explanation again on this machine, and compare it with the run's. Exits with 1 where it is another."""
+    from pipelines.reproduce import SHOWN, reproduce, write_images
+
+    with exit_codes():
+        if images is not None and images.exists():
+            raise ConfigError(f"{images} exists; name another folder")
+        with for_json(as_json):
+            made = reproduce(located(run), explanation)
+        if images is not None:
+            write_images(made, images)
+        if as_json:
+            print_json(made.as_dict())
+        else:
+            rows = [(key, made.stored[key], made.now.get(key)) for key in SHOWN]
+            told = [{"": key, "stored": cell(a), "now": cell(b)} for key, a, b in rows if (a, b) != (None, None)]
+            out.print(_table(f"{explanation}: {made.outcome}", told))
+        raise typer.Exit(1 if made.outcome == "different" else 0)
+
+
 def slice_(
     run: RunFolder,
     mode: Annotated[str, typer.Argument(help="A failure_mode_id", metavar="MODE")],
@@ -189,6 +214,6 @@ def _table(title: str, rows: list[dict[str, str]]) -> Table:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (review, compare, gate, export):
+    for command in (review, compare, gate, export, reproduce):
         app.command()(command)
     app.command("slice")(slice_)

@@ -85,6 +85,7 @@ TABLES: dict[str, pa.Schema] = {
         {
             "explanation_id": (_S, "unit-independent hash of method, options, class and seed"),
             "stage": (_S, "stage in the job file"),
+            "unit_id": (_S, "unit of work that made it"),
             "method": (_S, "plugin that made it"),
             "item_id": (_S, "input image, where there is one"),
             "prompt": (_S, "prompt of the start"),

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 VOLATILE = {
     "units": {"seconds", "worker", "peak_memory", "attempt"},
     "runs": {"created_at", "hardware", "versions"},
-    "explanations": {"seconds"},
+    "explanations": {"seconds", "unit_id"},
 }
 
 MODEL = '''
