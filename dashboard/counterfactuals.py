@@ -5,12 +5,11 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-import altair as alt
 import pandas as pd
 import streamlit as st
 
 from audit.results.sql import Run
-from dashboard import components
+from dashboard import components, explanation
 
 Row = dict[str, Any]
 
@@ -49,37 +48,13 @@ def explained(run: Run, stage: str, source: str | None, target: str | None, flip
     )
 
 
-def measured(run: Run, explanation_id: str) -> list[Row]:
-    """What was measured of one counterfactual: a row a quantity, a column a variant."""
-    return run.rows(
-        "pivot (select name, coalesce(key, 'counterfactual') as key, value from measurements where subject_id = "
-        f"'{_hexadecimal(explanation_id)}') on key using max(value) order by name"
-    )
-
-
-def steps(run: Run, explanation_id: str) -> list[Row]:
-    """The trajectory of one counterfactual."""
-    return run.rows("select * from traces where explanation_id = ? order by step", [explanation_id])
-
-
-def _hexadecimal(text: str) -> str:
-    """An id that is safe inside a query: PIVOT takes no parameters."""
-    return f"{int(text, 16):032x}"
-
-
 def show(run: Run, page: Any) -> None:
-    """The page: the counterfactual that the address names, else all. `page` is what links lead to."""
+    """The page: counterfactuals by stage. `page` is what the link of each leads to."""
     st.title("Counterfactuals")
     found = stages(run)
     if not found:
         st.info("No counterfactuals: the job has no counterfactual stage, or it has not ended yet.")
         return
-    asked = st.query_params.get("id")
-    if asked:
-        row = run.rows("select * from explanations where explanation_id = ? and method = 'uvce'", [asked])
-        if row:
-            _one(run, row[0])
-            return
     st.text("The smallest realistic change of an image with which the model decides otherwise.")
     frame = pd.DataFrame(found)
     frame.columns = [
@@ -108,19 +83,12 @@ def _gallery(run: Run, named: list[str], page: Any) -> None:
     pages = -(-len(chosen) // PAGE_SIZE)
     number = st.pagination(pages, key="page") if pages > 1 else 1
     for row in chosen[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]:
-        st.html(f"<h4 style='margin:0'>{_title(row)}</h4>{components.grid(_pictures(row))}")
+        st.html(f"<h4 style='margin:0'>{explanation.title(row)}</h4>{components.grid(_pictures(row))}")
         st.page_link(page, label="Steps and measurements", query_params={"id": row["explanation_id"]})
 
 
 def _any(name: str | None) -> str:
     return name or "any"
-
-
-def _title(row: Row) -> str:
-    change = f"{escape(row['source_class'])} to {escape(row['target_class'])}"
-    colour = "#1a7f4b" if row["flipped"] else "#8a6d1a"
-    badge = f"<span style='background:{colour};color:white;border-radius:4px;padding:2px 8px;font-size:0.8rem'>"
-    return f"{change} {badge}{'flipped' if row['flipped'] else 'held'}</span>"
 
 
 def _pictures(row: Row) -> list[str]:
@@ -137,40 +105,3 @@ def _pictures(row: Row) -> list[str]:
         for column, title in _SHOWN
         if row[column]
     ]
-
-
-def _one(run: Run, row: Row) -> None:
-    """One counterfactual: its images, what was measured, and how it came about."""
-    st.html(f"<h2 style='margin:0'>{_title(row)}</h2>")
-    st.text(f"{row['model_id']}, caption: {row['prompt']}")
-    st.html(components.grid(_pictures(row)))
-    trajectory = steps(run, row["explanation_id"])
-    frames = [step for step in trajectory if step["image_id"]]
-    if frames:
-        st.header("Trajectory")
-        st.caption("Every step of the optimisation; the one with the lowest loss is the counterfactual.")
-        st.html(components.grid([_frame(step, row) for step in frames]))
-    if trajectory:
-        st.altair_chart(_chart(pd.DataFrame(trajectory), row))
-    st.header("Measurements")
-    st.dataframe(pd.DataFrame(measured(run, row["explanation_id"])), hide_index=True)
-
-
-def _frame(step: Row, row: Row) -> str:
-    best = " (kept)" if step["step"] == row["best_step"] else ""
-    said = [f"{escape(row['target_class'])} {step['score']:.0%}"]
-    return components.figure(step["image_id"], f"step {step['step']}", said, f"step {step['step']}{best}")
-
-
-def _chart(frame: pd.DataFrame, row: Row) -> alt.Chart:
-    names = {"score": row["target_class"], "source_score": row["source_class"]}
-    long = frame.melt(["step"], list(names), "class", "probability").replace({"class": names})
-    return (
-        alt.Chart(long, title=f"what {row['model_id']} says at every step")
-        .mark_line()
-        .encode(
-            x=alt.X("step:Q", title="optimisation step"),
-            y=alt.Y("probability:Q", scale=alt.Scale(domain=[0, 1])),
-            color=alt.Color("class:N", title=None),
-        )
-    )

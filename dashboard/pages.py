@@ -15,7 +15,7 @@ from audit.results import queries
 from audit.results.queries import NOT_REVIEWED
 from audit.results.sql import Run
 from audit.reviews import VERDICTS
-from dashboard import asking, components, counterfactuals, neurons, retrieval, reviewing
+from dashboard import asking, components, counterfactuals, explanation, neurons, retrieval, reviewing
 
 PAGE_SIZE = 12
 REAL_IMAGES = 24
@@ -166,7 +166,11 @@ def one() -> None:
     if shown:
         st.header("What the search made of its starts")
         said = queries.said(run, components.images_of(shown))
-        st.html(components.grid([components.pair(explanation, said) for explanation in shown]))
+        st.html(components.grid([components.pair(search, said) for search in shown]))
+        links = st.columns(6)
+        for number, search in enumerate(shown):
+            query = {"id": search["explanation_id"]}
+            links[number % 6].page_link(EXPLANATION, label=f"Search {number + 1}", query_params=query)
     real = queries.kept(run, found["evidence"] or [], REAL_IMAGES)
     if real:
         st.header("Real images on which it happens")
@@ -185,7 +189,11 @@ def by_words() -> None:
 
 
 def counterfactual_pages() -> None:
-    counterfactuals.show(opened(), COUNTERFACTUALS)
+    counterfactuals.show(opened(), EXPLANATION)
+
+
+def one_explanation() -> None:
+    explanation.show(opened(), ONE)
 
 
 def _interval(row: queries.Row, name: str, form: str) -> str:
@@ -220,9 +228,10 @@ GALLERY = st.Page(gallery, title="Failure modes", url_path="modes")
 ONE = st.Page(one, title="One failure mode", url_path="mode")
 NEURONS = st.Page(neuron_pages, title="Neurons", url_path="neurons")
 COUNTERFACTUALS = st.Page(counterfactual_pages, title="Counterfactuals", url_path="counterfactuals")
+EXPLANATION = st.Page(one_explanation, title="One explanation", url_path="explanation")
 RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
 QUESTIONS = st.Page(questions, title="SQL", url_path="sql")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS, COUNTERFACTUALS, RETRIEVAL, QUESTIONS]).run()
+    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS, COUNTERFACTUALS, EXPLANATION, RETRIEVAL, QUESTIONS]).run()

@@ -37,7 +37,7 @@ def main(run: Path, port: int = 8531) -> None:
                 ("report-modes", "/modes", "Failure modes"),
                 ("report-mode", f"/mode?id={mode}", "What the search made of its starts"),
                 ("report-neuron", f"/neurons?id={neuron}", "Images of other classes, maximised"),
-                ("report-counterfactual", f"/counterfactuals?id={counterfactual}", "Measurements"),
+                ("report-counterfactual", f"/explanation?id={counterfactual}", "Measurements"),
                 ("report-retrieval", f"/retrieval?id={mode}", "Real images by words"),
             ):
                 page.goto(f"http://127.0.0.1:{port}{path}")

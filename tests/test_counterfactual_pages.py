@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -139,16 +138,6 @@ def test_stages_and_methods_are_kept_apart_and_flips_come_first(large: Run) -> N
     (only,) = counterfactuals.explained(large, "3-uvce", None, None, None)
     assert only["explanation_id"] == "a" * 32
     assert counterfactuals.explained(large, "4-other", None, None, None) == []
-    assert [row["step"] for row in counterfactuals.steps(large, "a" * 32)] == [0, 1, 2]
-
-
-def test_measurements_are_a_row_a_quantity(run: Run) -> None:
-    rows = {row["name"]: row for row in counterfactuals.measured(run, f"{1:032x}")}
-    assert rows["background_rmse"]["result"] == pytest.approx(0.2)
-    assert rows["background_rmse"]["autoencoder"] == pytest.approx(0.05)
-    assert rows["mask_area"]["counterfactual"] == 0.25
-    with pytest.raises(ValueError, match="invalid literal"):
-        counterfactuals.measured(run, "x' or true --")
 
 
 def test_the_gallery_shows_every_counterfactual_with_its_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,18 +146,6 @@ def test_the_gallery_shows_every_counterfactual_with_its_images(run: Run, monkey
     assert shown.count("held</span>") == 1
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
-
-
-def test_one_counterfactual_shows_its_trajectory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = page(run, monkeypatch, id=f"{0:032x}")
-    shown = html(app)
-    assert shown.count("step ") >= 3
-    assert "step 1 (kept)" in shown
-    assert [header.value for header in app.header] == ["Trajectory", "Measurements"]
-
-
-def test_an_unknown_counterfactual_leads_to_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "flipped</span>" in html(page(run, monkeypatch, id="f" * 32))
 
 
 def test_a_run_without_counterfactuals_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,32 +170,3 @@ def test_a_page_of_the_gallery_holds_ten_and_what_is_chosen(large: Run, monkeypa
     app.selectbox[2].set_value(None)
     app.selectbox[3].set_value(False).run()
     assert titles(app) == ["target 0"]
-
-
-def test_the_confidences_stand_below_their_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before: crab 99 %, boat 1 %. After: crab 5 %, boat 90 %."""
-    shown = html(page(run, monkeypatch, id=f"{0:032x}"))
-    below = [
-        re.sub(r"<.*?>", " ", text).split() for text in re.findall(r"<img[^>]*>(.*?)(?=<div style='display)", shown)
-    ]
-    assert below[0] == ["crab", "99%", "boat", "1%"]
-    assert below[2] == ["crab", "5%", "boat", "90%"]
-
-
-def test_a_hostile_target_is_text_in_its_trajectory_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = html(page(run, monkeypatch, id=f"{1:032x}"))
-    assert "step 2" in shown
-    assert "<script>" not in shown
-
-
-def test_the_chart_draws_each_class_with_its_own_probabilities() -> None:
-    frame = pd.DataFrame({"step": [0, 1], "score": [0.1, 0.8], "source_score": [0.9, 0.2]})
-    row = {"target_class": "boat", "source_class": "crab", "model_id": "new"}
-    (drawn,) = counterfactuals._chart(frame, row).to_dict()["datasets"].values()
-    points = {(point["step"], point["class"]): point["probability"] for point in drawn}
-    assert points == {(0, "boat"): 0.1, (1, "boat"): 0.8, (0, "crab"): 0.9, (1, "crab"): 0.2}
-
-
-def test_a_search_of_another_method_has_no_page_here(large: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert titles(page(large, monkeypatch, id="b" * 32))
-    assert not titles(page(large, monkeypatch, id="a" * 32))

@@ -228,7 +228,7 @@ def test_other_hosts_are_refused(address: str) -> None:
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: set CHROMIUM to its path")
 def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: str) -> None:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -262,12 +262,11 @@ def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: s
         page.get_by_role("button", name="Keep").click()
         page.locator("span", has_text=re.compile("^bug$")).first.wait_for()
         page.goto(f"{address}/modes?reviewed=bug")
-        page.get_by_role("link", name="Evidence").first.wait_for(timeout=60_000)
-        assert page.get_by_role("link", name="Evidence").count() == 1
-        page.get_by_text("for what is on sand").wait_for()
+        page.get_by_text("for what is on sand").wait_for(timeout=60_000)
+        expect(page.get_by_role("link", name="Evidence")).to_have_count(1)
         page.goto(f"{address}/modes?reviewed=not+reviewed")
         page.get_by_text("for what is purple").wait_for(timeout=60_000)
-        assert page.get_by_role("link", name="Evidence").count() == 1
+        expect(page.get_by_role("link", name="Evidence")).to_have_count(1)
         run.refresh()
         kept = run.rows("select subject_id, verdict, note, reviewer from reviews")
         assert kept == [{"subject_id": "m1", "verdict": "bug", "note": HOSTILE, "reviewer": "Ada"}]

@@ -115,6 +115,19 @@ def kept(run: Run, image_ids: list[str], most: int) -> list[str]:
     return [image_id for image_id in image_ids if image_id in there][:most]
 
 
+def measured(run: Run, explanation_id: str) -> list[Row]:
+    """What was measured of an explanation: a row a quantity, a column a variant."""
+    return run.rows(
+        "pivot (select name, coalesce(key, 'counterfactual') as key, value from measurements where subject_id = "
+        f"'{_hexadecimal(explanation_id)}') on key using max(value) order by name"
+    )
+
+
+def _hexadecimal(text: str) -> str:
+    """An id that is safe inside a query: PIVOT takes no parameters."""
+    return f"{int(text, 16):032x}"
+
+
 def traces(run: Run, ids: list[str]) -> list[Row]:
     return run.rows(
         "select explanation_id, step, loss, score, other_score from traces "
