@@ -104,9 +104,10 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
     """
     pairs = _pairs(_models(before), _models(after), models or {}, before.location == after.location)
     changes: list[Change] = []
+    earlier, later = before.failure_modes(), after.failure_modes()
     for old_id, new_id in pairs.items():
-        old = [mode for mode in before.failure_modes() if mode["model_id"] == old_id]
-        new = [mode for mode in after.failure_modes() if mode["model_id"] == new_id]
+        old = [mode for mode in earlier if mode["model_id"] == old_id]
+        new = [mode for mode in later if mode["model_id"] == new_id]
         twins = twins_of(old, new)
         for i, mode in enumerate(old):
             twin = new[twins[i]] if i in twins else None

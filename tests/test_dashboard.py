@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,9 +21,9 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from dashboard import components
 from pipelines.report import command
+from tests.report_server import CHROMIUM, served
 
 HOSTILE = "<script>document.title='hacked'</script>"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -185,22 +180,8 @@ def test_names_are_text_in_every_piece_of_html(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def address(run: Run) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "AUDIT_RUN": str(run.root)}
-    server = subprocess.Popen(command(port), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with served(run.root) as where:
+        yield where
 
 
 def status(url: str, **headers: str) -> int:

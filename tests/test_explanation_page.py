@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +14,8 @@ from streamlit.testing.v1 import AppTest
 from audit.results import queries
 from audit.results.sql import Run
 from dashboard import explanation
-from pipelines.report import command
+from tests.report_server import CHROMIUM, served
 from tests.test_counterfactual_pages import HOSTILE, html, large, run  # noqa: F401 - fixtures
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
 def page(run: Run, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:  # noqa: F811
@@ -115,22 +107,8 @@ def test_the_stage_s_options_are_those_of_the_job(tmp_path: Path) -> None:
 
 @pytest.fixture
 def address(run: Run) -> Iterator[str]:  # noqa: F811
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "AUDIT_RUN": str(run.root)}
-    server = subprocess.Popen(command(port), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with served(run.root) as where:
+        yield where
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: set CHROMIUM to its path")
