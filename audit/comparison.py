@@ -203,8 +203,9 @@ def _confirmed(mode: Row | None) -> bool:
 def _says(run: Run, model_id: str, mode: Row) -> tuple[int, int]:
     """Of a mode's evidence images: how many a run has screened with a model, and on how many that says the class."""
     rows = run.rows(
-        "select count(*) as images, count(*) filter (canonical(predicted) = canonical(?)) as says from predictions "
-        "where role = 'pool' and status = 'ok' and model_id = ? and item_id in (select unnest(?))",
+        "select count(*) as images, count(*) filter (canonical(said) = canonical(?)) as says from ("
+        "select any_value(predicted) as said from predictions where role in ('data', 'pool') and status = 'ok' "
+        "and model_id = ? and item_id in (select unnest(?)) group by item_id)",
         [mode["class_name"], model_id, mode["evidence"] or []],
     )
     return rows[0]["images"], rows[0]["says"]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.cluster import AgglomerativeClustering
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Names = NDArray[np.object_]
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,20 @@ class Interval:
 
 @dataclass(frozen=True)
 class Evidence:
-    """How often the models disagree on the real images nearest to a group, and on those nearest to its starts.
+    """How often something happens to images that show a feature, and to others of the same strata.
 
-    `control` holds the pool indices of the latter, `found` those of the former on which the models do disagree,
-    nearest first.
+    images, control_images: of the strata that hold both. rate: over the former. control_rate: what it would be if the
+    images that show the feature did as the others of their strata do. low, high: 95 % interval of the excess,
+    rate - control_rate. p_value: one-sided, that it is above 0.
     """
 
     rate: float
     control_rate: float
     images: int
     control_images: int
+    low: float
+    high: float
     p_value: float
-    found: Ints
-    control: Ints
 
 
 def concept_directions(with_concept: Floats, without: Floats) -> Floats:
@@ -97,39 +100,95 @@ def shift_p_values(group: Floats, controls: Floats) -> Floats:
     return np.where(np.isnan(result.pvalue), 1.0, result.pvalue)
 
 
-def evidence(pool: Floats, disagrees: Bools, results: Floats, starts: Floats, neighbours: int) -> Evidence:
-    """Compare real images near the results with real images near the starts.
+def matched(happens: Bools, shows: Bools, strata: Names) -> Evidence:
+    """Compare images (p,) that show a feature with others of the same strata (p,).
 
-    pool (p, d); disagrees (p,): the models disagree on that image; results and starts (n, d). Each arm is the union
-    of every search's nearest `neighbours` images, an image near both counts for neither. One-sided Fisher test.
+    The test is exact: given how many images of each stratum show the feature, and to how many it happens, the number
+    of those with both is hypergeometric, and the strata are independent of each other (Birch's test; with one stratum,
+    Fisher's). The interval: Wilson's of each rate, put together by MOVER (Zou and Donner 2008, eq. 6), which is
+    Newcombe's for one stratum. Strata in which all images show the feature, or none, tell nothing.
     """
-    near, near_start = nearest(pool, results, neighbours), nearest(pool, starts, neighbours)
-    both = np.intersect1d(near, near_start)
-    arm, control = np.setdiff1d(near, both), np.setdiff1d(near_start, both)
-    hits, control_hits = int(disagrees[arm].sum()), int(disagrees[control].sum())
-    centre = results.mean(0)
-    found = arm[disagrees[arm]]
-    order = np.argsort(-(pool[found] @ centre), kind="stable")
+    seen, tail, parts = 0, np.ones(1), []
+    for name in sorted(set(strata[shows])):
+        inside, outside = happens[(strata == name) & shows], happens[(strata == name) & ~shows]
+        if not len(outside):
+            continue
+        hits, size, total = int(inside.sum()), len(inside), len(inside) + len(outside)
+        among = hits + int(outside.sum())
+        lowest = max(0, size + among - total)
+        seen += hits - lowest
+        tail = np.convolve(tail, stats.hypergeom.pmf(range(lowest, min(size, among) + 1), total, among, size))
+        parts.append((hits, size, among - hits, len(outside)))
+    if not parts:
+        return Evidence(0.0, 0.0, 0, 0, 0.0, 0.0, 1.0)
+    images = sum(size for _, size, _, _ in parts)
+    rate = sum(hits for hits, _, _, _ in parts) / images
+    control_rate = sum(size / images * hits / others for _, size, hits, others in parts)
+    down = up = 0.0
+    for hits, size, control_hits, others in parts:
+        (low, high), (control_low, control_high) = _wilson(hits, size), _wilson(control_hits, others)
+        p, q, weight = hits / size, control_hits / others, size / images
+        down += weight**2 * ((p - low) ** 2 + (control_high - q) ** 2)
+        up += weight**2 * ((high - p) ** 2 + (q - control_low) ** 2)
+    excess = rate - control_rate
     return Evidence(
-        hits / len(arm) if len(arm) else 0.0,
-        control_hits / len(control) if len(control) else 0.0,
-        len(arm),
-        len(control),
-        fisher(disagrees[arm], disagrees[control]),
-        found[order],
-        control,
+        rate,
+        control_rate,
+        images,
+        sum(others for _, _, _, others in parts),
+        float(excess - np.sqrt(down)),
+        float(excess + np.sqrt(up)),
+        min(1.0, float(tail[seen:].sum())),
     )
 
 
-def separation(inside: Floats, outside: Floats, fewest: int = 5) -> Floats | None:
-    """For each concept, AUC of telling images inside (n, c) from images outside (m, c) by how far they are along it.
-
-    The chance that one inside is further along than one outside; None with under `fewest` on either side.
+def auc(inside: Floats, outside: Floats, fewest: int = 5) -> Floats | None:
+    """For each concept, the chance that one image inside (n, c) is further along it than one outside (m, c); None with
+    under `fewest` on either side.
     """
     if min(len(inside), len(outside)) < fewest:
         return None
     u = stats.mannwhitneyu(inside, outside, axis=0).statistic
     return np.asarray(u / (len(inside) * len(outside)))
+
+
+def separation(along: Floats, inside: Bools, outside: Bools, strata: Names, fewest: int = 5) -> Floats | None:
+    """For each concept, AUC of telling images inside from images outside (p,) by how far they are along it (p, c).
+
+    The chance that one inside is further along than one outside of the same stratum (p,); strata count as the harmonic
+    mean of their two sides (van Elteren 1960). None with under `fewest` comparable images on either side.
+    """
+    total, weights, sides = np.zeros(along.shape[1]), 0.0, np.zeros(2)
+    for name in sorted(set(strata[inside])):
+        one, other = (along[side & (strata == name)] for side in (inside, outside))
+        if not len(other):
+            continue
+        n, m = len(one), len(other)
+        weight = n * m / (n + m)
+        total += weight * stats.mannwhitneyu(one, other, axis=0).statistic / (n * m)
+        weights += weight
+        sides += n, m
+    return total / weights if sides.min() >= fewest else None
+
+
+def halves(along: Floats) -> Floats:
+    """For each concept, where the values (p, c) fall into two parts with the least variance within (Otsu 1979)."""
+    ordered = np.sort(along, axis=0).astype(np.float64)
+    count = np.arange(1, len(ordered))[:, None]
+    below = ordered.cumsum(0)[:-1]
+    above = ordered.sum(0) - below
+    between = (below / count - above / (len(ordered) - count)) ** 2 * count * (len(ordered) - count)
+    best = between.argmax(0)
+    columns = np.arange(along.shape[1])
+    return np.asarray((ordered[best, columns] + ordered[best + 1, columns]) / 2)
+
+
+def cut(inside: Floats, outside: Floats) -> float:
+    """Where (n,) and (m,) part best: the value of `inside` at and above which the share of `inside` exceeds that of
+    `outside` the most (Youden's index)."""
+    values = np.unique(inside)
+    above = [1 - np.searchsorted(np.sort(x), values, side="left") / len(x) for x in (inside, outside)]
+    return float(values[int((above[0] - above[1]).argmax())])
 
 
 def fisher(arm: Bools, control: Bools) -> float:
@@ -147,6 +206,16 @@ def nearest(pool: Floats, queries: Floats, count: int) -> Ints:
     return np.unique(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
 
 
+def images_needed(rate: float, control_rate: float, level: float, power: float = 0.8) -> int:
+    """Images that show a feature, for a one-sided test at `level` to find `rate` above `control_rate` with `power`.
+
+    The normal approximation for one rate against a known one, as the controls are many.
+    """
+    z, z_power = stats.norm.isf(level), stats.norm.ppf(power)
+    spread = z * np.sqrt(control_rate * (1 - control_rate)) + z_power * np.sqrt(rate * (1 - rate))
+    return int(np.ceil((spread / (rate - control_rate)) ** 2))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: the chance of any false rejection stays under the level."""
     order = np.argsort(p_values, kind="stable")
@@ -155,22 +224,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = running
     return corrected
-
-
-def impact(shows: Bools, disagrees: Bools) -> tuple[float, Interval]:
-    """Prevalence of what `shows` (p,) marks, and prevalence times excess disagreement over the rest of the pool.
-
-    The interval is that of the excess (Newcombe's, from Wilson intervals of the two rates) times the prevalence.
-    """
-    inside, outside = disagrees[shows], disagrees[~shows]
-    prevalence = float(shows.mean())
-    if not len(inside) or not len(outside):
-        return prevalence, Interval(0.0, 0.0, 0.0)
-    p, q = float(inside.mean()), float(outside.mean())
-    (p_low, p_high), (q_low, q_high) = (_wilson(int(a.sum()), len(a)) for a in (inside, outside))
-    low = (p - q) - np.hypot(p - p_low, q_high - q)
-    high = (p - q) + np.hypot(p_high - p, q - q_low)
-    return prevalence, Interval(prevalence * (p - q), prevalence * float(low), prevalence * float(high))
 
 
 def _wilson(hits: int, total: int) -> tuple[float, float]:

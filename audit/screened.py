@@ -65,23 +65,23 @@ def screened(
     )
     if not len(table):
         return None
-    checked = check(_matrix(table["checked"])) if callable(check) else _names(table["checked"])
+    checked = check(matrix(table["checked"])) if callable(check) else names(table["checked"])
     return Screened(
         np.array(table["subject_id"].to_pylist(), object),
-        _matrix(table["units"]),
-        _names(table["label"]),
-        _names(table["predicted"]),
+        matrix(table["units"]),
+        names(table["label"]),
+        names(table["predicted"]),
         checked,
     )
 
 
-def _matrix(column: pa.ChunkedArray) -> Floats:
+def matrix(column: pa.ChunkedArray) -> Floats:
     """A column of lists of one length to (n, length)."""
     values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values, np.float32).reshape(len(column), -1)
 
 
-def _names(column: pa.ChunkedArray) -> Names:
+def names(column: pa.ChunkedArray) -> Names:
     known = {name: canonical(name) for name in column.unique().to_pylist()}
     return np.array([known[name] for name in column.to_pylist()], object)
 

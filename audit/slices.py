@@ -32,8 +32,9 @@ class Slice:
 def write_slice(run: Run, failure_mode_id: str, folder: Path) -> Slice:
     """Write the images that are a mode's evidence, as their data set has them, to a new folder with `metadata.csv`.
 
-    Its columns: file_name; suggested_label, what the mode's other model says, which nobody has checked; says, the class
-    that the mode's model says; item_id and uri in the run. The folder is a `folder` source of a job file. Raises
+    Its columns: file_name; suggested_label, the data set's or, for images of the pool, what the mode's other model
+    says, which nobody has checked; says, what the mode's model says; item_id and uri in the run. The folder is a
+    `folder` source of a job file. Raises
     ConfigError for a mode that the run does not have or that has no real images, and where the folder exists.
     """
     modes = {row["failure_mode_id"]: row for row in run.rows("select * from failure_modes")}
@@ -61,16 +62,17 @@ def write_slice(run: Run, failure_mode_id: str, folder: Path) -> Slice:
 
 
 def _images(run: Run, mode: dict[str, Any]) -> list[dict[str, Any]]:
-    """A mode's evidence, nearest first, and what its two models say."""
+    """A mode's evidence, nearest first, and what its model says and what is held against it; an image that is both
+    labelled and in the pool is taken from the labelled ones."""
     return run.rows(
         "with e as (select unnest(?::varchar[]) as item_id, generate_subscripts(?::varchar[], 1) as rank), "
-        "p as (select item_id, any_value(predicted) filter (model_id = ?) as says, "
-        "any_value(predicted) filter (model_id = ?) as suggested_label from predictions "
-        "where role = 'pool' and status = 'ok' and item_id in (select item_id from e) group by item_id) "
-        "select e.item_id, 'pool' as role, i.uri, p.says, p.suggested_label from e "
-        "join (select item_id, min(uri) as uri from items where role = 'pool' and item_id in (select item_id from e) "
-        "group by item_id) i using (item_id) "
-        "left join p using (item_id) order by rank",
+        "p as (select item_id, role, any_value(predicted) filter (model_id = ?) as says, "
+        "coalesce(any_value(label), any_value(predicted) filter (model_id = ?)) as suggested_label from predictions "
+        "where status = 'ok' and item_id in (select item_id from e) group by item_id, role) "
+        "select e.item_id, i.role, i.uri, p.says, p.suggested_label from e "
+        "join (select item_id, min(role) as role, arg_min(uri, (role, uri)) as uri from items "
+        "where item_id in (select item_id from e) group by item_id) i using (item_id) "
+        "left join p using (item_id, role) order by rank",
         [mode["evidence"] or [], mode["evidence"] or [], mode["model_id"], mode["other_model_id"]],
     )
 

@@ -40,7 +40,7 @@ def rank(activations: d.Floats, weights: d.Floats, labelled: d.Bools, says: d.Bo
     """
     mean = activations[labelled].mean(0) if labelled.any() else np.zeros(activations.shape[1])
     importance = weights * mean
-    auc = d.separation(activations[says & ~sees], activations[~says & ~sees], FEWEST)
+    auc = d.auc(activations[says & ~sees], activations[~says & ~sees], FEWEST)
     score = importance if auc is None else importance * np.maximum(0, 2 * auc - 1)
     return Ranking(mean, importance, auc, np.argsort(-score, kind="stable"))
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from audit import discovery as d
 from audit.config import parse_job
 from audit.errors import ConfigError
+from audit.failure_modes import claims
 from audit.methods import Context, discover
 from audit.models import Models
 from audit.pictures import image_row
@@ -145,7 +147,8 @@ def test_the_planted_mode_is_confirmed_and_named(found: tuple[Run, list[dict[str
     assert (first["class_name"], first["name"], first["verdict"]) == ("crab", "on sand", "confirmed")
     assert first["seeds"] == SEEDS + 1
     assert "crab-kept" not in first["exemplars"]
-    assert first["evidence_rate"] > 0.5 > 0.05 > first["control_rate"]
+    assert first["evidence_rate"] > 0.5
+    assert first["control_rate"] < 1 / 6  # of the other images, one in six is on sand, as of all
     assert first["impact_low"] > 0.05
     sand = [load_scene(run, item_id).background for item_id in first["evidence"]]
     assert set(sand[:12]) == {"sand"}
@@ -164,7 +167,8 @@ def test_what_no_real_image_shows_stays_a_hypothesis_with_the_reason(found: tupl
     _, modes = found
     (fish,) = [m for m in modes if m["class_name"] == "fish" and m["name"] == "purple"]
     assert fish["verdict"] == "hypothesis"
-    assert "real images do not show it" in fish["reason"]
+    assert fish["reason"] == "too few real images are wrongly called fish to compare any"
+    assert fish["to_confirm"] == "real images that are purple and not fish"
 
 
 def test_controls_are_never_confirmed(found: tuple[Run, list[dict[str, Any]]]) -> None:
@@ -191,7 +195,7 @@ def test_without_a_pool_everything_is_a_hypothesis(planted: Planted, tmp_path: P
     finally:
         planted.rows = rows
     assert {m["verdict"] for m in modes} == {"hypothesis"}
-    assert all("no screened pool" in m["reason"] for m in modes)
+    assert all("none were screened" in m["reason"] for m in modes)
     assert all(m["p_value"] is None and m["impact"] is None for m in modes)
 
 
@@ -254,7 +258,8 @@ def test_a_background_that_came_along_is_not_the_name(
             }
         _, modes = planted.discovered(tmp_path / "as it is")
         grass = np.array([float(phrase == "{} on grass") for phrase in VOCABULARY])
-        monkeypatch.setattr(discover.d, "separation", lambda inside, outside: grass)
+        tell = d.separation
+        monkeypatch.setattr(d, "separation", lambda along, *rest: grass if along.min() < 0 else tell(along, *rest))
         _, misled = planted.discovered(tmp_path / "told that grass it is")
     finally:
         planted.rows = rows
@@ -320,7 +325,7 @@ def test_a_second_model_tells_whether_a_mode_depends_on_the_first(planted: Plant
         key for key in measured if key[1] == "holds_against" and key[0] == crab["failure_mode_id"] and key[2] in "fg"
     ]
     made = job(planted.folder, third=True)
-    concepts = discover._concepts(made.stages[0].options, Context(made, "1-discover", tmp_path, planted.models, 8))
+    concepts = claims._concepts(made.stages[0].options, Context(made, "1-discover", tmp_path, planted.models, 8))
     one, other = (literal_shift(run, mode["exemplars"], concepts) for mode in (crab, crab_h))
     cosine = one @ other / np.sqrt((one @ one) * (other @ other))
     assert 0.5 < cosine < 0.9999
@@ -342,11 +347,12 @@ def test_real_images_propose_the_name_and_the_searches_have_to_have_moved_along_
     rng = np.random.default_rng(0)
     controls = rng.normal(size=(24, 3))
     group = rng.normal(size=(6, 3)) * 0.1 + [5.0, 6.0, 0.1]
+    controls, group = (np.concatenate([x, -x], 1) for x in (controls, group))
 
     def named(told: list[float] | None) -> tuple[str, str | None]:
-        separation = None if told is None else np.array(told)
-        claim = discover._Claim("search", "f", "g", "tree")
-        mode = discover._named(claim, group, controls, options, separation)
+        separation = None if told is None else np.array([*told, 0.0, 0.0, 0.0])
+        claim = claims.Claim("disagreement", "search", "f", "g", "tree")
+        mode = claims.named(claim, group, controls, options, separation)
         return mode["name"], mode["reason"]
 
     assert named(None) == ("on grass", None)
@@ -362,10 +368,10 @@ def test_without_real_images_the_name_is_corrected_for_all_that_could_have_been(
     options = discover.Options(vocabulary=("a {}", "b {}", "c {}"))
     controls = np.stack([np.array([-1.0, 1.0] * 6), np.array([1.0, -1.0] * 6), np.array([1.0, 1.0, -1.0, -1.0] * 3)], 1)
     group = np.array([[1.0, 0.3, 0.0], [1.5, -0.3, 0.1], [1.4, 0.0, -0.1]])
-    assert 0.02 < discover.d.shift_p_values(group, controls)[0] < 0.05
-    claim = discover._Claim("search", "f", "g", "x")
-    assert discover._named(claim, group, controls, options, np.array([0.9, 0.1, 0.1]))["reason"] is None
-    assert "no phrase" in discover._named(claim, group, controls, options)["reason"]
+    assert 0.02 < d.shift_p_values(group, controls)[0] < 0.05
+    claim = claims.Claim("disagreement", "search", "f", "g", "x")
+    assert claims.named(claim, group, controls, options, np.array([0.9, 0.1, 0.1]))["reason"] is None
+    assert "no phrase" in claims.named(claim, group, controls, options)["reason"]
 
 
 @pytest.mark.parametrize(
@@ -383,11 +389,10 @@ def test_without_real_images_the_name_is_corrected_for_all_that_could_have_been(
 def test_each_condition_of_a_confirmation_is_needed(change: dict[str, Any], verdict: str) -> None:
     """Level .01, least excess .1."""
     mode = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
-    mode |= {"name": "blue", "source": "search", "impact_low": 0.01, **change}
+    mode |= {"name": "blue", "class_name": "car", "source": "search", "impact_low": 0.01, **change}
     if mode["p_value"] is None:
         del mode["p_value"]
-    pool = discover._Pool([], np.zeros((0, 2)), np.zeros((0, 1)), {})
-    discover._judge([mode], pool, discover.Options())
+    discover._judge([mode], True, discover.Options())
     assert mode["verdict"] == verdict
 
 
@@ -395,54 +400,115 @@ def test_two_tests_are_held_to_a_stricter_level_than_one() -> None:
     """Holm: of p = .006 and p = .5, the first is corrected to .012."""
     shared = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "reason": None, "name": "x"}
     modes = [{**shared, "source": "search", "p_value": p} for p in (0.006, 0.5)]
-    discover._judge(modes, discover._Pool([], np.zeros((0, 2)), np.zeros((0, 1)), {}), discover.Options())
+    discover._judge(modes, True, discover.Options())
     assert modes[0]["p_corrected"] == pytest.approx(0.012)
     assert [mode["verdict"] for mode in modes] == ["hypothesis", "hypothesis"]
 
 
 def test_of_groups_with_one_name_the_confirmed_speaks_else_the_larger() -> None:
-    def mode(name: str, verdict: str, support: int) -> dict[str, Any]:
-        return {"failure_mode_id": name, "verdict": verdict, "support": support}
+    def mode(name: str, verdict: str, support: int, **columns: Any) -> dict[str, Any]:
+        made = {"failure_mode_id": name, "verdict": verdict, "support": support, "source": "search", "model_id": "f"}
+        return {**made, "kind": "disagreement", "class_name": "crab", "concept": name, **columns}
 
-    modes = [mode("a", "hypothesis", 9), mode("a", "confirmed", 3), mode("b", "hypothesis", 3)]
-    modes.append(mode("b", "hypothesis", 4))
-    merged = {m["failure_mode_id"]: (m["verdict"], m["support"]) for m in discover._merged(modes)}
-    assert merged == {"a": ("confirmed", 3), "b": ("hypothesis", 4)}
+    def merged(*modes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        return {m["failure_mode_id"]: m for m in discover._merged(list(modes), discover.Options(exemplars=3))}
+
+    found = merged(
+        mode("a", "hypothesis", 9),
+        mode("a", "confirmed", 3),
+        mode("b", "hypothesis", 3, found_by=["2-x"], exemplars=["p", "q"]),
+        mode("b", "hypothesis", 4, found_by=["5-y"], exemplars=["r", "s", "p"]),
+    )
+    assert {name: (m["verdict"], m["support"]) for name, m in found.items()} == {
+        "a": ("confirmed", 3),
+        "b": ("hypothesis", 4),
+    }
+    assert found["b"]["found_by"] == ["2-x", "5-y"]
+    assert found["b"]["exemplars"] == ["r", "s", "p"]
+
+
+def test_what_a_neuron_shows_joins_the_disagreement_of_the_same_name() -> None:
+    shared = {"source": "search", "model_id": "f", "class_name": "crab", "concept": "{} on sand", "support": 3}
+    pair = {**shared, "failure_mode_id": "pair", "kind": "disagreement", "verdict": "hypothesis", "found_by": ["2-x"]}
+    neuron = {**shared, "failure_mode_id": "one", "kind": "neuron", "verdict": "hypothesis", "found_by": ["4-n"]}
+    other = {**neuron, "failure_mode_id": "two", "concept": "{} on grass", "neurons": ["n8"]}
+    neuron["neurons"] = ["n7"]
+    found = {m["failure_mode_id"]: m for m in discover._merged([neuron, pair, other], discover.Options())}
+    assert set(found) == {"pair", "two"}
+    assert (found["pair"]["found_by"], found["pair"]["neurons"]) == (["2-x", "4-n"], ["n7"])
+    sure = {**neuron, "verdict": "confirmed"}
+    apart = discover._merged([sure, {**pair, "found_by": ["2-x"]}], discover.Options())
+    assert [m["failure_mode_id"] for m in apart] == ["one", "pair"]  # what confirms the one says nothing of the other
+
+
+def real(embeddings: Any, along: Any, **said: list[str]) -> claims.Real:
+    """Real images by hand: what phrases say begins at 0.5, `seen` is what the embedder sees."""
+    ids = np.array([f"{i:08x}rest" for i in range(len(along))], object)
+    words = {claims.EMBEDDER if name == "seen" else name: np.array(values, object) for name, values in said.items()}
+    places = np.asarray(along, float)
+    return claims.Real(ids, np.asarray(embeddings, float), places, np.full(places.shape[1], 0.5), dict(words))
 
 
 def test_halves_share_no_image() -> None:
-    ids = [f"{i:08x}rest" for i in range(6)]
-    said = np.array(list("abcdef"), object)
-    even, odd = discover._Pool(ids, np.eye(6), np.eye(6)[:, :2], {"f": said}).halves()
-    assert (even.ids, odd.ids) == (ids[::2], ids[1::2])
-    assert list(odd.predicted["f"]) == ["b", "d", "f"]
+    whole = real(np.eye(6), np.eye(6)[:, :2], f=list("abcdef"), seen=list("abcdef"))
+    even, odd = whole.halves()
+    assert (even.ids.tolist(), odd.ids.tolist()) == (whole.ids[::2].tolist(), whole.ids[1::2].tolist())
+    assert list(odd.said["f"]) == ["b", "d", "f"]
     assert np.array_equal(odd.embeddings, np.eye(6)[1::2])
 
 
-def test_the_contrast_is_between_images_without_the_object() -> None:
-    """f says crab on sand. Ten crabs on sand, ten empty beaches, ten lawns; only the beaches are near the group."""
-    sand = np.array([1.0] * 20 + [0.0] * 10)
-    crab = np.array([1.0] * 10 + [0.0] * 20)
-    f = np.array(["crab"] * 20 + ["none"] * 10, object)
-    g = np.array(["crab"] * 10 + ["none"] * 20, object)
-    place = np.eye(2)[[0] * 10 + [1] * 10 + [0] * 10]
-    pool = discover._Pool([str(i) for i in range(30)], place, np.stack([sand, crab], 1), {"f": f, "g": g})
-    claim, options = discover._Claim("search", "f", "g", "crab"), discover.Options(neighbours=10)
-    told = discover._contrast(claim, np.array([[0.0, 1.0]]), pool, options)
+def test_the_contrast_is_between_wrong_and_right_images_of_one_class() -> None:
+    """f says crab on sand. Ten crabs and ten cars on sand, ten cars on snow, ten trees on grass.
+
+    Along are sand, snow, "is a tree". Snow is further from sand than grass is.
+    """
+    sand = [1.0] * 20 + [-0.4] * 10 + [0.1] * 10
+    snow = [0.0] * 20 + [1.0] * 10 + [0.0] * 10
+    tree = [0.0] * 30 + [1.0] * 10
+    seen = ["crab"] * 10 + ["car"] * 20 + ["tree"] * 10
+    made = real(np.eye(40), np.stack([sand, snow, tree], 1), f=["crab"] * 20 + seen[20:], g=seen, seen=seen)
+    told = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "crab"), np.arange(40), made)
     assert told is not None
-    assert told.tolist() == [1.0, 0.5]  # sand tells beaches from lawns; "crab" nothing, as no image in question has one
-    assert discover._contrast(claim, np.array([[1.0, 0.0]]), pool, options) is None  # near it the models agree
+    # cars on sand against cars on snow: sand 1, snow 0, trees none on either side; and not on snow as surely
+    assert told.tolist() == [1.0, 0.0, 0.5, 0.0, 1.0, 0.5]
+    agree = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "tree"), np.arange(40), made)
+    assert agree is None
+
+
+def test_what_a_model_is_blind_to_is_named_by_what_it_lacks_and_what_snow_is_not_by_not_being_water() -> None:
+    """Four grounds, water, sand, snow and brick: along "water" at 1, .1, -.4 and 0, along "snow" at 0, 0, 1 and 0."""
+    ground = np.arange(80) % 4
+    along = np.stack([np.array([1.0, 0.1, -0.4, 0.0])[ground], (ground == 2).astype(float)], 1)
+    fish = ["fish"] * 80
+    options = claims.Options(vocabulary=("{} on water", "{} on snow"))
+
+    def name(wrong: Any) -> str:
+        said = ["fish" if not w else "none" for w in wrong]
+        made = real(np.eye(80), along, f=fish, g=said, seen=fish)
+        told = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "fish"), np.arange(80), made)
+        assert told is not None
+        return options.phrases[int(told.argmax())]
+
+    assert name(ground != 0) == "{} not on water"  # g knows fish on water only
+    assert name(ground == 2) == "{} on snow"  # g does not know fish on snow
+
+
+def test_what_is_gained_and_what_is_lost_has_a_name() -> None:
+    assert claims.negated("{} on sand") == "{} not on sand"
+    assert claims.negated("red {}") == "not red {}"
+    options = discover.Options(vocabulary=("red {}", "{} with a badge"))
+    assert options.phrases == ("red {}", "{} with a badge", "not red {}", "{} not with a badge")
+    assert [claims.concept_name(phrase) for phrase in options.phrases[2:]] == ["not red", "not with a badge"]
 
 
 def test_a_name_that_the_whole_pool_speaks_against_is_not_confirmed() -> None:
     """The models disagree near the searches, but over the pool no more on images that show what the name says."""
     strong = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
-    pool = discover._Pool([], np.zeros((0, 2)), np.zeros((0, 1)), {})
 
     def verdict(impact_low: float | None) -> tuple[str, str | None]:
         mode = {**strong, "name": "blue", "source": "search"}
         mode |= {} if impact_low is None else {"impact_low": impact_low}
-        discover._judge([mode], pool, discover.Options())
+        discover._judge([mode], True, discover.Options())
         return mode["verdict"], mode["reason"]
 
     assert verdict(0.01) == verdict(None) == ("confirmed", None)

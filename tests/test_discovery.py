@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from itertools import combinations
 from math import comb
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from audit import discovery as d
 from audit.metrics.realism import kid
@@ -47,45 +50,138 @@ def test_groups_are_the_planted_clusters_largest_first() -> None:
     assert d.groups(a[:2], 0.5, 3) == []
 
 
-def test_evidence_counts_an_image_near_both_arms_for_neither() -> None:
-    """Pool: 30 images near the results (27 disagree), 30 near the starts (3 disagree), 10 between them."""
-    near = unit(AXES[0] + 0.02 * RNG.normal(size=(30, 16)))
-    starts = unit(AXES[1] + 0.02 * RNG.normal(size=(30, 16)))
-    between = unit(AXES[0] + AXES[1] + 0.02 * RNG.normal(size=(10, 16)))
-    pool = np.concatenate([near, starts, between])
-    disagrees = np.zeros(70, bool)
-    disagrees[:27] = disagrees[30:33] = disagrees[60:] = True
-    found = d.evidence(pool, disagrees, AXES[:1], AXES[1:2], 40)
-    assert (found.images, found.control_images) == (30, 30)
-    assert (found.rate, found.control_rate) == (0.9, 0.1)
-    assert set(found.found) == set(range(27))
-    # Fisher's exact test is the upper tail of the hypergeometric distribution
-    tail = sum(comb(30, k) * comb(30, 30 - k) for k in range(27, 31)) / comb(60, 30)
+def literal_p_value(happens: np.ndarray, shows: np.ndarray, strata: np.ndarray) -> float:
+    """Share of all ways to say which images of each stratum show the feature with at least as many hits among them."""
+    ways: Counter[int] = Counter({0: 1})
+    for name in set(strata):
+        inside = strata == name
+        more: Counter[int] = Counter()
+        for chosen in combinations(np.flatnonzero(inside), int(shows[inside].sum())):
+            for hits, count in ways.items():
+                more[hits + int(happens[list(chosen)].sum())] += count
+        ways = more
+    seen = int(happens[shows].sum())
+    return sum(count for hits, count in ways.items() if hits >= seen) / sum(ways.values())
+
+
+def test_matched_evidence_is_the_exact_test_within_strata() -> None:
+    rng = np.random.default_rng(5)
+    strata = np.array(["car"] * 5 + ["tree"] * 6 + ["fish"] * 4, object)
+    for _ in range(10):
+        happens, shows = rng.random(15) < 0.4, rng.random(15) < 0.4
+        found = d.matched(happens, shows, strata)
+        assert found.p_value == pytest.approx(literal_p_value(happens, shows, strata))
+
+
+def test_one_stratum_is_fisher_s_test_with_newcombe_s_interval() -> None:
+    happens, shows = np.zeros(1000, bool), np.zeros(1000, bool)
+    shows[:100] = True
+    happens[:80] = happens[100:145] = True
+    found = d.matched(happens, shows, np.full(1000, "car", object))
+    assert (found.rate, found.control_rate, found.images, found.control_images) == (0.8, 0.05, 100, 900)
+    tail = sum(comb(100, k) * comb(900, 125 - k) for k in range(80, 101)) / comb(1000, 125)
     assert found.p_value == pytest.approx(tail, rel=1e-6)
+    p, q = wilson(80, 100), wilson(45, 900)
+    low = 0.75 - math.hypot(0.8 - p[0], q[1] - 0.05)
+    high = 0.75 + math.hypot(p[1] - 0.8, 0.05 - q[0])
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9)
 
 
-def test_evidence_without_any_difference_is_not_significant() -> None:
-    pool = unit(RNG.normal(size=(500, 16)))
-    p_values = []
-    for _ in range(60):
-        disagrees = RNG.random(500) < 0.3
-        queries = unit(RNG.normal(size=(2, 5, 16)))
-        p_values.append(d.evidence(pool, disagrees, queries[0], queries[1], 10).p_value)
-    assert np.mean(np.array(p_values) < 0.05) <= 0.1
+def test_a_feature_of_a_class_that_is_often_wrong_is_no_evidence() -> None:
+    """Cars are wrong in 60 %, trees in 10 %; most of what shows the feature are cars, which are as wrong without it."""
+    rng = np.random.default_rng(6)
+    strata = np.array(["car"] * 400 + ["tree"] * 1600 + ["fish"] * 9, object)
+    shows = rng.random(2009) < np.where(strata == "car", 0.5, 0.02)
+    shows[-9:] = True  # no fish without it: they tell nothing
+    happens = np.where(np.arange(2009) % 10 < np.where(strata == "car", 6, 1), True, False)
+    happens[-9:] = True
+    found = d.matched(happens, shows, strata)
+    assert found.images == shows[:2000].sum()
+    expected = sum(
+        shows[strata == name].sum() / found.images * happens[(strata == name) & ~shows].mean()
+        for name in ("car", "tree")
+    )
+    assert found.control_rate == pytest.approx(expected)
+    assert found.p_value > 0.05
+    assert found.low < 0 < found.high
+    assert d.fisher(happens[shows], happens[~shows]) < 1e-6  # what it would look like without the classes
 
 
-def test_separation_is_the_share_of_pairs_in_the_right_order() -> None:
-    along = RNG.integers(0, 6, size=(40, 3)).astype(float)
-    disagrees = RNG.random(40) < 0.4
-    expected = []
-    for concept in along.T:
-        pairs = [(a, b) for a in concept[disagrees] for b in concept[~disagrees]]
-        expected.append(np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]))
-    found = d.separation(along[disagrees], along[~disagrees])
+def test_matched_evidence_keeps_its_level_and_its_interval_covers() -> None:
+    rng = np.random.default_rng(7)
+    strata = np.array(["car"] * 150 + ["tree"] * 350, object)
+    chance = np.where(strata == "car", 0.5, 0.1)
+    p_values, covered = [], []
+    for _ in range(400):
+        shows = rng.random(500) < np.where(strata == "car", 0.3, 0.05)
+        p_values.append(d.matched(rng.random(500) < chance, shows, strata).p_value)
+        found = d.matched(rng.random(500) < chance + 0.2 * shows, shows, strata)
+        covered.append(found.low <= 0.2 <= found.high)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.07
+    assert np.mean(covered) >= 0.93
+
+
+def test_nothing_to_compare_is_no_evidence() -> None:
+    nobody = d.matched(np.ones(4, bool), np.ones(4, bool), np.full(4, "car", object))
+    assert (nobody.images, nobody.p_value, nobody.rate) == (0, 1.0, 0.0)
+    assert d.matched(np.ones(0, bool), np.ones(0, bool), np.zeros(0, object)).images == 0
+
+
+def test_separation_is_the_share_of_pairs_in_the_right_order_within_a_class() -> None:
+    rng = np.random.default_rng(9)
+    along = rng.integers(0, 6, size=(60, 3)).astype(float)
+    inside, strata = rng.random(60) < 0.4, np.array(["car", "tree", "fish"], object)[rng.integers(0, 3, 60)]
+    expected = np.zeros(3)
+    weights = 0.0
+    for name in ("car", "tree", "fish"):
+        one, other = (along[side & (strata == name)] for side in (inside, ~inside))
+        weight = 1 / (1 / len(one) + 1 / len(other))
+        weights += weight
+        for c in range(3):
+            pairs = [(a, b) for a in one[:, c] for b in other[:, c]]
+            expected[c] += weight * np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs])
+    found = d.separation(along, inside, ~inside, strata)
     assert found is not None
-    assert found.tolist() == pytest.approx(expected)
-    assert d.separation(along[:4], along) is None
-    assert d.separation(along, along[:4]) is None
+    assert found.tolist() == pytest.approx((expected / weights).tolist())
+    few = np.arange(60) < 4
+    assert d.separation(along, few, ~few, strata) is None
+    assert d.separation(along, ~few, few, strata) is None
+    apart = np.where(inside, "car", "tree").astype(object)
+    assert d.separation(along, inside, ~inside, apart) is None  # nothing of one class to compare
+
+
+def test_two_heaps_part_halfway() -> None:
+    rng = np.random.default_rng(10)
+    along = np.stack([np.concatenate([rng.normal(0, 0.1, 80), rng.normal(1, 0.1, 20)]), rng.random(100)], 1)
+    found = d.halves(along)
+    assert ((along[:, 0] >= found[0]) == (np.arange(100) >= 80)).all()
+    variance = {
+        t: sum(len(x) * x.var() for x in (along[along[:, 1] < t, 1], along[along[:, 1] >= t, 1]) if len(x))
+        for t in along[:, 1]
+    }
+    assert variance[min(along[along[:, 1] >= found[1], 1])] == pytest.approx(min(variance.values()))
+
+
+def test_the_cut_is_where_the_shares_differ_most() -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        inside, outside = rng.normal(1, 1, 15).round(1), rng.normal(0, 1, 40).round(1)
+        differences = {float(t): (inside >= t).mean() - (outside >= t).mean() for t in inside}
+        found = d.cut(inside, outside)
+        assert differences[found] == pytest.approx(max(differences.values()))
+    assert d.cut(np.array([3.0, 4.0]), np.array([0.0, 1.0, 2.0])) == 3.0
+
+
+def test_the_images_needed_give_the_test_its_power() -> None:
+    """.4 against .1 at .01 with a power of .8: the binomial test's power at that number, and at half of it."""
+    needed = d.images_needed(0.4, 0.1, 0.01)
+
+    def power(n: int) -> float:
+        smallest = next(k for k in range(n + 2) if stats.binom.sf(k - 1, n, 0.1) <= 0.01)
+        return float(stats.binom.sf(smallest - 1, n, 0.4))
+
+    assert 0.7 < power(needed) < 0.92
+    assert power(needed // 2) < 0.6
 
 
 def test_holm_is_the_step_down_procedure() -> None:
@@ -113,21 +209,6 @@ def test_names_are_not_found_in_noise() -> None:
     group, controls = rng.normal(size=(6, 47)), rng.normal(size=(12, 47))
     group[:, 5] += 8
     assert d.shift_p_values(group, controls).argmin() == 5
-
-
-def test_impact_is_prevalence_times_excess() -> None:
-    shows, disagrees = np.zeros(1000, bool), np.zeros(1000, bool)
-    shows[:100] = True
-    disagrees[:80] = disagrees[100:145] = True
-    prevalence, interval = d.impact(shows, disagrees)
-    assert prevalence == pytest.approx(0.1)
-    assert interval.value == pytest.approx(0.1 * (0.8 - 45 / 900))
-    p, q = wilson(80, 100), wilson(45, 900)  # Newcombe's interval of a difference, from Wilson's of two rates
-    low = 0.75 - math.hypot(0.8 - p[0], q[1] - 0.05)
-    high = 0.75 + math.hypot(p[1] - 0.8, 0.05 - q[0])
-    assert (interval.low, interval.high) == pytest.approx((0.1 * low, 0.1 * high), rel=1e-9)
-    everywhere = d.impact(np.ones(4, bool), np.array([True, False, True, True]))
-    assert everywhere == (1.0, d.Interval(0.0, 0.0, 0.0))
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:

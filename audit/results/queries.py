@@ -19,8 +19,8 @@ def header(run: Run) -> Row:
         "(select count(*) from items where role = 'data' and status = 'ok') as images, "
         "(select count(*) from items where role = 'pool' and status = 'ok') as pool, "
         "(select count(*) from items where status <> 'ok') as refused, "
-        "(select count(*) from failure_modes where source = 'search' and verdict = 'confirmed') as confirmed, "
-        "(select count(*) from failure_modes where source = 'search' and verdict = 'hypothesis') as hypotheses "
+        "(select count(*) from failure_modes where source <> 'screen' and verdict = 'confirmed') as confirmed, "
+        "(select count(*) from failure_modes where source <> 'screen' and verdict = 'hypothesis') as hypotheses "
         "from runs"
     )
     return rows[0]
@@ -49,7 +49,7 @@ def models(run: Run) -> list[Row]:
 
 
 def modes(run: Run, verdicts: list[str] | None = None, reviewed: list[str] | None = None) -> list[Row]:
-    """Failure modes of the search, confirmed first, by impact.
+    """Failure modes, confirmed first, by impact.
 
     `verdicts`: of the audit; `reviewed`: a person's last one, or `NOT_REVIEWED`; none of either: whatever it is.
     """

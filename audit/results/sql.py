@@ -215,9 +215,9 @@ class Run:
         )
 
     def failure_modes(self) -> FailureModes:
-        """The discovered failure modes of the generative search, confirmed ones first, by impact."""
+        """The discovered failure modes, without those of the screen-only baseline: confirmed ones first, by impact."""
         rows = self.rows(
-            "select * from failure_modes where source = 'search' "
+            "select * from failure_modes where source <> 'screen' "
             "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id"
         )
         return FailureModes(self, rows)

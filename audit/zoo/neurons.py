@@ -133,7 +133,7 @@ def _found(
     run: Run, mode: Mode, model_id: str, model: Classifier, stored: Screened, units: d.Floats, world: World
 ) -> Found:
     shows = np.array([mode.shown_by(scene_at(world, "heldout", i).scene) for i in range(len(units))])
-    auc = d.separation(units[shows], units[~shows])
+    auc = d.auc(units[shows], units[~shows])
     weight = layer_of(model).weight
     assert auc is not None
     assert weight is not None

@@ -1,0 +1,54 @@
+"""Disagreements: what one model takes for a class and another does not (DiG-IN section 4)."""
+
+from __future__ import annotations
+
+from audit import discovery as d
+from audit.failure_modes.claims import Claim, Group, Material, Mode, ended, groups_of, screened
+
+Row = dict[str, str]
+
+
+def find(material: Material) -> list[Group]:
+    """Groups of the successful searches of each class by their shifts; controls: the searches for other classes.
+
+    A search on whose start the models disagree already joins no group: whatever it changed, that is not why. One
+    that kept its start is no control either: it shows what no search did.
+    """
+    found = []
+    for row in _searched(material):
+        searches = ended(
+            material.run,
+            "x.stage = ? and x.model_id = ? and x.other_model_id = ?",
+            [row["stage"], row["model_id"], row["other_model_id"]],
+        )
+        if searches is None:
+            continue
+        shifts = d.shifts(searches.starts, searches.results, material.concepts)
+        moved, classes = shifts.any(1), searches.column("target_class")
+        new = (searches.column("flipped") & ~searches.column("flipped_before").astype(bool)).astype(bool)
+        for name in sorted(set(classes)):
+            claim = Claim("disagreement", "search", row["model_id"], row["other_model_id"], name)
+            own = classes == name
+            found += groups_of(claim, searches.part(own & new & moved), shifts[~own & moved], material, int(own.sum()))
+    return found
+
+
+def baseline(material: Material) -> list[Mode]:
+    """What screening alone finds, of the same pairs of models and all classes."""
+    if material.pool is None:
+        return []
+    halves = material.pool.halves()
+    pairs = sorted({(row["model_id"], row["other_model_id"]) for row in _searched(material)})
+    return [
+        mode
+        for f, g in pairs
+        for name in material.classes
+        for mode in screened(Claim("disagreement", "screen", f, g, name), *halves, material.options)
+    ]
+
+
+def _searched(material: Material) -> list[Row]:
+    return material.run.rows(
+        "select distinct stage, model_id, other_model_id from explanations where other_model_id is not null "
+        "order by all"
+    )

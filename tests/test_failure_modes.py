@@ -1,0 +1,210 @@
+"""Kinds of failure modes, each on planted rows and embeddings in which every direction has one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from audit import discovery as d
+from audit.check import Check
+from audit.failure_modes import claims, confusions, flips, spurious_neurons
+from audit.failure_modes.claims import EMBEDDER, Material, Options, Real
+from audit.results.schema import Rows
+from audit.results.sql import Run
+from audit.results.store import Store
+
+CLASSES = ("crab", "boat", "car")
+VOCABULARY = ("{} on sand", "{} on water", "red {}", "{} with a badge")
+AXES = np.eye(len(CLASSES) + len(VOCABULARY))
+SAND, WATER, RED, BADGE = (AXES[len(CLASSES) + i] for i in range(len(VOCABULARY)))
+CONCEPTS = np.stack([SAND, WATER, RED, BADGE, -SAND, -WATER, -RED, -BADGE])
+
+
+def embedding(name: str, *features: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    """An image of a class with features, of norm 1."""
+    noise = 0 if rng is None else 0.05 * rng.normal(size=len(AXES))
+    whole = 1.5 * AXES[CLASSES.index(name)] + sum(features, np.zeros(len(AXES))) + noise
+    return np.asarray(whole / np.linalg.norm(whole))
+
+
+def seen(embeddings: np.ndarray) -> np.ndarray:
+    """The embedder's classes."""
+    return np.array([CLASSES[i] for i in embeddings[:, : len(CLASSES)].argmax(1)], object)
+
+
+def images(count: int, misled: Any, seed: int = 0) -> Real:
+    """Real images of all classes on sand or water; `misled(name, on_sand)` is what model f says."""
+    rng = np.random.default_rng(seed)
+    names = [CLASSES[i] for i in rng.integers(0, 3, count)]
+    sand = rng.random(count) < 0.4
+    rows = np.stack([embedding(n, SAND if s else WATER, rng=rng) for n, s in zip(names, sand, strict=True)])
+    said = np.array([misled(n, s) for n, s in zip(names, sand, strict=True)], object)
+    ids = np.array([f"{(i * 2654435761) % 2**32:08x}" for i in range(count)], object)
+    truth = np.array(names, object)
+    along = rows @ CONCEPTS[: len(VOCABULARY)].T
+    return Real(ids, rows, along, d.halves(along), {"f": said, None: truth, EMBEDDER: seen(rows)})
+
+
+def material(root: Path, rows: Rows, **real: Real | None) -> Material:
+    Store(root).create("job.json", b"{}")
+    Store(root).commit("u", "1-x", rows)
+    check = Check(EMBEDDER, lambda _: [], seen)
+    options = Options(vocabulary=VOCABULARY, smallest_control=3)
+    given: dict[str, Any] = {"pool": None, "data": None, **real}
+    return Material(options, Run(root), ("f",), CLASSES, CONCEPTS, check, **given)
+
+
+def search(number: int, start: np.ndarray, result: np.ndarray, **columns: Any) -> Rows:
+    """One row of explanations, and the embeddings of its two images."""
+    ids = [f"s{number}", f"r{number}"]
+    row = {"explanation_id": f"x{number:03d}", "stage": "4-x", "model_id": "f", "status": "ok", "flipped": True}
+    row |= {"start_image_id": ids[0], "image_id": ids[1], **columns}
+    arrays = [
+        {"subject_id": i, "role": "generated", "name": "embedding", "values": values.tolist()}
+        for i, values in zip(ids, (start, result), strict=True)
+    ]
+    return {"explanations": [row], "arrays": arrays}
+
+
+def together(parts: list[Rows]) -> Rows:
+    return {table: [row for part in parts for row in part.get(table, [])] for table in ("explanations", "arrays")}
+
+
+def test_a_confusion_that_a_feature_makes_is_named_by_it_and_one_of_a_class_by_its_label(tmp_path: Path) -> None:
+    """f says crab for what is on sand, whatever it is; and boat for a third of the cars on water."""
+    turn = iter(range(10**6))
+
+    def misled(name: str, on_sand: bool) -> str:
+        if on_sand:
+            return "crab"
+        return "boat" if name == "car" and next(turn) % 3 == 0 else name
+
+    data = images(600, misled)
+    found = [group.mode for group in confusions.find(material(tmp_path, {}, data=data))]
+    crab = next(m for m in found if (m["class_name"], m["concept"]) == ("crab", "{} on sand"))
+    assert (crab["kind"], crab["source"], crab["other_model_id"]) == ("confusion", "labels", None)
+    assert crab["p_value"] < 1e-20
+    assert crab["evidence_rate"] > 0.9
+    assert crab["control_rate"] < 0.1
+    even = data.halves()[0].ids.tolist()
+    assert set(crab["evidence"]) <= set(even)  # named by one half, tested on the other
+    boats = next(m for m in found if (m["class_name"], m["name"]) == ("boat", "labelled car"))
+    other = data.halves()[1]
+    cars, crabs = (other.said[None] == name for name in ("car", "crab"))
+    called = other.said["f"] == "boat"
+    assert boats["evidence_rate"] == pytest.approx(called[cars].mean())
+    assert boats["control_rate"] == pytest.approx(called[crabs].mean()) == 0.0
+    assert (boats["evidence_images"], boats["control_images"]) == (cars.sum(), crabs.sum())
+    assert boats["impact"] == pytest.approx(called[cars].sum() / len(other.ids), rel=1e-6)
+
+
+def test_a_model_that_is_right_has_no_confusions(tmp_path: Path) -> None:
+    data = images(300, lambda name, on_sand: name)
+    assert confusions.find(material(tmp_path, {}, data=data)) == []
+    assert confusions.find(material(tmp_path / "unlabelled", {})) == []
+
+
+def neuron_rows(verdict: str = "harmful") -> Rows:
+    rng = np.random.default_rng(1)
+    parts = []
+    for i in range(6):  # from boats and cars on water to the same on sand, which the model calls crabs
+        name = CLASSES[1 + i % 2]
+        start, result = embedding(name, WATER, rng=rng), embedding(name, WATER, 2 * SAND, rng=rng)
+        of = {"method": "neuron", "arm": "others", "neuron": 7, "layer": "last", "target_class": "crab"}
+        parts.append(search(i, start, result, seen_after=False, **of))
+    for i in range(6, 10):  # a crab came: the check sees it
+        of = {"method": "neuron", "arm": "others", "neuron": 7, "layer": "last", "target_class": "crab"}
+        parts.append(search(i, embedding("boat", WATER), embedding("crab", RED, rng=rng), seen_after=True, **of))
+    for i in range(10, 16):  # another neuron, of another class
+        of = {"method": "neuron", "arm": "others", "neuron": 3, "layer": "last", "target_class": "car"}
+        name = CLASSES[i % 2]
+        result = embedding(name, WATER, 0.3 * RED, rng=rng)
+        parts.append(search(i, embedding(name, WATER, rng=rng), result, seen_after=False, **of))
+    neuron = {"neuron_id": "n7", "stage": "4-x", "model_id": "f", "layer": "last", "class_name": "crab", "neuron": 7}
+    core = {**neuron, "neuron_id": "n3", "class_name": "car", "neuron": 3, "verdict": "core"}
+    return {**together(parts), "neurons": [{**neuron, "verdict": verdict, "check_id": EMBEDDER}, core]}
+
+
+def test_a_harmful_neuron_is_a_failure_mode_with_what_it_shows_as_its_name(tmp_path: Path) -> None:
+    pool = images(600, lambda name, on_sand: "crab" if on_sand else name)
+    (group,) = spurious_neurons.find(material(tmp_path, neuron_rows(), pool=pool))
+    mode = group.mode
+    assert (mode["kind"], mode["class_name"], mode["name"], mode["reason"]) == ("neuron", "crab", "on sand", None)
+    assert (mode["support"], mode["seeds"], mode["neurons"]) == (6, 10, ["n7"])
+    assert set(mode["exemplars"]) == {f"x{i:03d}" for i in range(6)}
+    assert mode["evidence_rate"] == 1.0
+    assert mode["p_value"] < 1e-6
+    assert mode["impact_low"] > 0.1
+
+
+def test_a_core_neuron_is_none(tmp_path: Path) -> None:
+    pool = images(200, lambda name, on_sand: "crab" if on_sand else name)
+    assert spurious_neurons.find(material(tmp_path, neuron_rows("core"), pool=pool)) == []
+
+
+def flip_rows() -> Rows:
+    rng = np.random.default_rng(2)
+    parts = []
+
+    def flip(number: int, start: np.ndarray, result: np.ndarray, source: str, target: str) -> None:
+        of = {"method": "uvce", "item_id": f"i{number}", "source_class": source, "target_class": target}
+        parts.append(search(number, start, result, **of))
+
+    for i in range(5):  # a boat becomes a crab by sand alone; a badge on cars does nothing of the kind
+        flip(i, embedding("boat", WATER, rng=rng), embedding("boat", WATER, 2 * SAND, rng=rng), "boat", "crab")
+    for i in range(5, 10):  # what was called a crab is a car again without its sand
+        flip(i, embedding("car", WATER, 2 * SAND, rng=rng), embedding("car", WATER, rng=rng), "crab", "car")
+    for i in range(10, 15):  # the object itself changed: nothing to complain of
+        flip(i, embedding("boat", WATER, rng=rng), embedding("car", WATER, BADGE, rng=rng), "boat", "car")
+    for i in range(15, 21):  # for comparison: cars became boats by red
+        flip(i, embedding("car", WATER, rng=rng), embedding("car", WATER, 2 * RED, rng=rng), "car", "boat")
+    return together(parts)
+
+
+def test_what_was_added_or_taken_away_when_a_decision_turned_and_the_object_did_not(tmp_path: Path) -> None:
+    pool = images(600, lambda name, on_sand: "crab" if on_sand else name)
+    found = [group.mode for group in flips.find(material(tmp_path, flip_rows(), pool=pool))]
+    by_exemplar = {(m["class_name"], min(m["exemplars"])): m for m in found}
+    assert set(by_exemplar) == {("crab", "x000"), ("crab", "x005"), ("boat", "x015")}
+    added, taken, red = (by_exemplar[k] for k in sorted(by_exemplar, key=lambda k: k[1]))
+    for mode in (added, taken):
+        assert (mode["name"], mode["kind"], mode["other_model_id"]) == ("on sand", "flip", EMBEDDER)
+        assert mode["evidence_rate"] == 1.0
+        assert mode["p_value"] < 1e-6
+    assert red["name"] == "red"  # no real image is wrongly called a boat: named by the searches alone
+    assert not red.get("evidence")
+
+
+def test_the_embedder_s_own_classes_are_those_of_the_nearest_names() -> None:
+    pool = images(50, lambda name, on_sand: name)
+    assert (pool.said[EMBEDDER] == pool.said[None]).all()
+    claim = claims.Claim("flip", "search", "f", EMBEDDER, "crab")
+    assert not pool.wrong(claim).any()
+    assert isinstance(pool.matched(claim, np.ones(50, bool)), d.Evidence)
+
+
+def test_a_name_that_searches_alone_propose_is_asked_of_the_real_images_that_have_it(tmp_path: Path) -> None:
+    """f says crab for what has a badge: 20 of 920 real images, none of which is like what the searches made."""
+    rng = np.random.default_rng(3)
+    pool = images(900, lambda name, on_sand: name)
+    badges = np.stack([embedding("boat", 2 * SAND, RED, 1.5 * BADGE, rng=rng) for _ in range(20)])
+    along = np.concatenate([pool.along, badges @ CONCEPTS[: len(VOCABULARY)].T])
+    more = {"f": "crab", None: "boat", EMBEDDER: "boat"}
+    said = {who: np.append(words, [more[who]] * 20) for who, words in pool.said.items()}
+    rows = np.concatenate([pool.embeddings, badges])
+    whole = Real(np.append(pool.ids, [f"{i:08x}" for i in range(20)]), rows, along, d.halves(along), said)
+    claim = claims.Claim("disagreement", "search", "f", EMBEDDER, "crab")
+    starts = np.stack([embedding("car", WATER, rng=rng) for _ in range(4)])
+    results = np.stack([embedding("car", WATER, BADGE, rng=rng) for _ in range(4)])
+    made = [{"explanation_id": str(i), "stage": "3-x", "image_id": str(i)} for i in range(4)]
+    controls = 0.05 * rng.normal(size=(12, len(CONCEPTS)))
+    given = material(tmp_path, {}, pool=whole)
+    (group,) = claims.groups_of(claim, claims.Searches(made, starts, results), controls, given, 4)
+    assert group.mode["name"] == "with a badge"
+    even = [i for i in whole.ids[-20:] if int(i, 16) % 2]  # those of the half that is asked
+    assert (group.mode["evidence_images"], group.mode["evidence_rate"], group.mode["control_rate"]) == (10, 1.0, 0.0)
+    assert set(group.mode["evidence"]) == set(even)
+    assert group.mode["p_value"] < 1e-15
