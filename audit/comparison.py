@@ -102,7 +102,7 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
     models: what a model of `before` is called in `after`, where it is called otherwise. Only models that both runs have
     are compared. Raises ConfigError for a model that its run does not have, and where none are left.
     """
-    pairs = _pairs(_models(before), _models(after), models or {}, before.location == after.location)
+    pairs = _pairs(models_of(before), models_of(after), models or {}, before.location == after.location)
     changes: list[Change] = []
     earlier, later = before.failure_modes(), after.failure_modes()
     for old_id, new_id in pairs.items():
@@ -146,7 +146,8 @@ def _same_evidence(a: Row, b: Row) -> bool:
     return smaller >= FEWEST and len(one & other) >= SHARED * smaller
 
 
-def _models(run: Run) -> list[str]:
+def models_of(run: Run) -> list[str]:
+    """The models of a run, as its job names them."""
     return list(json.loads(run.store.read("job.json") or b"{}")["job"]["models"])
 
 
