@@ -181,12 +181,13 @@ def _overview(frame: pd.DataFrame, search: str, label: str | None, says: str | N
 def chart(frame: pd.DataFrame) -> alt.Chart:
     """Labels down, answers across: the stronger a cell, the larger its share of the label's images."""
     chosen = alt.selection_point(name="cell", fields=["label", "says"])
+    words = [f"{row.label}, called {row.says}: {row.images} images" for row in frame.itertuples()]
     labels, said = sorted(frame["label"].unique()), sorted(frame["says"].unique())
     axis = {"labelLimit": 160, "grid": False}
     colours = {kind: colour for kind, colour in _COLOURS.items() if (frame["kind"] == kind).any()}
     step = max(20, min(44, 600 // max(len(labels), len(said))))
     return (
-        alt.Chart(frame, title="share of each label's images here, by what the model says")
+        alt.Chart(frame.assign(words=words), title="share of each label's images here, by what the model says")
         .mark_rect(cursor="pointer")
         .encode(
             x=alt.X(
@@ -204,6 +205,7 @@ def chart(frame: pd.DataFrame) -> alt.Chart:
             ),
             stroke=alt.condition("datum.chosen", alt.value("#ff4b4b"), alt.value(None)),
             strokeWidth=alt.value(3),
+            description="words:N",
             tooltip=["label:N", "says:N", "images:Q", alt.Tooltip("share:Q", format=".1%")],
         )
         .properties(width=alt.Step(step), height=alt.Step(step))

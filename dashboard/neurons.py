@@ -106,12 +106,12 @@ def arms(run: Run, neuron: Row) -> list[Row]:
     )
 
 
-def show(run: Run, page: Any) -> None:
-    """The page: the neuron that the address names, else the list. `page` is what links lead to."""
+def show(run: Run, all_page: Any, one_page: Any) -> None:
+    """The page: the neuron that the address names, else the list. The pages are what links lead to."""
     asked = st.query_params.get("id")
     found = one(run, asked) if asked else None
     if found is not None:
-        _detail(run, found, page)
+        _detail(run, found, all_page)
         return
     st.title("Neurons" if asked is None else "No such neuron")
     there = choices(run)
@@ -122,7 +122,7 @@ def show(run: Run, page: Any) -> None:
         "harmful: maximised on images of other classes, it makes the model say the class without the object. "
         "core: it shows the object. spurious: it shows something else."
     )
-    _list(run, _filtered(there), page)
+    _list(run, _filtered(there), one_page)
 
 
 def _filtered(there: Mapping[str, list[str]]) -> dict[str, str]:

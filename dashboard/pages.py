@@ -248,7 +248,11 @@ def compare_page() -> None:
 
 
 def neuron_pages() -> None:
-    neurons.show(opened(), NEURONS)
+    neurons.show(opened(), NEURONS, NEURON)
+
+
+def one_neuron() -> None:
+    neurons.show(opened(), NEURONS, NEURON)
 
 
 OVERVIEW = st.Page(overview, title="Overview", url_path="overview", default=True)
@@ -257,6 +261,7 @@ ONE = st.Page(one, title="One failure mode", url_path="mode")
 CLASSES = st.Page(class_pages, title="Classes", url_path="classes")
 CONFUSIONS = st.Page(confusion_page, title="Confusions", url_path="confusions")
 NEURONS = st.Page(neuron_pages, title="Neurons", url_path="neurons")
+NEURON = st.Page(one_neuron, title="One neuron", url_path="neuron")
 COUNTERFACTUALS = st.Page(counterfactual_pages, title="Counterfactuals", url_path="counterfactuals")
 EXPLANATION = st.Page(one_explanation, title="One explanation", url_path="explanation")
 RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
@@ -266,5 +271,5 @@ QUESTIONS = st.Page(questions, title="SQL", url_path="sql")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    found = [OVERVIEW, GALLERY, ONE, CLASSES, CONFUSIONS, NEURONS, COUNTERFACTUALS, EXPLANATION]
+    found = [OVERVIEW, GALLERY, ONE, CLASSES, CONFUSIONS, NEURONS, NEURON, COUNTERFACTUALS, EXPLANATION]
     st.navigation([*found, RETRIEVAL, RUNS, COMPARE, QUESTIONS]).run()
