@@ -27,7 +27,8 @@ IDS = [picture["image_id"] for picture in PICTURES]
 
 
 def search(name: str, concept: str, evidence: str = "") -> dict[str, object]:
-    return mode(name, concept, evidence=evidence, exemplars=["x"], support=1, seeds=4)
+    interval = {"impact_low": 0.05, "impact_high": 0.2}
+    return mode(name, concept, evidence=evidence, exemplars=["x"], support=1, seeds=4, **interval)
 
 
 @pytest.fixture(scope="module")
