@@ -142,6 +142,19 @@ def _counted(_run: Run, of: Snapshot, model_id: str, right: str | None) -> pd.Da
     return counted(_run, model_id, right)
 
 
+@st.cache_data(max_entries=100, show_spinner="Looking for images ...")
+def _images(
+    _run: Run,
+    of: Snapshot,  # noqa: ARG001
+    model_id: str,
+    right: str | None,
+    label: str | None,
+    said: list[str] | None,
+    number: int,
+) -> list[Row]:
+    return images(_run, model_id, right, label, said, number)
+
+
 def _overview(frame: pd.DataFrame, search: str, label: str | None, says: str | None) -> None:
     """The matrix, and the same as a table; a cell or a row that is chosen goes into the address."""
     names = chosen_classes(frame, search)
@@ -260,4 +273,5 @@ def _found(
     pages = -(-total // PAGE_SIZE)
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     said = sorted(own["predicted"].unique()) if one_cell else None
-    originals.show(run, images(run, model_id, right, label if one_cell else None, said, number), "labelled image")
+    rows = _images(run, snapshot(run), model_id, right, label if one_cell else None, said, number)
+    originals.show(run, rows, "labelled image")
