@@ -125,9 +125,16 @@ def show(run: Run) -> None:
     if frame.empty:
         st.info("No such image: the other model gets none of them right." if right else "This model answered nothing.")
         return
-    label, says = st.query_params.get("label"), st.query_params.get("says")
+    label, says = _cell_of(frame)
     _overview(frame, search or "", label, says)
     _found(run, frame, model_id, right, label, says)
+
+
+def _cell_of(frame: pd.DataFrame) -> tuple[str | None, str | None]:
+    """The cell that the address names; what the model says may be written as the model does."""
+    label, says = st.query_params.get("label"), st.query_params.get("says")
+    written = {canonical(name): name for name in frame["says"]}
+    return label, None if says is None else written.get(canonical(says), says)
 
 
 @st.cache_data(max_entries=16)
@@ -162,6 +169,8 @@ def _overview(frame: pd.DataFrame, search: str, label: str | None, says: str | N
         st.info("No class has this in its name.")
         return
     shown = cells(frame)
+    if (frame["label"] == label).any() and (frame["says"] == says).any():
+        names = sorted({*names, str(label), str(says)})
     every = len({*frame["label"], *frame["says"]})
     matrix, table = st.tabs(["Matrix", "Table"])
     with matrix:

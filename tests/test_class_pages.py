@@ -202,6 +202,8 @@ def test_the_address_opens_a_cell(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     both = page(run, monkeypatch, "confusion_page", model="new", right="old")
     assert "What new gets wrong and old gets right: 3 images" in html(both)
     assert names_in(both) == ["6", "3", "1"]
+    written = page(run, monkeypatch, "confusion_page", model="new", label="crab", says="Crab")  # as the model does
+    assert names_in(written) == ["0"]
     none = page(run, monkeypatch, "confusion_page", model="new", label="crab", says="fish")
     assert none.info[0].value == "No such images. Choose a cell above."
     assert "<script" not in html(both)
