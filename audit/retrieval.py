@@ -7,9 +7,7 @@ and the disagreement among the retrieved ones can be tested against the rest.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +15,7 @@ import numpy as np
 
 from audit import discovery, registry
 from audit.config import Plugin, restored
-from audit.errors import ConfigError, DataError, ModelError, unknown
+from audit.errors import ConfigError, ModelError, unknown
 from audit.results.sql import Run
 
 if TYPE_CHECKING:
@@ -126,33 +124,6 @@ def embedder_of(run: Run) -> Embedder:
     loaded = module.load(plugin.options, ())  # its zero-shot classes are of no use here
     assert isinstance(loaded, Embedder)
     return loaded
-
-
-def contents(run: Run, rows: Sequence[Row]) -> list[bytes | None]:
-    """The bytes of retrieved images, from their data source; None where they are gone or are others now.
-
-    Raises DataError where a source cannot be read at all.
-    """
-    found: dict[str, bytes] = {}
-    for role in sorted({row["role"] for row in rows}):
-        own = sorted((row for row in rows if row["role"] == role), key=lambda row: row["uri"])
-        plugin = restored("datasets", _record(run)["job"][role])
-        source = registry.plugin("datasets", plugin.name).open_source(plugin.options)
-        for row, data in zip(own, source.read([row["uri"] for row in own]), strict=True):
-            if data is not None and hashlib.sha256(data).hexdigest() == row["item_id"]:
-                found[row["item_id"]] = data
-    return [found.get(row["item_id"]) for row in rows]
-
-
-def thumbnails(run: Run, rows: Sequence[Row]) -> list[bytes | None]:
-    """Small WebP pictures of retrieved images, drawn anew from their pixels; None where they cannot be read."""
-    from audit.decode import decode, encode_thumbnail
-
-    try:
-        data = contents(run, rows)
-    except DataError:
-        return [None] * len(rows)
-    return [None if one is None else encode_thumbnail(decode(one).image) for one in data]
 
 
 def _record(run: Run) -> Row:

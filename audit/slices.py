@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from audit.errors import ConfigError, unknown
+from audit.originals import contents
 from audit.results.sql import Run
-from audit.retrieval import contents
 
 _KINDS = (
     (b"\x89PNG", ".png"),
@@ -51,7 +51,7 @@ def write_slice(run: Run, failure_mode_id: str, folder: Path) -> Slice:
     with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(("file_name", "suggested_label", "says", "item_id", "uri"))
-        for row, data in zip(rows, contents(run, rows), strict=True):
+        for row, data in zip(rows, contents(run.store, rows), strict=True):
             if data is None:
                 gone += 1
                 continue

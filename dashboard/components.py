@@ -14,6 +14,10 @@ _FRAME = (
     "white-space:normal;overflow-wrap:anywhere"
 )
 _PICTURE = "width:144px;height:144px;object-fit:contain;image-rendering:pixelated;border-radius:4px;display:block"
+_MISSING = (
+    "width:144px;height:144px;border:1px dashed;border-radius:4px;opacity:0.5;display:flex;align-items:center;"
+    "justify-content:center;box-sizing:border-box"
+)
 
 
 def figure(image_id: str, alt: str, lines: list[str], title: str = "") -> str:
@@ -21,14 +25,14 @@ def figure(image_id: str, alt: str, lines: list[str], title: str = "") -> str:
     return framed(f"/evidence/{image_id}", alt, lines, title)
 
 
-def framed(source: str, alt: str, lines: list[str], title: str = "") -> str:
-    """A picture, by its URL, with lines of HTML below."""
+def framed(source: str | None, alt: str, lines: list[str], title: str = "") -> str:
+    """A picture, by its URL, with lines of HTML below; None: an empty frame that says so."""
     heading = f"<div style='opacity:0.65'>{escape(title)}</div>" if title else ""
     text = "".join(f"<div>{line}</div>" for line in lines)
-    return (
-        f"<div style='{_FRAME};width:150px'>{heading}"
-        f"<img src='{escape(source, quote=True)}' alt='{escape(alt, quote=True)}' style='{_PICTURE}'>{text}</div>"
-    )
+    picture = f"<div role='img' aria-label='{escape(alt, quote=True)}' style='{_MISSING}'>cannot be read</div>"
+    if source is not None:
+        picture = f"<img src='{escape(source, quote=True)}' alt='{escape(alt, quote=True)}' style='{_PICTURE}'>"
+    return f"<div style='{_FRAME};width:150px'>{heading}{picture}{text}</div>"
 
 
 def verdicts(said: list[Row]) -> list[str]:
@@ -57,6 +61,11 @@ def pair(explanation: Row, said: dict[str, list[Row]], models: bool = True) -> s
 def real(item_id: str, said: list[Row]) -> str:
     """A real image from the pool."""
     return figure(item_id, "real image on which the models disagree", verdicts(said))
+
+
+def heading(text: str, level: int = 2) -> str:
+    """A heading whose text may be a name: Streamlit's own would read it as markdown."""
+    return f"<h{level} style='margin:0;overflow-wrap:anywhere'>{escape(text)}</h{level}>"
 
 
 def grid(cells: list[str]) -> str:

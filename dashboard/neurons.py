@@ -2,25 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from audit.results import queries
-from audit.results.queries import Row
+from audit.results.queries import NOT_REVIEWED, Row
 from audit.results.sql import Run
-from dashboard import components
+from dashboard import components, reviewing
 
+PAGE_SIZE = 12
+FILTERS = {  # what the list can be held to: the name in the address, and the column
+    "model": "n.model_id",
+    "class": "n.class_name",
+    "verdict": "coalesce(n.verdict, 'no evidence')",
+    "reviewed": f"coalesce(v.verdict, '{NOT_REVIEWED}')",
+}
+_TITLES = {"model": "Model", "class": "Class", "verdict": "Verdict", "reviewed": "Reviewed as"}
+_ARMS = {
+    ("neuron", "maximise"): "of the class, maximised",
+    ("neuron", "minimise"): "of the class, minimised",
+    ("neuron", "others"): "of other classes, maximised",
+    ("feature_attack", "maximise"): "of the class, by feature attack",
+}
+_SAME = ("stage", "model_id", "layer", "class_name", "neuron")
 _COLOURS = {"harmful": "#b3261e", "spurious": "#8a6d1a", "core": "#1a7f4b"}
 
 
-def listed(run: Run) -> list[Row]:
-    """All neurons, harmful ones first, then by class and rank."""
+def count(run: Run, filters: Mapping[str, str]) -> int:
+    """How many neurons there are. filters: of `FILTERS`, the value of each that is held to."""
+    where, values = _where(filters)
+    return int(run.rows(f"select count(*) as found {where}", values)[0]["found"])
+
+
+def listed(run: Run, filters: Mapping[str, str], number: int) -> list[Row]:
+    """A page of neurons, harmful ones first, then by class and rank; `reviewed` is a person's last verdict."""
+    where, values = _where(filters)
     return run.rows(
-        "select * from neurons order by list_position(['harmful', 'spurious', 'core'], verdict) nulls last, "
-        "model_id, class_name, rank nulls last, stage, neuron"
+        f"select n.*, v.verdict as reviewed {where} "
+        "order by list_position(['harmful', 'spurious', 'core'], n.verdict) nulls last, "
+        f"model_id, class_name, rank nulls last, stage, neuron limit {PAGE_SIZE} offset ?",
+        [*values, (number - 1) * PAGE_SIZE],
     )
+
+
+def _where(filters: Mapping[str, str]) -> tuple[str, list[str]]:
+    held = "".join(f" and {FILTERS[name]} = ?" for name in filters)
+    return f"from neurons n left join verdicts v on subject_id = neuron_id where true{held}", list(filters.values())
+
+
+def choices(run: Run) -> dict[str, list[str]]:
+    """What each filter can be held to, among the neurons of the run."""
+    return {
+        name: [
+            row["value"]
+            for row in run.rows(
+                f"select distinct {column} as value from neurons n left join verdicts v on subject_id = neuron_id "
+                "order by value"
+            )
+        ]
+        for name, column in FILTERS.items()
+    }
 
 
 def one(run: Run, neuron_id: str) -> Row | None:
@@ -33,39 +78,92 @@ def searches(run: Run, neuron: Row) -> list[Row]:
     return run.rows(
         "select * from explanations where stage = ? and model_id = ? and layer = ? and target_class = ? and neuron = ? "
         "and status = 'ok' order by seed, method, arm",
-        [neuron[key] for key in ("stage", "model_id", "layer", "class_name", "neuron")],
+        [neuron[key] for key in _SAME],
     )
 
 
-def show(run: Run, page: Any) -> None:
-    """The page: the neuron that the address names, else the list. `page` is what links lead to."""
+def raised(run: Run, found: list[Row]) -> dict[str, Row]:
+    """Of each of these neurons, by id, the search from another class that raised it most."""
+    rows = run.rows(
+        "select neuron_id, x.* from explanations x join neurons n on x.stage = n.stage and x.model_id = n.model_id "
+        "and x.layer = n.layer and x.target_class = n.class_name and x.neuron = n.neuron "
+        "where method = 'neuron' and arm = 'others' and status = 'ok' and neuron_id in (select unnest(?)) "
+        "qualify row_number() over "
+        "(partition by neuron_id order by activation_after - activation_before desc, explanation_id) = 1",
+        [[neuron["neuron_id"] for neuron in found]],
+    )
+    return {row["neuron_id"]: row for row in rows}
+
+
+def arms(run: Run, neuron: Row) -> list[Row]:
+    """How far each kind of search moved the neuron: activations before and after, means and extremes."""
+    return run.rows(
+        "select method, arm, count(*) as searches, avg(activation_before) as before, avg(activation_after) as after, "
+        "min(activation_after) as lowest, max(activation_after) as highest from explanations "
+        "where stage = ? and model_id = ? and layer = ? and target_class = ? and neuron = ? and status = 'ok' "
+        "group by method, arm order by method desc, arm",
+        [neuron[key] for key in _SAME],
+    )
+
+
+def show(run: Run, all_page: Any, one_page: Any) -> None:
+    """The page: the neuron that the address names, else the list. The pages are what links lead to."""
     asked = st.query_params.get("id")
     found = one(run, asked) if asked else None
     if found is not None:
-        _detail(run, found, page)
+        _detail(run, found, all_page)
         return
     st.title("Neurons" if asked is None else "No such neuron")
-    rows = listed(run)
-    if not rows:
+    there = choices(run)
+    if not any(there.values()):
         st.info("No neurons. The stage `neuron` of a job explains them.")
         return
     st.caption(
         "harmful: maximised on images of other classes, it makes the model say the class without the object. "
         "core: it shows the object. spurious: it shows something else."
     )
-    for row in rows:
-        _card(run, row, page)
+    _list(run, _filtered(there), one_page)
 
 
-def _card(run: Run, neuron: Row, page: Any) -> None:
+def _filtered(there: Mapping[str, list[str]]) -> dict[str, str]:
+    """What the filters are held to; their values are part of the address."""
+    chosen = {}
+    for cell, (name, values) in zip(st.columns(len(FILTERS)), there.items(), strict=True):
+        value = cell.selectbox(
+            _TITLES[name], values, None, key=name, bind="query-params", placeholder="any", on_change=_first_page
+        )
+        if value is not None:
+            chosen[name] = value
+    return chosen
+
+
+def _first_page() -> None:
+    st.session_state["page"] = 1
+
+
+def _list(run: Run, filters: Mapping[str, str], page: Any) -> None:
+    place = st.container()
+    found = count(run, filters)
+    if not found:
+        st.info("No neuron of this kind. Take a filter away.")
+        return
+    pages = -(-found // PAGE_SIZE)
+    number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    with place:
+        st.caption(f"{found:,} neurons")
+        rows = listed(run, filters, number)
+        pictures = raised(run, rows)
+        for row in rows:
+            _card(row, pictures.get(row["neuron_id"]), page)
+
+
+def _card(neuron: Row, search: Row | None, page: Any) -> None:
     """One neuron in a line: the search from another class that raised it most, verdict, reason, link."""
-    made = [x for x in searches(run, neuron) if (x["method"], x["arm"]) == ("neuron", "others")]
-    made.sort(key=lambda x: x["activation_before"] - x["activation_after"])
     with st.container(border=True):
         picture, text = st.columns([1, 1], gap="medium")
         with picture:
-            if made:
-                st.html(_pair(made[0], neuron, brief=True))
+            if search is not None:
+                st.html(_pair(search, neuron, brief=True))
         with text:
             st.html(_headline(neuron, 3))
             st.text(_sentence(neuron))
@@ -73,9 +171,11 @@ def _card(run: Run, neuron: Row, page: Any) -> None:
 
 
 def _detail(run: Run, neuron: Row, page: Any) -> None:
-    st.html(_headline(neuron, 1))
+    said = queries.verdict(run, neuron["neuron_id"])
+    st.html(_headline({**neuron, "reviewed": said and said["verdict"]}, 1))
     st.text(_sentence(neuron))
     _figures(neuron)
+    _activations(run, neuron)
     found = searches(run, neuron)
     name = neuron["class_name"]
     by_seed: dict[int, dict[tuple[str, str], Row]] = {}
@@ -94,15 +194,39 @@ def _detail(run: Run, neuron: Row, page: Any) -> None:
     if neuron["top_items"]:
         st.header("Real images that activate it most")
         st.html(components.grid(_real(run, neuron)))
+    reviewing.show(run, neuron["neuron_id"])
     st.page_link(page, label="All neurons")
+
+
+def _activations(run: Run, neuron: Row) -> None:
+    """How strongly images activate the neuron: of the class, the strongest real ones, and what searches made of it."""
+    known = []
+    if neuron["mean_activation"] is not None:
+        known.append({"images": "of the class, all labelled ones", "mean": neuron["mean_activation"]})
+    if neuron["top_activations"]:
+        top = neuron["top_activations"]
+        known.append(
+            {"images": f"the {len(top)} real ones that activate it most", "mean": sum(top) / len(top)}
+            | {"lowest": min(top), "highest": max(top)}
+        )
+    for row in arms(run, neuron):
+        words = f"{row['searches']} {_ARMS.get((row['method'], row['arm']), row['arm'])}"
+        known.append({"images": words, "at the start": row["before"], "mean": row["after"]})
+        known[-1] |= {"lowest": row["lowest"], "highest": row["highest"]}
+    if known:
+        st.header("Activations")
+        frame = pd.DataFrame(known).reindex(columns=["images", "at the start", "mean", "lowest", "highest"])
+        st.dataframe(frame.astype(dict.fromkeys(frame.columns[1:], float)).round(3), hide_index=True)
 
 
 def _headline(neuron: Row, level: int) -> str:
     verdict = neuron["verdict"] or "no evidence"
     colour = _COLOURS.get(verdict, "#555555")
     words = f"{escape(neuron['model_id'])}: neuron {neuron['neuron']} for “{escape(neuron['class_name'])}”"
-    badge = f"<span style='background:{colour};color:white;border-radius:4px;padding:2px 8px;font-size:0.8rem'>"
-    return f"<h{level} style='margin:0'>{words}</h{level}>{badge}{escape(verdict)}</span>"
+    badges = components.badge(verdict, colour)
+    if neuron.get("reviewed"):
+        badges += " " + components.badge(neuron["reviewed"], "#34568b")
+    return f"<h{level} style='margin:0'>{words}</h{level}>{badges}"
 
 
 def _sentence(neuron: Row) -> str:

@@ -15,7 +15,19 @@ from audit.results import queries
 from audit.results.queries import NOT_REVIEWED
 from audit.results.sql import Run
 from audit.reviews import VERDICTS
-from dashboard import asking, components, counterfactuals, explanation, neurons, retrieval, reviewing
+from dashboard import (
+    asking,
+    classes,
+    comparing,
+    components,
+    confusions,
+    counterfactuals,
+    explanation,
+    neurons,
+    retrieval,
+    reviewing,
+    siblings,
+)
 
 PAGE_SIZE = 12
 REAL_IMAGES = 24
@@ -219,19 +231,45 @@ def questions() -> None:
     asking.show(opened())
 
 
+def class_pages() -> None:
+    classes.show(opened(), ONE, NEURONS, CONFUSIONS)
+
+
+def confusion_page() -> None:
+    confusions.show(opened())
+
+
+def run_page() -> None:
+    siblings.show(opened(), COMPARE)
+
+
+def compare_page() -> None:
+    comparing.show(opened(), ONE)
+
+
 def neuron_pages() -> None:
-    neurons.show(opened(), NEURONS)
+    neurons.show(opened(), NEURONS, NEURON)
+
+
+def one_neuron() -> None:
+    neurons.show(opened(), NEURONS, NEURON)
 
 
 OVERVIEW = st.Page(overview, title="Overview", url_path="overview", default=True)
 GALLERY = st.Page(gallery, title="Failure modes", url_path="modes")
 ONE = st.Page(one, title="One failure mode", url_path="mode")
+CLASSES = st.Page(class_pages, title="Classes", url_path="classes")
+CONFUSIONS = st.Page(confusion_page, title="Confusions", url_path="confusions")
 NEURONS = st.Page(neuron_pages, title="Neurons", url_path="neurons")
+NEURON = st.Page(one_neuron, title="One neuron", url_path="neuron")
 COUNTERFACTUALS = st.Page(counterfactual_pages, title="Counterfactuals", url_path="counterfactuals")
 EXPLANATION = st.Page(one_explanation, title="One explanation", url_path="explanation")
 RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
+RUNS = st.Page(run_page, title="Runs", url_path="runs")
+COMPARE = st.Page(compare_page, title="Compare", url_path="compare")
 QUESTIONS = st.Page(questions, title="SQL", url_path="sql")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS, COUNTERFACTUALS, EXPLANATION, RETRIEVAL, QUESTIONS]).run()
+    found = [OVERVIEW, GALLERY, ONE, CLASSES, CONFUSIONS, NEURONS, NEURON, COUNTERFACTUALS, EXPLANATION]
+    st.navigation([*found, RETRIEVAL, RUNS, COMPARE, QUESTIONS]).run()

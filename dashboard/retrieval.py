@@ -8,12 +8,8 @@ run: no route of the report's server has to read files that a run's folder names
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections import Counter
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,43 +20,23 @@ from audit.locations import Location, absolute, located
 from audit.results import queries
 from audit.results.sql import Run
 from dashboard import components
+from dashboard.child import Refused, answer, python
 
 Row = dict[str, Any]
 
 SECONDS = 180
-_CODE = Path(__file__).resolve().parent.parent
-
-
-class Refused(Exception):
-    """The command gave no answer; the message says why, as the command said it."""
 
 
 def command(root: Location, query: str, role: str, top: int, mode_id: str | None) -> list[str]:
     """The command that answers a query, as a list of arguments."""
     chosen = ["--mode", mode_id] if mode_id else []
     options = ["--json", "--thumbnails", "--role", role, "--top", str(top), *chosen]
-    return [sys.executable, "-m", "pipelines.cli", "retrieve", *options, "--", absolute(root), query]
+    return python("pipelines.cli", "retrieve", *options, "--", absolute(root), query)
 
 
 def ask(root: Location, query: str, role: str, top: int, mode_id: str | None) -> Row:
     """What `audit retrieve` answers. Raises Refused where it fails, and where it takes longer than SECONDS."""
-    try:
-        done = subprocess.run(
-            command(root, query, role, top, mode_id),
-            cwd=_CODE,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Refused(f"no answer within {SECONDS} seconds; ask for fewer images") from error
-    except (ValueError, OSError) as error:
-        raise Refused(f"the query cannot be passed on: {error}; leave out what is no text, or shorten it") from error
-    if done.returncode:
-        said = " ".join(done.stderr.decode("utf-8", "replace").split())
-        raise Refused(said.rpartition("error: ")[2][:1000] or f"the command ended with {done.returncode}")
-    return json.loads(done.stdout)
+    return dict(answer(command(root, query, role, top, mode_id), SECONDS))
 
 
 @st.cache_data(scope="session", max_entries=20, show_spinner="Looking for images: the text model loads first ...")

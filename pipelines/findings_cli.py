@@ -171,14 +171,11 @@ def slice_(
 
 def _is_finished(run: Run) -> None:
     """Raises ConfigError for a run with work left: what it did not look for, it could not find."""
-    from pipelines.status import stages_of
+    from audit.runs import unfinished
 
-    for stage in stages_of(run):
-        if stage["units"] is None or stage["done"] < stage["units"]:
-            raise ConfigError(
-                f"{run.location} is not finished: stage {stage['stage']} has done {stage['done']} of "
-                f"{stage['units'] or 'its'} units; 'audit run' with its job file goes on"
-            )
+    left = unfinished(run)
+    if left:
+        raise ConfigError(f"{run.location} is not finished: {left}; 'audit run' with its job file goes on")
 
 
 def _renamed(given: list[str] | None) -> dict[str, str]:

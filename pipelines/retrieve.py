@@ -12,15 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from audit.errors import ConfigError
+from audit.originals import contents, thumbnails
 from audit.results.sql import Run
-from audit.retrieval import Retrieval, contents, thumbnails
+from audit.retrieval import Retrieval
 
 Row = dict[str, Any]
 
 
 def with_thumbnails(run: Run, found: Retrieval) -> Row:
     """Plain values, each row with its picture as base64 of WebP, None where the image cannot be read any more."""
-    small = thumbnails(run, found.rows)
+    small = thumbnails(run.store, found.rows)
     encoded = [None if data is None else base64.b64encode(data).decode() for data in small]
     rows = [{**row, "thumbnail": data} for row, data in zip(found.rows, encoded, strict=True)]
     return {**found.as_dict(), "rows": rows}
@@ -32,7 +33,7 @@ def write_images(run: Run, found: Retrieval, folder: Path) -> int:
     Images that are gone or changed since the run are left out. Raises ConfigError where the folder exists or cannot
     be made.
     """
-    data = contents(run, found.rows)
+    data = contents(run.store, found.rows)
     try:
         folder.mkdir()
     except OSError as error:

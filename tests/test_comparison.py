@@ -96,11 +96,11 @@ def test_new_ones_come_first_then_by_impact(tmp_path: Path) -> None:
 
 
 def test_accuracy_on_the_images_that_both_have(tmp_path: Path) -> None:
-    old = said("data", "v", {"a": "cat", "b": "dog", "c": "dog", "d": "dog", "e": "cat"}, "cat")
-    new = said("data", "v", {"a": "dog", "b": "cat", "c": "cat", "d": "cat", "f": "cat"}, "cat")
+    old = said("data", "v", {"a": "cat", "b": "dog", "c": "dog", "d": "dog", "e": "cat", "g": "cat"}, "cat")
+    new = said("data", "v", {"a": "dog", "b": "cat", "c": "cat", "d": "cat", "f": "cat", "g": "cat"}, "cat")
     twice = [*old, *old[:1]]  # an image that is there twice counts once
     one = compare(audited(tmp_path / "a", [], twice), audited(tmp_path / "b", [], new)).accuracy[0]
-    assert (one.model_id, one.images, one.before, one.after, one.fixed, one.broken) == ("v", 4, 0.25, 0.75, 3, 1)
+    assert (one.model_id, one.images, one.before, one.after, one.fixed, one.broken) == ("v", 5, 0.4, 0.8, 3, 1)
     assert one.p_value == pytest.approx(2 * stats.binom.cdf(1, 4, 0.5))
     assert compare(audited(tmp_path / "c", [], []), Run(tmp_path / "a")).accuracy[0].images == 0
 

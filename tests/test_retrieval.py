@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from audit.classifiers import Embedder, Preprocess
 from audit.config import load_job
 from audit.errors import ConfigError, ModelError
+from audit.originals import contents, thumbnails
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.retrieval import LONGEST_QUERY, checked_query, contents, embedder_of, retrieve, thumbnails
+from audit.retrieval import LONGEST_QUERY, checked_query, embedder_of, retrieve
 from audit.zoo.export import export
 from audit.zoo.scenes import Scene
 from audit.zoo.world import load_world, scene_at
@@ -269,12 +270,14 @@ def test_no_code_that_a_run_names_is_run(run: Run, tmp_path: Path) -> None:
 def test_images_are_those_of_the_run_or_none(run: Run, embedder: Embedder, tmp_path: Path) -> None:
     rows = retrieve(run, embedder, "a photograph of a crab on sand", "both", top=30).rows
     assert {row["role"] for row in rows} == {"data", "pool"}
-    assert [hashlib.sha256(data or b"").hexdigest() for data in contents(run, rows)] == [row["item_id"] for row in rows]
+    assert [hashlib.sha256(data or b"").hexdigest() for data in contents(run.store, rows)] == [
+        row["item_id"] for row in rows
+    ]
     lied = [{**rows[0], "item_id": "0" * 64}, rows[1]]  # as if the file had changed since
-    assert [data is None for data in thumbnails(run, lied)] == [True, False]
+    assert [data is None for data in thumbnails(run.store, lied)] == [True, False]
     pool = {"plugin": "parquet", "path": str(tmp_path / "gone")}
     data = {"plugin": "folder", "path": str(tmp_path / "gone")}
-    assert thumbnails(altered(run, tmp_path, job={"pool": pool, "data": data}), rows) == [None] * 30
+    assert thumbnails(altered(run, tmp_path, job={"pool": pool, "data": data}).store, rows) == [None] * 30
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b.png", "..", "x" * 300 + ".png", "a\nb\x1b", "🦀" * 90])
@@ -305,7 +308,7 @@ def test_the_command_prints_json_and_writes_the_images(run: Run, embedder: Embed
     assert [row["item_id"] for row in answer["rows"]] == [row["item_id"] for row in expected.rows]
     assert answer["mode"] == pytest.approx(expected.mode)
     paths = sorted((tmp_path / "images").iterdir())
-    assert [path.read_bytes() for path in paths] == contents(run, expected.rows)
+    assert [path.read_bytes() for path in paths] == contents(run.store, expected.rows)
     for path, row in zip(paths, answer["rows"], strict=True):
         assert path.name == f"{row['rank']:04d}-{row['similarity']:.4f}-{row['display_name']}"
         small = Image.open(io.BytesIO(base64.b64decode(row["thumbnail"])))

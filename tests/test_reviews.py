@@ -98,3 +98,5 @@ def test_the_command_keeps_a_verdict(run: Run) -> None:
     }
     assert audit.open(where).rows("select note from verdicts") == [{"note": "toys"}]
     assert shell.invoke(app, ["review", where, "m", "fine"]).exit_code == 2
+    assert shell.invoke(app, ["review", where, "o", "bug"]).exit_code == 0  # a neuron
+    assert audit.open(where).rows("select verdict from verdicts where subject_id = 'o'") == [{"verdict": "bug"}]

@@ -1,0 +1,14 @@
+"""What the report remembers between pages and sessions: answers that take a scan of a large table."""
+
+from __future__ import annotations
+
+from audit.locations import absolute
+from audit.results.sql import Run
+from audit.reviews import STAGE
+
+Snapshot = tuple[str, int]
+
+
+def snapshot(run: Run) -> Snapshot:
+    """What an answer is of, as a key: the run, and how much of it is committed, people's verdicts aside."""
+    return absolute(run.location), sum(commit.stage != STAGE for commit in (run.commits or {}).values())

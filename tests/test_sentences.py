@@ -1,0 +1,52 @@
+"""Findings in words, for every kind of failure mode, with and without a second model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from audit import sentences
+from audit.results.schema import TABLES
+
+MODE: dict[str, Any] = dict.fromkeys(TABLES["failure_modes"].names)
+MODE |= {"kind": "disagreement", "source": "search", "verdict": "confirmed", "model_id": "v", "class_name": "crab"}
+MODE |= {"name": "on sand", "support": 3, "seeds": 8}
+RATES = {"evidence_rate": 0.8, "control_rate": 0.1, "evidence_images": 20}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            {"other_model_id": "w", **RATES},
+            "3 of 8 searches ended in images that v takes for crab and w does not. What they gained: on sand. Of the "
+            "20 real images nearest to them, the models disagree on 80%; near the starts, on 10%.",
+        ),
+        (
+            {"kind": "confusion", **RATES, "control_rate": None},
+            "3 of 8 searches ended in images that v wrongly takes for crab. What they gained: on sand. Of the 20 real "
+            "images nearest to them, it happens on 80%.",
+        ),
+        (
+            {"kind": "confusion", "seeds": None},
+            "3 searches ended in images that v wrongly takes for crab. What they gained: on sand.",
+        ),
+        (
+            {"kind": "confusion", "source": "screen"},
+            "3 images of the pool are alike that v wrongly takes for crab. What they share: on sand.",
+        ),
+        (
+            {"source": "screen", "other_model_id": "w", "seeds": None, **RATES},
+            "3 images of the pool are alike that v takes for crab and w does not. What they share: on sand.",
+        ),
+        (
+            {"kind": "neuron"},
+            "A neuron of v that speaks for crab answers to something else: on sand. 3 of 8 searches show it.",
+        ),
+        ({"kind": "flip"}, "v decides for crab on 3 images of which only this was changed: on sand."),
+    ],
+)
+def test_a_sentence_says_what_was_found(columns: dict[str, Any], words: str) -> None:
+    assert sentences.sentence({**MODE, **columns}) == words
+    assert sentences.claim({**MODE, **columns}) == "v says “crab” for what is on sand"
