@@ -15,7 +15,7 @@ from audit.results import queries
 from audit.results.queries import NOT_REVIEWED
 from audit.results.sql import Run
 from audit.reviews import VERDICTS
-from dashboard import asking, components, counterfactuals, explanation, neurons, retrieval, reviewing
+from dashboard import asking, components, counterfactuals, explanation, neurons, retrieval, reviewing, study
 
 PAGE_SIZE = 12
 REAL_IMAGES = 24
@@ -219,6 +219,10 @@ def questions() -> None:
     asking.show(opened())
 
 
+def blinded() -> None:
+    study.show(opened())
+
+
 def neuron_pages() -> None:
     neurons.show(opened(), NEURONS)
 
@@ -230,8 +234,9 @@ NEURONS = st.Page(neuron_pages, title="Neurons", url_path="neurons")
 COUNTERFACTUALS = st.Page(counterfactual_pages, title="Counterfactuals", url_path="counterfactuals")
 EXPLANATION = st.Page(one_explanation, title="One explanation", url_path="explanation")
 RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
+STUDY = st.Page(blinded, title="Blinded comparison", url_path="study")
 QUESTIONS = st.Page(questions, title="SQL", url_path="sql")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS, COUNTERFACTUALS, EXPLANATION, RETRIEVAL, QUESTIONS]).run()
+    st.navigation([OVERVIEW, GALLERY, ONE, NEURONS, COUNTERFACTUALS, EXPLANATION, RETRIEVAL, STUDY, QUESTIONS]).run()
