@@ -102,7 +102,7 @@ def _headline(neuron: Row, level: int) -> str:
     colour = _COLOURS.get(verdict, "#555555")
     words = f"{escape(neuron['model_id'])}: neuron {neuron['neuron']} for “{escape(neuron['class_name'])}”"
     badge = f"<span style='background:{colour};color:white;border-radius:4px;padding:2px 8px;font-size:0.8rem'>"
-    return f"<h{level} style='margin:0'>{words}</h{level}>{badge}{escape(verdict)}</span>"
+    return f"<h{level} style='margin:0;overflow-wrap:anywhere'>{words}</h{level}>{badge}{escape(verdict)}</span>"
 
 
 def _sentence(neuron: Row) -> str:
@@ -129,8 +129,7 @@ def _figures(neuron: Row) -> None:
             f"object; {before:.0%} at the starts, p = {neuron['p_value']:.2g}"
         )
         tiles.append(("called so without it", f"{after:.0%}", said))
-    for column, (label, value, said) in zip(st.columns(4), tiles, strict=False):
-        column.metric(label, value, help=said)
+    st.html(components.grid([components.metric(*tile) for tile in tiles]))
 
 
 def _row(arms: dict[tuple[str, str], Row], neuron: Row) -> str:

@@ -36,7 +36,7 @@ def opened() -> Run:
 def overview() -> None:
     run = opened()
     head = queries.header(run)
-    st.title(f"Audit: {head['name'] or name_of(run.location)}")
+    st.html(components.heading(f"Audit: {head['name'] or name_of(run.location)}", 1))
     if head["name"] is None:
         st.info("Nothing is committed yet. This page shows more as the run goes on: reload it.")
         return
@@ -51,10 +51,13 @@ def overview() -> None:
             st.dataframe(pd.DataFrame(named), hide_index=True)
 
     st.header("How good the models look on their own data")
-    for column, model in zip(st.columns(max(1, len(queries.models(run)))), queries.models(run), strict=False):
-        column.metric(
-            model["model_id"], f"{model['accuracy']:.1%}", help=f"accuracy on {model['images']:,} labelled images"
+    tiles = [
+        components.metric(
+            model["model_id"], f"{model['accuracy']:.1%}", f"accuracy on {model['images']:,} labelled images"
         )
+        for model in queries.models(run)
+    ]
+    st.html(components.grid(tiles))
 
     st.header("What the audit found")
     found = queries.modes(run)
@@ -196,7 +199,9 @@ def one_explanation() -> None:
     explanation.show(opened(), ONE)
 
 
-def _interval(row: queries.Row, name: str, form: str) -> str:
+def _interval(row: queries.Row, name: str, form: str) -> str | None:
+    if row[f"{name}_low"] is None or row[f"{name}_high"] is None:
+        return None
     return f"95 % interval: {form.format(row[f'{name}_low'])} to {form.format(row[f'{name}_high'])}"
 
 

@@ -134,8 +134,8 @@ def _asking(run: Run, found: list[Pair], left: list[Pair], rater: str) -> None:
     st.subheader(f"{len(given) + 1}. {_ASKED[question]}")
     with st.container(horizontal=True):
         for said in study.QUESTIONS[question]:
-            arguments = (given, question, said)
-            st.button(said, key=f"{question} {said}", shortcut=_KEYS[said], on_click=_note, args=arguments)
+            key = f"{pair.pair_id[:8]} {question} {said}"  # a key that comes late answers no other question
+            st.button(said, key=key, shortcut=_KEYS[said], on_click=_note, args=(given, question, said))
         st.button("Back", shortcut="Left", on_click=_back, args=(given, number), disabled=number == 1 and not given)
 
 
