@@ -122,7 +122,7 @@ def _mode_card(run: Run, mode: queries.Row) -> None:
     """One failure mode in a line: its best start and result, the sentence, the link."""
     with st.container(border=True):
         picture, text = st.columns([2, 3])
-        shown = queries.exemplars(run, mode["exemplars"][:1])
+        shown = queries.exemplars(run, (mode["exemplars"] or [])[:1])
         with picture:
             if shown:
                 st.html(components.pair(shown[0], queries.said(run, components.images_of(shown)), models=False))

@@ -122,7 +122,7 @@ def test_from_the_overview_to_a_verdict_and_back_by_it(tmp_path: Path, scheme: A
         page.get_by_label("Why").fill("the sand alone does it")
         page.get_by_label("Your name").fill("Ada")
         page.get_by_role("button", name="Keep").click()
-        page.locator("main span", has_text=re.compile("^bug$")).first.wait_for()
+        page.locator("span[style*=background]", has_text=re.compile("^bug$")).wait_for()  # the badge: it is kept
         settle()
 
         page.get_by_role("link", name="Failure modes", exact=True).click()
