@@ -14,15 +14,12 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HEADERS = {
-    # Nothing of a page, whatever a name in it says, is fetched from or sent to elsewhere, and no other page frames it.
-    "Content-Security-Policy": (
-        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; base-uri 'self'; "
-        "frame-ancestors 'self'"
-    ),
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-}
+# Nothing of a page, whatever a name in it says, is fetched from or sent to elsewhere, and no other page frames it. Not
+# every browser takes a WebSocket for a part of 'self'.
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws://{host} wss://{host} data: "
+    "blob:; form-action 'self'; base-uri 'self'; frame-ancestors 'self'"
+)
 REFUSED = (
     "This report is open to whoever has its token. Add ?token=... to the address once; the token is in the file that "
     "'audit dashboard' named when it started. If you came by a link that has it, reload this page.\n"
@@ -41,13 +38,14 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        answer = self._refusal(HTTPConnection(scope))
+        asked = HTTPConnection(scope)
+        answer, told = self._refusal(asked), _with_headers(send, asked.headers.get("host", ""))
         if answer is None:
-            await self.app(scope, receive, _with_headers(send))
+            await self.app(scope, receive, told)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            await answer(scope, receive, _with_headers(send))
+            await answer(scope, receive, told)
 
     def _refusal(self, asked: HTTPConnection) -> Response | None:
         """What to answer in place of the report; None for who may see it."""
@@ -78,13 +76,15 @@ def _no_token() -> Response:
     return PlainTextResponse(REFUSED, 401, {"Cache-Control": "no-store"})
 
 
-def _with_headers(send: Send) -> Send:
-    """`send`, with the headers that every answer has."""
+def _with_headers(send: Send, host: str) -> Send:
+    """`send`, with the headers that every answer has. `host`: by which it was asked for, a name that is allowed."""
+    every = {"Content-Security-Policy": POLICY.format(host=host), "Referrer-Policy": "same-origin"}
+    every["X-Content-Type-Options"] = "nosniff"
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
+            for name, value in every.items():
                 headers.setdefault(name, value)
         await send(message)
 

@@ -188,6 +188,7 @@ def test_the_ipv6_loopback_serves_this_machine_alone(run: Run) -> None:
 def test_a_page_fetches_nothing_from_elsewhere(unguarded: str) -> None:
     policy = ask(unguarded, "/")[1]["content-security-policy"]
     assert policy.startswith("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:;")
+    assert f"connect-src 'self' ws://{urlsplit(unguarded).netloc} wss://{urlsplit(unguarded).netloc} data:" in policy
     assert "frame-ancestors 'self'" in policy
 
 
