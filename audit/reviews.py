@@ -28,9 +28,7 @@ def review(run: Run, subject_id: str, verdict: str, note: str = "", reviewer: st
     """
     if verdict not in VERDICTS:
         raise ConfigError(unknown("verdict", verdict, VERDICTS))
-    name = " ".join((getpass.getuser() if reviewer is None else reviewer).split())
-    if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise ConfigError(f"a reviewer's name has 1 to {LONGEST_NAME} characters of text, found {name!r:.50}")
+    name = person(getpass.getuser() if reviewer is None else reviewer)
     if len(note) > LONGEST_NOTE:
         raise ConfigError(f"the note has {len(note)} characters, more than {LONGEST_NOTE}: shorten it")
     if not run.rows(_SUBJECT, [subject_id] * 3):
@@ -43,6 +41,14 @@ def review(run: Run, subject_id: str, verdict: str, note: str = "", reviewer: st
     run.store.commit(f"review-{uuid.uuid4().hex}", STAGE, {"reviews": [row]})
     run.refresh()
     return row
+
+
+def person(given: str) -> str:
+    """A person's name, with single spaces. Raises ConfigError for one that is empty, too long or not printable."""
+    name = " ".join(given.split())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise ConfigError(f"a reviewer's name has 1 to {LONGEST_NAME} characters of text, found {name!r:.50}")
+    return name
 
 
 _SUBJECT = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -30,6 +31,7 @@ EXAMPLES = {
 }
 LIMITS = Limits()
 AT_ONCE = 2  # queries of all sessions that run at a time
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a formula begins
 PATIENCE = 20.0  # seconds that one waits for its turn
 
 
@@ -86,7 +88,7 @@ def _table(answer: Answer) -> None:
     if not answer.whole:
         st.warning(f"Only the first {LIMITS.rows:,} rows are shown. Add a limit, or count in the query.")
     st.dataframe(frame, hide_index=True)
-    st.download_button("Download as CSV", frame.to_csv(index=False).encode(), "answer.csv", "text/csv")
+    st.download_button("Download as CSV", _csv(frame), "answer.csv", "text/csv")
     kinds = {field.name: field.type for field in answer.table.schema}
     numbers = [name for name, kind in kinds.items() if _is_number(kind)]
     others = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_boolean(kind)]
@@ -97,6 +99,15 @@ def _table(answer: Answer) -> None:
         colour = cells[2].selectbox("colour", [None, *others], format_func=lambda name: name or "none")
         if x is not None:
             st.altair_chart(_chart(frame[[*others, *numbers]], x, y, colour))
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    """For a spreadsheet: an apostrophe before text that it would take for a formula, also in column names."""
+
+    def harmless(cell: Any) -> Any:
+        return f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else cell
+
+    return frame.map(harmless).rename(columns=harmless).to_csv(index=False).encode()
 
 
 def _readable(table: pa.Table) -> pa.Table:

@@ -77,7 +77,16 @@ def headline(mode: Row, review: Row | None = None, level: int = 3) -> str:
     badges = badge(mode["verdict"], "#1a7f4b" if mode["verdict"] == "confirmed" else "#8a6d1a")
     if review is not None:
         badges += " " + badge(review["verdict"], "#34568b")
-    return f"<h{level} style='margin:0'>{escape(sentences.claim(mode))}</h{level}>{badges}"
+    return heading(sentences.claim(mode), level) + badges
+
+
+def metric(name: str, value: str, note: str) -> str:
+    """A number as st.metric shows it, whose label would be markdown; `note` appears under the pointer."""
+    return (
+        f"<div title='{escape(note, quote=True)}' style='display:inline-block;vertical-align:top;margin:0 36px 12px 0;"
+        f"max-width:100%;overflow-wrap:anywhere'><div style='font-size:0.875rem'>{escape(name)}</div>"
+        f"<div style='font-size:2.25rem;line-height:1.3'>{escape(value)}</div></div>"
+    )
 
 
 def badge(text: str, colour: str) -> str:

@@ -83,7 +83,8 @@ def _gallery(run: Run, named: list[str], page: Any) -> None:
     pages = -(-len(chosen) // PAGE_SIZE)
     number = st.pagination(pages, key="page") if pages > 1 else 1
     for row in chosen[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]:
-        st.html(f"<h4 style='margin:0'>{explanation.title(row)}</h4>{components.grid(_pictures(row))}")
+        heading = f"<h4 style='margin:0;overflow-wrap:anywhere'>{explanation.title(row)}</h4>"
+        st.html(heading + components.grid(_pictures(row)))
         st.page_link(page, label="Steps and measurements", query_params={"id": row["explanation_id"]})
 
 

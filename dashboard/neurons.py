@@ -226,7 +226,7 @@ def _headline(neuron: Row, level: int) -> str:
     badges = components.badge(verdict, colour)
     if neuron.get("reviewed"):
         badges += " " + components.badge(neuron["reviewed"], "#34568b")
-    return f"<h{level} style='margin:0'>{words}</h{level}>{badges}"
+    return f"<h{level} style='margin:0;overflow-wrap:anywhere'>{words}</h{level}>{badges}"
 
 
 def _sentence(neuron: Row) -> str:
@@ -253,8 +253,7 @@ def _figures(neuron: Row) -> None:
             f"object; {before:.0%} at the starts, p = {neuron['p_value']:.2g}"
         )
         tiles.append(("called so without it", f"{after:.0%}", said))
-    for column, (label, value, said) in zip(st.columns(4), tiles, strict=False):
-        column.metric(label, value, help=said)
+    st.html(components.grid([components.metric(*tile) for tile in tiles]))
 
 
 def _row(arms: dict[tuple[str, str], Row], neuron: Row) -> str:

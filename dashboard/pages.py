@@ -27,6 +27,7 @@ from dashboard import (
     retrieval,
     reviewing,
     siblings,
+    study,
 )
 
 PAGE_SIZE = 12
@@ -48,7 +49,7 @@ def opened() -> Run:
 def overview() -> None:
     run = opened()
     head = queries.header(run)
-    st.title(f"Audit: {head['name'] or name_of(run.location)}")
+    st.html(components.heading(f"Audit: {head['name'] or name_of(run.location)}", 1))
     if head["name"] is None:
         st.info("Nothing is committed yet. This page shows more as the run goes on: reload it.")
         return
@@ -63,10 +64,13 @@ def overview() -> None:
             st.dataframe(pd.DataFrame(named), hide_index=True)
 
     st.header("How good the models look on their own data")
-    for column, model in zip(st.columns(max(1, len(queries.models(run)))), queries.models(run), strict=False):
-        column.metric(
-            model["model_id"], f"{model['accuracy']:.1%}", help=f"accuracy on {model['images']:,} labelled images"
+    tiles = [
+        components.metric(
+            model["model_id"], f"{model['accuracy']:.1%}", f"accuracy on {model['images']:,} labelled images"
         )
+        for model in queries.models(run)
+    ]
+    st.html(components.grid(tiles))
 
     st.header("What the audit found")
     found = queries.modes(run)
@@ -131,7 +135,7 @@ def _mode_card(run: Run, mode: queries.Row) -> None:
     """One failure mode in a line: its best start and result, the sentence, the link."""
     with st.container(border=True):
         picture, text = st.columns([2, 3])
-        shown = queries.exemplars(run, mode["exemplars"][:1])
+        shown = queries.exemplars(run, (mode["exemplars"] or [])[:1])
         with picture:
             if shown:
                 st.html(components.pair(shown[0], queries.said(run, components.images_of(shown)), models=False))
@@ -208,7 +212,9 @@ def one_explanation() -> None:
     explanation.show(opened(), ONE)
 
 
-def _interval(row: queries.Row, name: str, form: str) -> str:
+def _interval(row: queries.Row, name: str, form: str) -> str | None:
+    if row[f"{name}_low"] is None or row[f"{name}_high"] is None:
+        return None
     return f"95 % interval: {form.format(row[f'{name}_low'])} to {form.format(row[f'{name}_high'])}"
 
 
@@ -247,6 +253,10 @@ def compare_page() -> None:
     comparing.show(opened(), ONE)
 
 
+def blinded() -> None:
+    study.show(opened())
+
+
 def neuron_pages() -> None:
     neurons.show(opened(), NEURONS, NEURON)
 
@@ -267,9 +277,10 @@ EXPLANATION = st.Page(one_explanation, title="One explanation", url_path="explan
 RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
 RUNS = st.Page(run_page, title="Runs", url_path="runs")
 COMPARE = st.Page(compare_page, title="Compare", url_path="compare")
+STUDY = st.Page(blinded, title="Blinded comparison", url_path="study")
 QUESTIONS = st.Page(questions, title="SQL", url_path="sql")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
     found = [OVERVIEW, GALLERY, ONE, CLASSES, CONFUSIONS, NEURONS, NEURON, COUNTERFACTUALS, EXPLANATION]
-    st.navigation([*found, RETRIEVAL, RUNS, COMPARE, QUESTIONS]).run()
+    st.navigation([*found, RETRIEVAL, RUNS, COMPARE, STUDY, QUESTIONS]).run()

@@ -120,7 +120,7 @@ def _show_found(found: Row) -> None:
 
 def _show_test(mode: Row, said: list[Row]) -> None:
     """The failure mode's rates, and a hint where the images show the class itself."""
-    st.header(sentences.claim(mode))
+    st.html(components.heading(sentences.claim(mode), 2))
     cells = st.columns(3)
     rates = [mode["retrieved_rate"], mode["rest_rate"]]
     shown = ["no images" if rate is None else f"{rate:.1%}" for rate in rates]

@@ -1,12 +1,14 @@
 """The report's server: Streamlit pages, and the evidence images as their stored bytes.
 
-Started by `audit dashboard RUN`, which puts the run's folder into AUDIT_RUN.
+Started by `audit dashboard RUN`, which puts the run's folder into AUDIT_RUN and, where browsers have to show one, the
+token into AUDIT_TOKEN.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 
 import streamlit as st
@@ -20,9 +22,11 @@ from starlette.routing import Route
 from audit.locations import located
 from audit.results.queries import picture
 from audit.results.sql import Run
+from dashboard.guard import Guard
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _RUN = Run(located(os.environ["AUDIT_RUN"]))
+_TOKEN = os.environ.get("AUDIT_TOKEN", "")
 
 
 async def image(request: Request) -> Response:
@@ -31,7 +35,7 @@ async def image(request: Request) -> Response:
     data = await run_in_threadpool(_find, image_id) if _ID.fullmatch(image_id) else None
     if data is None:
         return Response("no such image", 404, media_type="text/plain")
-    headers = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"}
     return Response(data, media_type="image/png", headers=headers)
 
 
@@ -43,8 +47,26 @@ def _find(image_id: str) -> bytes | None:
     return found
 
 
+def _hosts() -> list[str]:
+    """The names by which the report may be asked for: those that Streamlit's WebSocket takes."""
+    named = st.get_option("server.allowedHosts") or ["127.0.0.1", "localhost"]
+    return [f"[{name}]" if ":" in name else name for name in named]
+
+
+def _is_loopback(address: str | None) -> bool:
+    try:
+        return ip_address(address or "").is_loopback
+    except ValueError:
+        return False
+
+
+if not _TOKEN and not _is_loopback(st.get_option("server.address")):  # not started by `audit dashboard`, which asks
+    raise SystemExit("others can reach this address, and there is no token: start the report with 'audit dashboard'")
 app = st.App(
     Path(__file__).with_name("pages.py"),
     routes=[Route("/evidence/{image_id}", image)],
-    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+    middleware=[
+        Middleware(TrustedHostMiddleware, allowed_hosts=_hosts(), www_redirect=False),
+        Middleware(Guard, token=_TOKEN),
+    ],
 )

@@ -20,6 +20,7 @@ _CSS = """
 }
 input[type=range] { width: 100%; margin: 8px 0 0; }
 .row { display: flex; gap: 8px; align-items: center; flex-wrap: wrap; font-size: 14px; margin-top: 6px; }
+.row span { min-width: 0; overflow-wrap: anywhere; }
 button {
   font: inherit; color: inherit; background: transparent; border: 1px solid var(--st-border-color); border-radius: 6px;
   padding: 2px 10px; cursor: pointer;

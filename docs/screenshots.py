@@ -1,57 +1,121 @@
-"""Screenshots of the report of a run, in headless Chromium: part of `make docs`."""
+"""Screenshots of every page of a run's report, in headless Chromium: part of `make docs`.
+
+`python docs/screenshots.py RUN [FOLDER]` writes report-*.png into the folder, or beside this file. A page of which the
+run has no rows is left out, with a line that says so.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, TimeoutError, sync_playwright
 
+from audit import study
 from audit.results.sql import Run
-from pipelines.report import command
+from pipelines.report import Access, command, environment
 
 DOCS = Path(__file__).resolve().parent
+PAGES = DOCS.parent / "dashboard" / "pages.py"
+SHOWN = ("overview", "modes", "mode", "retrieval", "neurons", "counterfactuals", "explanation", "study", "sql")
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+QUERY = "select model_id, label, accuracy, images from accuracy order by accuracy limit 100"
 
 
-def main(run: Path, port: int = 8531) -> None:
-    server = subprocess.Popen(command(port), env={**os.environ, "AUDIT_RUN": str(run.resolve())})
+@dataclass(frozen=True)
+class Shot:
+    """A picture to take: `path` of the page, a heading that says it is there (any), a button to press before."""
+
+    name: str
+    path: str
+    heading: str = ""
+    press: str = ""
+    dark: bool = False
+
+
+def shots(run: Run) -> Iterator[Shot | str]:
+    """Every page of the report, or why it has no picture."""
+    yield Shot("report-overview", "/", "What the audit found", dark=True)
+    mode = _first(
+        run, "select failure_mode_id as id from failure_modes where source = 'search' order by verdict, impact desc"
+    )
+    yield Shot("report-modes", "/modes", "Failure modes") if mode else "report-modes: the run has no failure modes"
+    if mode:
+        yield Shot("report-mode", f"/mode?id={mode}", "Your verdict", dark=True)
+        yield Shot("report-retrieval", f"/retrieval?id={mode}", "What the models say of them", "Find images")
+    else:
+        yield "report-mode, report-retrieval: the run has no failure modes"
+    neuron = _first(run, "select neuron_id as id from neurons order by verdict = 'harmful' desc nulls last, rank")
+    yield Shot("report-neuron", f"/neurons?id={neuron}") if neuron else "report-neuron: the run has no neurons"
+    flipped = _first(run, "select explanation_id as id from explanations where method = 'uvce' and flipped order by 1")
+    if flipped:
+        yield Shot("report-counterfactuals", "/counterfactuals", "Counterfactuals")
+        yield Shot("report-counterfactual", f"/explanation?id={flipped}", "How it was made")
+    else:
+        yield "report-counterfactuals, report-counterfactual: no counterfactual flipped"
+    compared = study.comparable(run)
+    if compared:
+        query = urlencode({"a": compared[0]["first"], "b": compared[0]["second"], "least": 0, "rater": "Ada"})
+        yield Shot("report-study", f"/study?{query}", "Which of the two")
+    else:
+        yield "report-study: the run has no two stages with counterfactuals of the same images"
+    yield Shot("report-sql", f"/sql?{urlencode({'q': QUERY})}", "SQL")
+    for name in re.findall(r'url_path="(\w+)"', PAGES.read_text("utf-8")):
+        if name not in SHOWN:
+            yield Shot(f"report-{name}", f"/{name}")
+
+
+def _first(run: Run, query: str) -> Any:
+    rows = run.rows(f"{query} limit 1")
+    return rows[0]["id"] if rows else None
+
+
+def main(run: Path, folder: Path = DOCS, port: int = 8531) -> None:
+    server = subprocess.Popen(command(port), env=environment(run, Access()))
+    where = f"http://127.0.0.1:{port}"
     try:
-        _wait(f"http://127.0.0.1:{port}/_stcore/health")
-        opened = Run(run)
-        mode = opened.failure_modes()[0]["failure_mode_id"]
-        neuron = opened.rows("select neuron_id from neurons order by verdict <> 'harmful', rank limit 1")[0][
-            "neuron_id"
-        ]
-        flipped = "select explanation_id from explanations where method = 'uvce' and flipped order by 1 limit 1"
-        counterfactual = opened.rows(flipped)[0]["explanation_id"]
+        _wait(f"{where}/_stcore/health")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
-            for name, path, text in (
-                ("report-overview", "/", "What the audit found"),
-                ("report-modes", "/modes", "Failure modes"),
-                ("report-mode", f"/mode?id={mode}", "What the search made of its starts"),
-                ("report-neuron", f"/neurons?id={neuron}", "Images of other classes, maximised"),
-                ("report-counterfactual", f"/explanation?id={counterfactual}", "Measurements"),
-                ("report-retrieval", f"/retrieval?id={mode}", "Real images by words"),
-            ):
-                page.goto(f"http://127.0.0.1:{port}{path}")
-                page.get_by_role("heading", name=text).first.wait_for(timeout=60_000)
-                if name == "report-retrieval":
-                    page.get_by_role("button", name="Find images").click()
-                    page.get_by_role("heading", name="What the models say of them").wait_for(timeout=60_000)
-                page.wait_for_load_state("networkidle")
-                page.wait_for_timeout(1500)
-                page.screenshot(path=DOCS / f"{name}.png")
+            light, dark = (
+                browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+                for scheme in ("light", "dark")
+            )
+            for shot in shots(Run(run)):
+                if isinstance(shot, str):
+                    sys.stdout.write(f"left out: {shot}\n")
+                    continue
+                try:
+                    _take(light, where, shot, folder / f"{shot.name}.png")
+                    if shot.dark:
+                        _take(dark, where, shot, folder / f"{shot.name}-dark.png")
+                except TimeoutError:
+                    sys.stdout.write(f"left out: {shot.name}: the page did not show {shot.heading or 'a heading'!r}\n")
             browser.close()
     finally:
         server.terminate()
         server.wait()
+
+
+def _take(page: Page, where: str, shot: Shot, file: Path) -> None:
+    page.goto(where + shot.path)
+    if shot.press:
+        page.get_by_role("button", name=shot.press).click(timeout=60_000)
+    page.locator("main").get_by_role("heading", name=shot.heading or None).first.wait_for(timeout=60_000)
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for(timeout=60_000)
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1500)  # charts are drawn after their data came
+    page.screenshot(path=file)
+    sys.stdout.write(f"{file}\n")
 
 
 def _wait(url: str) -> None:
@@ -65,4 +129,4 @@ def _wait(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(Path, sys.argv[2:3]))

@@ -303,20 +303,33 @@ def retrieve(
 @app.command()
 def dashboard(
     run: RunFolder,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1")] = 8501,
+    port: Annotated[int, typer.Option(help="Port to listen on")] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen on; one that others reach needs a token")] = "127.0.0.1",
+    token_file: Annotated[
+        Optional[Path],
+        typer.Option(help="File of the token that browsers have to show; made where none is. Or put it in AUDIT_TOKEN"),
+    ] = None,
+    allowed_host: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME", help="A name by which others reach the report; repeat it"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the report of a run to a browser on this machine, and no other."""
+    """Serve the report of a run to browsers: on this machine only or, with --host and a token, to others.
+
+    Nothing is encrypted: let others in over a private network, or through a proxy that speaks TLS.
+    """
     from audit.results.sql import Run
     from pipelines.errors import InfrastructureError
-    from pipelines.report import serve
+    from pipelines.report import access, serve, token_of
 
     with exit_codes():
         Run(located(run))
+        to = access(host, allowed_host or (), token_of(token_file))
         if as_json:
-            print_json({"run": absolute(located(run)), "url": f"http://127.0.0.1:{port}"})
+            print_json({"run": absolute(located(run)), "url": to.url(port)})
         with for_json(as_json):
-            code = serve(located(run), port)
+            code = serve(located(run), port, to, token_file)
         if code:
             raise InfrastructureError(f"the report's server ended; is port {port} free? Name another with --port")
 

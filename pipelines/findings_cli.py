@@ -107,7 +107,10 @@ def export(
     output: Annotated[Optional[Path], typer.Option(help="Where to; default: by the run's name, in this folder")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a run's results out: a report in one file that opens offline, its tables, or a notebook."""
+    """Take a run's results out: a report in one file that opens offline, its tables, or a notebook.
+
+    CSV has names as they are: a spreadsheet has to import them as text, lest it takes one for a formula.
+    """
     from audit import exporters, registry
     from audit.results.sql import Run
 

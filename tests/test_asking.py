@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
@@ -99,3 +102,13 @@ def test_a_query_waits_for_its_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -
     turns.release()
     assert not opened(run, monkeypatch, "select 1").warning
     assert turns.acquire(blocking=False)  # it was given back
+
+
+def test_a_downloaded_answer_holds_no_formula() -> None:
+    frame = pd.DataFrame(
+        {"=1+1": ["=cmd|' /C calc'!A0", "@SUM(1)", "+1", "\t=1", "cat", None], "n": [-1, 2, 3, 4, 5, 6]}
+    )
+    rows = list(csv.reader(io.StringIO(asking._csv(frame).decode())))
+    assert rows[0] == ["'=1+1", "n"]
+    assert [row[0] for row in rows[1:]] == ["'=cmd|' /C calc'!A0", "'@SUM(1)", "'+1", "'\t=1", "cat", ""]
+    assert [row[1] for row in rows[1:]] == ["-1", "2", "3", "4", "5", "6"]

@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
 import audit
@@ -113,6 +116,46 @@ def test_the_page_shows_the_run_s_numbers_and_pictures(run: Run) -> None:
     shown = [a["src"] for tag, a in page.tags if tag == "img"]
     stored = {row["image_id"]: row["thumbnail"] for row in run.rows("select image_id, thumbnail from images")}
     assert [base64.b64decode(str(src).partition(",")[2]) for src in shown] == [stored[name] for name in "sra"]
+
+
+def test_its_numbers_are_those_of_the_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every failure mode all figures but p, which the report leaves to its sentences, and the run's own."""
+    text = html.page(run)
+
+    def figures(part: str) -> list[tuple[str, str]]:
+        return re.findall(r'<div class="figure"[^>]*><b>(.*?)</b><span>(.*?)</span>', part)
+
+    sections = re.findall(r'<section class="mode" id="mode-(.*?)">(.*?)</section>', text, re.DOTALL)
+    assert len(sections) == 2
+    for name, section in sections:
+        shown = said_by_the_report(run, monkeypatch, "one", id=unescape(name))
+        for value, words in figures(section):
+            assert value in shown or words == "p, corrected", (name, value, words)
+    shown = said_by_the_report(run, monkeypatch, "overview")
+    for value, words in figures(text.partition("<section")[0]):
+        assert value in shown, (value, words)
+
+
+def said_by_the_report(run: Run, monkeypatch: pytest.MonkeyPatch, page: str, **query: str) -> str:
+    """The text and the tiles of a page."""
+    monkeypatch.setenv("AUDIT_RUN", str(run.root))
+    app = AppTest.from_string(f"from dashboard import pages\npages.{page}()", default_timeout=60)
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception
+    st.cache_resource.clear()
+    tiles = [f"{tile.value} {tile.delta}" for tile in app.metric]
+    return " ".join([*tiles, *(text.value for text in app.text), *(one.proto.body for one in app.get("html"))])
+
+
+def test_a_mode_that_lacks_numbers_has_a_section_without_them(tmp_path: Path) -> None:
+    bare = {"other_model_id": None, "impact": None, "exemplars": None, "evidence": None, "kind": "confusion"}
+    guess = mode("crab", "sand", "hypothesis", reason="few images", effect=1.0) | bare
+    section = Page(html.page(audited(tmp_path / "run", [guess], []))).text.partition("crab")[2]
+    assert "1.0 sd shift against controls" in section
+    assert "searches that show it" not in section
+    assert "real images near it" not in section
 
 
 def test_pictures_beyond_the_limit_are_left_out_and_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

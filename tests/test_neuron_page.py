@@ -111,13 +111,13 @@ def test_a_neuron_shows_every_arm_with_what_was_said_of_it(run: Run) -> None:
     # minimised, start, maximised, attacked; then start and maximised of another class; then the real images
     assert shown[:6] == [ends[0], start, ends[1], ends[2], start, ends[3]]
     assert shown[6:] == run.rows("select top_items from neurons where neuron_id = 'n1'")[0]["top_items"]
-    assert [metric.label for metric in app.metric] == [
-        "weight to the class",
-        "place among suspects",
-        "real images without it",
-        "called so without it",
+    tiles = re.findall(r"0.875rem'>(.*?)</div><div style='font-size:2.25rem;line-height:1.3'>(.*?)</div>", html)
+    assert tiles == [
+        ("weight to the class", "0.500"),
+        ("place among suspects", "1"),
+        ("real images without it", "50%"),
+        ("called so without it", "88%"),
     ]
-    assert [metric.value for metric in app.metric] == ["0.500", "1", "50%", "88%"]
     for text in ("<b>0.25</b>", "<b>2.50</b>", "<b>75%</b>", "<b>9.00</b>", "sees none", "sees it"):
         assert text in html, text
     assert "<script" not in html
@@ -127,7 +127,7 @@ def test_a_neuron_shows_every_arm_with_what_was_said_of_it(run: Run) -> None:
 def test_a_neuron_without_searches_and_one_that_is_not_there_have_a_page(run: Run) -> None:
     app = page(run, id="n2")
     assert not app.exception
-    assert not app.metric
+    assert "font-size:2.25rem" not in html_of(app)
     assert images_in(html_of(app)) == []
     app = page(run, id="n3")
     assert not app.exception

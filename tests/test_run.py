@@ -112,7 +112,9 @@ def assert_equal(one: Run, other: Run, *, bitwise: bool = True) -> None:
             continue
         left, right = contents(one, table), contents(other, table)
         assert len(left) == len(right), table
-        assert left or table in ("reviews", "neurons", "artefacts"), f"{table} is empty: nothing was compared"
+        assert left or table in ("reviews", "answers", "neurons", "artefacts"), (
+            f"{table} is empty: nothing was compared"
+        )
         names = (
             "unit_id",
             "failure_mode_id",

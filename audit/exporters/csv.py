@@ -1,4 +1,8 @@
-"""A folder with a CSV file for each table and view, without the bytes of images. Lists are written as JSON."""
+"""A folder with a CSV file for each table and view, without the bytes of images. Lists are written as JSON.
+
+Cells are what the run holds, for programs to read. A spreadsheet takes a name that begins with = + - or @ for a
+formula: import the columns as text there.
+"""
 
 from __future__ import annotations
 

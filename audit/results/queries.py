@@ -85,8 +85,9 @@ def against_others(run: Run, failure_mode_id: str) -> list[Row]:
     )
 
 
-def exemplars(run: Run, ids: list[str]) -> list[Row]:
-    """Explanations in the order asked."""
+def exemplars(run: Run, ids: list[str] | None) -> list[Row]:
+    """Explanations in the order asked; of a failure mode that rests on none, none."""
+    ids = ids or []
     rows = {
         row["explanation_id"]: row
         for row in run.rows("select * from explanations where explanation_id in (select unnest(?))", [ids])
@@ -128,11 +129,11 @@ def _hexadecimal(text: str) -> str:
     return f"{int(text, 16):032x}"
 
 
-def traces(run: Run, ids: list[str]) -> list[Row]:
+def traces(run: Run, ids: list[str] | None) -> list[Row]:
     return run.rows(
         "select explanation_id, step, loss, score, other_score from traces "
         "where explanation_id in (select unnest(?)) order by explanation_id, step",
-        [ids],
+        [ids or []],
     )
 
 

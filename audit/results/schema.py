@@ -279,6 +279,18 @@ TABLES: dict[str, pa.Schema] = {
             "reviewed_at": (_TIME, "when"),
         },
     ),
+    "answers": _table(
+        "a person's answer in a blinded comparison of two counterfactuals of one image",
+        {
+            "pair_id": (_S, "hash of the two explanations"),
+            "question": (_S, "realistic, features, object (is it so of A, of B?), or better (which one?)"),
+            "a_id": (_S, "explanations.explanation_id of what was shown as A"),
+            "b_id": (_S, "explanations.explanation_id of what was shown as B"),
+            "answer": (_S, "A, B, both, neither; of better: A, B, equal"),
+            "rater": (_S, "who"),
+            "answered_at": (_TIME, "when"),
+        },
+    ),
 }
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -1,5 +1,5 @@
 """Views that answer common questions: on the data set under audit, how often is each model right, what does it say
-instead, and where do two models differ? What is the last word of people on a finding?"""
+instead, and where do two models differ? What is the last word of people on a finding, and on a counterfactual?"""
 
 from __future__ import annotations
 
@@ -72,5 +72,24 @@ VIEWS = {
         "select subject_id, verdict, note, reviewer, reviewed_at, count(*) over (partition by subject_id) as reviews "
         "from reviews qualify row_number() over "
         "(partition by subject_id order by reviewed_at desc, reviewer, verdict, note) = 1",
+    ),
+    "ratings": View(
+        "the last answer of each rater in a blinded comparison, by explanation: two rows an answer",
+        {
+            "pair_id": "hash of the two explanations that were compared",
+            "question": "realistic, features, object or better",
+            "explanation_id": "one of the two",
+            "stage": "its stage in the job file",
+            "method": "plugin that made it",
+            "yes": "it is so; of better: it was called the better one",
+            "rater": "who",
+            "answered_at": "when",
+        },
+        "with last as (select * from answers qualify row_number() over "
+        "(partition by pair_id, question, rater order by answered_at desc, answer) = 1), "
+        "sides as (select *, a_id as explanation_id, answer in ('A', 'both') as yes from last "
+        "union all select *, b_id, answer in ('B', 'both') from last) "
+        "select pair_id, question, explanation_id, stage, method, yes, rater, answered_at "
+        "from sides join explanations using (explanation_id)",
     ),
 }
