@@ -14,19 +14,26 @@ def claim(mode: Row) -> str:
 
 def sentence(mode: Row) -> str:
     """What was found and what speaks for it, as plain text."""
-    takes = f"that {mode['model_id']} takes for {mode['class_name']} and {mode['other_model_id']} does not"
+    takes = f"that {mode['model_id']} takes for {mode['class_name']}"
+    if mode["other_model_id"] is not None:
+        takes += f" and {mode['other_model_id']} does not"
     if mode["source"] == "screen":
         text = f"{mode['support']} images of the pool are alike {takes}. What they share: {mode['name']}."
     else:
         text = (
-            f"{mode['support']} of {mode['seeds']} searches ended in images {takes}. What they gained: {mode['name']}."
+            f"{_of(mode['support'], mode['seeds'])} searches ended in images {takes}. What they gained: {mode['name']}."
         )
-    if mode["verdict"] == "confirmed" and mode["source"] == "search":
+    known = mode["evidence_rate"] is not None and mode["control_rate"] is not None
+    if mode["verdict"] == "confirmed" and mode["source"] == "search" and known:
         text += (
             f" Of the {mode['evidence_images']} real images nearest to them, the models disagree on "
             f"{mode['evidence_rate']:.0%}; near the starts, on {mode['control_rate']:.0%}."
         )
     return text
+
+
+def _of(part: int | None, whole: int | None) -> str:
+    return "Some" if part is None else str(part) if whole is None else f"{part} of {whole}"
 
 
 def others(mode: Row, measured: list[Row]) -> str:

@@ -23,7 +23,8 @@ CELL = 132
 
 def finding(run: Run, class_name: str, target: Path) -> None:
     """A confirmed failure mode of a class as one picture."""
-    mode = next(m for m in queries.modes(run, ["confirmed"]) if m["class_name"] == class_name)
+    modes = (mode for mode in run.failure_modes() if mode["verdict"] == "confirmed")
+    mode = next(m for m in modes if m["class_name"] == class_name)
     model = next(m for m in queries.models(run) if m["model_id"] == mode["model_id"])
     shown = queries.exemplars(run, mode["exemplars"])[:3]
     evidence = mode["evidence"][:7]

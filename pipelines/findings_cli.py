@@ -171,7 +171,7 @@ def slice_(
 
 def _is_finished(run: Run) -> None:
     """Raises ConfigError for a run with work left: what it did not look for, it could not find."""
-    from pipelines.status import stages_of
+    from audit.results.progress import stages_of
 
     for stage in stages_of(run):
         if stage["units"] is None or stage["done"] < stage["units"]:
