@@ -48,9 +48,15 @@ def models(run: Run) -> list[Row]:
     )
 
 
-def modes(run: Run) -> list[Row]:
-    """All failure modes of the search, confirmed first, by impact; `audit.results.gallery` has them by the page."""
-    return run.failure_modes()
+def modes(run: Run, most: int = 200) -> list[Row]:
+    """What the first failure modes of the search are called, confirmed ones first, by impact; without their lists of
+    exemplars and evidence. `audit.results.gallery` has all of them by the page."""
+    return run.rows(
+        "select failure_mode_id, model_id, other_model_id, class_name, name, concept, verdict, kind from failure_modes "
+        "where source = 'search' order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id "
+        "limit ?",
+        [most],
+    )
 
 
 def mode(run: Run, failure_mode_id: str) -> Row | None:
