@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from rich.console import Console
 from rich.table import Table
@@ -44,7 +46,7 @@ PAGES = {
     "one explanation": ("/explanation?id={explanation}", "main img[alt^='result']"),
     "neurons": ("/neurons", "main h3"),
     "real images by words": ("/retrieval", "main [data-testid=stForm]"),
-    "SQL, an answer": ("/sql?q=select+count(*)+from+explanations", "main [data-testid=stDownloadButton]"),
+    "SQL": ("/sql", "main textarea"),
 }
 
 
@@ -107,6 +109,7 @@ def measure(run: Path, repeats: int, views: int, names: Sequence[str]) -> dict[s
     there = Run(run).rows("select failure_mode_id from failure_modes where len(exemplars) > 0 order by 1 limit 1")
     ids = {"mode": there[0]["failure_mode_id"] if there else mode_id(0), "explanation": explanation_id(0)}
     painted: dict[str, list[float]] = {name: [] for name in pages}
+    worked: dict[str, list[float]] = {name: [] for name in pages}
     changed: dict[str, list[float]] = {name: [] for name in CHANGES}
     load = [os.getloadavg()[0]]
     with served(run) as (where, server), sync_playwright() as playwright:
@@ -116,10 +119,14 @@ def measure(run: Path, repeats: int, views: int, names: Sequence[str]) -> dict[s
         first = first_paint(browser, f"{address}/overview", "main h3")
         for _ in range(repeats):
             for name, (path, selector) in pages.items():
+                used = _cpu(server)
                 painted[name].append(first_paint(browser, address + path.format(**ids), selector))
+                worked[name].append(_cpu(server) - used)
+                _say(name, painted[name][-1])
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             for name, (path, selector, actions) in CHANGES.items():
                 changed[name].append(change(page, address + path, selector, actions))
+                _say(name, changed[name][-1])
             page.close()
             load.append(os.getloadavg()[0])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -133,6 +140,7 @@ def measure(run: Path, repeats: int, views: int, names: Sequence[str]) -> dict[s
     load.append(os.getloadavg()[0])
     return {
         "first_paint_seconds": painted,
+        "server_cpu_seconds": worked,
         "change_seconds": changed,
         "first_paint_after_start_seconds": first,
         "server_mib_at_start": at_start,
@@ -144,12 +152,25 @@ def measure(run: Path, repeats: int, views: int, names: Sequence[str]) -> dict[s
 
 
 def table(found: dict[str, Any]) -> Table:
-    """Median and worst of each."""
-    made = Table("", "median s", "least s", "most s")
+    """Of each page and change; what other processes on the machine do stretches all but the last column."""
+    made = Table("", "median s", "least s", "most s", "server's CPU s")
     for part in ("first_paint_seconds", "change_seconds"):
         for name, seconds in found[part].items():
-            made.add_row(name, *(f"{value:.2f}" for value in (median(seconds), min(seconds), max(seconds))))
+            figures = [median(seconds), min(seconds), max(seconds)]
+            if part == "first_paint_seconds":
+                figures.append(median(found["server_cpu_seconds"][name]))
+            made.add_row(name, *(f"{value:.2f}" for value in figures))
     return made
+
+
+def _cpu(process: psutil.Process) -> float:
+    """Seconds of processor that it has used, which other processes do not stretch."""
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
+def _say(name: str, seconds: float) -> None:
+    print(f"{name}: {seconds:.2f} s", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
