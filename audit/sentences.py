@@ -13,29 +13,33 @@ def claim(mode: Row) -> str:
 
 
 def sentence(mode: Row) -> str:
-    """What was found and what speaks for it, as plain text. A mode of a kind that compares no models names one."""
+    """What was found and what speaks for it, as plain text."""
     text = _found(mode)
-    if mode["verdict"] == "confirmed" and mode["source"] == "search" and mode["evidence_rate"] is not None:
-        happens = "the models disagree" if mode["other_model_id"] else "it happens"
+    known = mode["evidence_rate"] is not None and mode["control_rate"] is not None
+    if mode["verdict"] == "confirmed" and known:
+        happens = "the models disagree" if mode["kind"] == "disagreement" else "it happens"
         text += (
-            f" Of the {mode['evidence_images']} real images nearest to them, {happens} on {mode['evidence_rate']:.0%}"
+            f" Of {mode['evidence_images']} real images like them {happens} on {mode['evidence_rate']:.0%}, "
+            f"of others of the same classes on {mode['control_rate']:.0%}."
         )
-        text += "." if mode["control_rate"] is None else f"; near the starts, on {mode['control_rate']:.0%}."
     return text
 
 
 def _found(mode: Row) -> str:
-    model, says, name, support = mode["model_id"], mode["class_name"], mode["name"], mode["support"]
-    searches = f"{support} searches" if mode["seeds"] is None else f"{support} of {mode['seeds']} searches"
+    model, says, name = mode["model_id"], mode["class_name"], mode["name"]
+    count = "Some" if mode["support"] is None else str(mode["support"])
+    searches = f"{count} searches" if mode["seeds"] is None else f"{count} of {mode['seeds']} searches"
     if mode["kind"] == "flip":
-        return f"{model} decides for {says} on {support} images of which only this was changed: {name}."
+        return f"{model} decides for {says} on {count} images of which only this was changed: {name}."
     if mode["kind"] == "neuron":
         return f"A neuron of {model} that speaks for {says} answers to something else: {name}. {searches} show it."
     takes = f"that {model} takes for {says} and {mode['other_model_id']} does not"
     if mode["other_model_id"] is None:
         takes = f"that {model} wrongly takes for {says}"
+    if mode["source"] == "labels":
+        return f"{count} labelled images are alike {takes}. What they share: {name}."
     if mode["source"] == "screen":
-        return f"{support} images of the pool are alike {takes}. What they share: {name}."
+        return f"{count} images of the pool are alike {takes}. What they share: {name}."
     return f"{searches} ended in images {takes}. What they gained: {name}."
 
 

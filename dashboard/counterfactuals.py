@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html import escape
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
+from audit.results import gallery
 from audit.results.sql import Run
-from dashboard import components, explanation
+from dashboard import components, explanation, explanations, filters, paging
+from dashboard.answers import kept
 
 Row = dict[str, Any]
 
 PAGE_SIZE = 10
+_UVCE = "method = 'uvce' and status = 'ok'"
 _SHOWN = (
     ("start_image_id", "original"),
     ("edit_image_id", "prompt edit alone"),
@@ -38,20 +42,10 @@ def stages(run: Run) -> list[Row]:
     )
 
 
-def explained(run: Run, stage: str, source: str | None, target: str | None, flipped: bool | None) -> list[Row]:
-    """Counterfactuals of a stage, the surest first."""
-    return run.rows(
-        "select * from explanations where method = 'uvce' and status = 'ok' and stage = ? "
-        "and (? is null or source_class = ?) and (? is null or target_class = ?) and (? is null or flipped = ?) "
-        "order by flipped desc, score_after desc, explanation_id",
-        [stage, source, source, target, target, flipped, flipped],
-    )
-
-
 def show(run: Run, page: Any) -> None:
     """The page: counterfactuals by stage. `page` is what the link of each leads to."""
     st.title("Counterfactuals")
-    found = stages(run)
+    found = kept(stages, run)
     if not found:
         st.info("No counterfactuals: the job has no counterfactual stage, or it has not ended yet.")
         return
@@ -68,28 +62,27 @@ def show(run: Run, page: Any) -> None:
 
 
 def _gallery(run: Run, named: list[str], page: Any) -> None:
-    cells = st.columns(4)
-    stage = cells[0].selectbox("stage", named)
-    everything = explained(run, stage, None, None, None)
-    source = cells[1].selectbox("from", [None, *sorted({row["source_class"] for row in everything})], format_func=_any)
-    target = cells[2].selectbox("to", [None, *sorted({row["target_class"] for row in everything})], format_func=_any)
-    flipped = cells[3].selectbox(
-        "the decision", [None, True, False], format_func=lambda x: {True: "flipped", False: "held"}.get(x, "any")
-    )
-    chosen = explained(run, stage, source, target, flipped)
-    if not chosen:
-        st.info("No counterfactual of this kind.")
+    cells = st.columns(5)
+    stage = cells[0].selectbox("stage", named, key="stage", bind="query-params", on_change=paging.first_page)
+    of_stage = gallery.Explanations(stage=stage, method="uvce", status="ok")
+    source = filters.select(cells[1], "from", kept(gallery.values_of, run, "explanations", "source_class", _UVCE))
+    target = filters.select(cells[2], "to", kept(gallery.values_of, run, "explanations", "target_class", _UVCE))
+    flipped = filters.select(cells[3], "decision", list(explanations.FLIPPED))
+    sort = filters.order(cells[4], gallery.EXPLANATION_SORTS)
+    decided = None if flipped is None else explanations.FLIPPED[flipped]
+    chosen = replace(of_stage, source_class=source, target_class=target, flipped=decided)
+    found = kept(gallery.count_explanations, run, chosen)
+    if not found:
+        st.info("No counterfactual of this kind. Take a filter away.")
         return
-    pages = -(-len(chosen) // PAGE_SIZE)
-    number = st.pagination(pages, key="page") if pages > 1 else 1
-    for row in chosen[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]:
-        heading = f"<h4 style='margin:0;overflow-wrap:anywhere'>{explanation.title(row)}</h4>"
-        st.html(heading + components.grid(_pictures(row)))
-        st.page_link(page, label="Steps and measurements", query_params={"id": row["explanation_id"]})
-
-
-def _any(name: str | None) -> str:
-    return name or "any"
+    place = st.container()
+    number = paging.number(paging.pages(found, PAGE_SIZE))
+    with place:
+        st.caption(f"{found:,} counterfactuals. N and P turn the page.")
+        for row in kept(gallery.explanations, run, chosen, sort, number, PAGE_SIZE):
+            heading = f"<h4 style='margin:0;overflow-wrap:anywhere'>{explanation.title(row)}</h4>"
+            st.html(heading + components.grid(_pictures(row)))
+            st.page_link(page, label="Steps and measurements", query_params={"id": row["explanation_id"]})
 
 
 def _pictures(row: Row) -> list[str]:

@@ -68,9 +68,12 @@ def show(run: Run) -> None:
     )
     modes = {mode["failure_mode_id"]: mode for mode in queries.modes(run)}
     asked = st.query_params.get("id")
-    chosen = asked if asked in modes else None
+    found_mode = queries.mode(run, asked) if asked else None
+    chosen = None if found_mode is None else asked
+    if chosen and found_mode:
+        modes.setdefault(chosen, found_mode)
     with st.form("words"):
-        begin = words_for(run, modes[chosen]) if chosen else ""
+        begin = words_for(run, found_mode) if found_mode else ""
         query = st.text_input("what the images show", begin, key=f"query {chosen}")
         left, middle, right = st.columns([3, 1, 1])
         mode_id = left.selectbox(

@@ -12,8 +12,9 @@ import streamlit as st
 from audit.errors import AuditError
 from audit.locations import absolute, located, name_of
 from audit.results import queries
+from audit.results.progress import stages_of
 from audit.results.sql import Run
-from audit.runs import beside, open_beside, stages, unfinished
+from audit.runs import beside, open_beside, unfinished
 
 Row = dict[str, Any]
 
@@ -50,7 +51,7 @@ def state(run: Run) -> str:
     """How far a run is, in words: from its files, and where it is not finished from what its driver said last."""
     left = unfinished(run)
     if not left:
-        given_up = sum(stage["quarantined"] for stage in stages(run))
+        given_up = sum(stage["quarantined"] for stage in stages_of(run))
         return f"finished; {given_up} units were given up" if given_up else "finished"
     try:
         driver = json.loads(run.store.read("live.json") or b"{}")

@@ -23,7 +23,8 @@ CELL = 132
 
 def finding(run: Run, class_name: str, target: Path) -> None:
     """A confirmed failure mode of a class as one picture."""
-    mode = next(m for m in queries.modes(run, ["confirmed"]) if m["class_name"] == class_name)
+    modes = (mode for mode in run.failure_modes() if mode["verdict"] == "confirmed")
+    mode = next(m for m in modes if m["class_name"] == class_name)
     model = next(m for m in queries.models(run) if m["model_id"] == mode["model_id"])
     shown = queries.exemplars(run, mode["exemplars"])[:3]
     evidence = mode["evidence"][:7]
@@ -42,9 +43,8 @@ def finding(run: Run, class_name: str, target: Path) -> None:
         draw.polygon([(tip - 16, middle - 10), (tip - 16, middle + 10), (tip, middle)], fill=SOFT)
         _cell(sheet, run, row["image_id"], (x + CELL + 36, 134), "optimised", said, mode)
     text = (
-        f"Real images that confirm it: the models disagree on {mode['evidence_rate']:.0%} of the "
-        f"{mode['evidence_images']} nearest to the results, on {mode['control_rate']:.0%} of the "
-        f"{mode['control_images']} nearest to the starts"
+        f"Real images that confirm it: the models disagree on {mode['evidence_rate']:.0%} of {mode['evidence_images']} "
+        f"like the results, on {mode['control_rate']:.0%} of others of the same classes"
     )
     _write(draw, (28, 378), text, 18, SOFT)
     for i, item_id in enumerate(evidence):

@@ -17,10 +17,11 @@ from audit.locations import Location
 from audit.methods import INVENTORY, check_classes, check_order, stage_names
 from audit.models import digests
 from audit.results.integrity import Repair, repair
+from audit.results.progress import live
 from audit.results.sql import Run
 from audit.results.store import Store
 from pipelines.errors import Terminated
-from pipelines.lock import live, only_driver
+from pipelines.lock import only_driver
 from pipelines.metrics import Metrics
 from pipelines.plan import changes_since, free_place, job_of, newest_of, open_or_create, other_versions, run_place
 from pipelines.progress import Progress

@@ -6,19 +6,17 @@ This only saves money. Were two drivers to run one job, each unit would still be
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from audit.errors import ConfigError
+from audit.results.progress import live
 from audit.results.store import Store
 
-LIVE = "live.json"
 BEAT = 5.0  # seconds between two states of a driver
 _NAME = ".driver"
 
@@ -59,12 +57,3 @@ def _refused(store: Store, holder: str) -> ConfigError:
     return ConfigError(
         f"{store.location} is being worked on by {holder}. Watch it with 'audit status', or stop that process first."
     )
-
-
-def live(store: Store) -> dict[str, Any] | None:
-    """What the newest driver said last of what it does, None where none has."""
-    data = store.read(LIVE)
-    try:
-        return None if data is None else dict(json.loads(data))
-    except (ValueError, TypeError):
-        return None

@@ -20,9 +20,10 @@ from rich.progress import Progress as Bars
 
 from audit.errors import StoreError
 from audit.methods import Unit
+from audit.results.progress import LIVE
 from audit.results.store import Store
 from audit.worker import Summary
-from pipelines.lock import BEAT, LIVE
+from pipelines.lock import BEAT
 
 if TYPE_CHECKING:
     from pipelines.metrics import Metrics

@@ -17,13 +17,13 @@ from pipelines.terminal import AsJson, RunFolder, ended, err, exit_codes, for_js
 
 def status(run: RunFolder, as_json: AsJson = False) -> None:
     """How far a run is, from its files alone."""
+    from audit.results.progress import live, stages_of
     from audit.results.sql import Run
-    from pipelines.status import driver_of, stages_of
 
     with exit_codes():
         _is_run(Store(located(run)), run)
         opened = Run(located(run))
-        stages, driver = stages_of(opened), driver_of(opened.store)
+        stages, driver = stages_of(opened), live(opened.store)
         if as_json:
             print_json({"stages": stages, "driver": driver})
             return

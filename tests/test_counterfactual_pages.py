@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from audit.pictures import image_row
+from audit.results import gallery
 from audit.results.sql import Run
 from audit.results.store import Store
 from dashboard import counterfactuals
@@ -123,21 +125,26 @@ def test_figures_of_a_stage_are_means_over_what_they_say(run: Run) -> None:
     assert row["floor"] == pytest.approx(0.05)
 
 
+def explained(run: Run, stage: str, **chosen: Any) -> list[str]:
+    """Ids of the first page of a stage's counterfactuals."""
+    which = gallery.Explanations(stage=stage, method="uvce", status="ok", **chosen)
+    rows = gallery.explanations(run, which, "surest first", 1, 20)
+    assert gallery.count_explanations(run, which) == len(rows)
+    return [row["explanation_id"] for row in rows]
+
+
 def test_counterfactuals_are_chosen_by_source_target_and_outcome(run: Run) -> None:
-    ids = [row["explanation_id"][-1] for row in counterfactuals.explained(run, "2-uvce", None, None, None)]
-    assert ids == ["0", "1", "2"]
-    assert len(counterfactuals.explained(run, "2-uvce", "crab", "boat", None)) == 2
-    assert len(counterfactuals.explained(run, "2-uvce", "crab", "boat", False)) == 1
-    assert counterfactuals.explained(run, "2-uvce", "boat", None, None) == []
+    assert [one[-1] for one in explained(run, "2-uvce")] == ["0", "1", "2"]
+    assert len(explained(run, "2-uvce", source_class="crab", target_class="boat")) == 2
+    assert len(explained(run, "2-uvce", source_class="crab", target_class="boat", flipped=False)) == 1
+    assert explained(run, "2-uvce", source_class="boat") == []
 
 
 def test_stages_and_methods_are_kept_apart_and_flips_come_first(large: Run) -> None:
     assert [(row["stage"], row["items"]) for row in counterfactuals.stages(large)] == [("2-uvce", 11), ("3-uvce", 1)]
-    ids = [int(row["explanation_id"], 16) for row in counterfactuals.explained(large, "2-uvce", None, None, None)]
-    assert ids == [*range(1, 11), 0]
-    (only,) = counterfactuals.explained(large, "3-uvce", None, None, None)
-    assert only["explanation_id"] == "a" * 32
-    assert counterfactuals.explained(large, "4-other", None, None, None) == []
+    assert [int(one, 16) for one in explained(large, "2-uvce")] == [*range(1, 11), 0]
+    assert explained(large, "3-uvce") == ["a" * 32]
+    assert explained(large, "4-other") == []
 
 
 def test_the_gallery_shows_every_counterfactual_with_its_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,12 +168,21 @@ def test_a_page_of_the_gallery_holds_ten_and_what_is_chosen(large: Run, monkeypa
     assert "<script>" not in html(app)  # all but one leave a class with a hostile name
     stage, source = list(app.selectbox)[:2]
     assert stage.options == ["2-uvce", "3-uvce"]
-    assert sorted(source.options) == sorted([HOSTILE, "any", "boat"])
+    assert sorted(source.options) == sorted([HOSTILE, "boat"])
     source.set_value("boat").run()
     assert titles(app) == ["target 3"]
     app.selectbox[1].set_value(None)
     app.selectbox[2].set_value("target 7").run()
     assert titles(app) == ["target 7"]
     app.selectbox[2].set_value(None)
-    app.selectbox[3].set_value(False).run()
+    app.selectbox[3].set_value("held").run()
+    assert titles(app) == ["target 0"]
+    app.selectbox[3].set_value(None).run()
+    next(button for button in app.button if button.label == "Next page").click().run()
+    assert titles(app) == ["target 0"]  # the eleventh
+    app.selectbox[0].set_value("3-uvce").run()
+    assert titles(app) == ["target 0"]
+    app.selectbox[0].set_value("2-uvce").run()
+    assert titles(app) == [f"target {i}" for i in range(1, 11)]  # a filter begins at the first page
+    app = page(large, monkeypatch, stage="2-uvce", page="2")
     assert titles(app) == ["target 0"]

@@ -102,8 +102,8 @@ def test_the_page_shows_the_run_s_numbers_and_pictures(run: Run) -> None:
     for words in (
         "v says “crab” for what is on sand confirmed",
         "3 of 8 searches ended in images",
-        "40% disagreement on the 50 real images near it",
-        "2% on the 49 near the starts",
+        "40% of 50 real images like it",
+        "2% of 49 others of the same classes",
         "0.0004 p, corrected",
         "10.0% impact on the pool",
         "50.0% v, on 2 labelled images",

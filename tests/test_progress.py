@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from audit.methods import Unit
+from audit.results.progress import live
 from audit.results.store import Store
 from audit.worker import Summary, findings_in
-from pipelines.lock import live
 from pipelines.progress import Progress
 
 

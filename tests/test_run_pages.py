@@ -15,8 +15,9 @@ from streamlit.testing.v1 import AppTest
 
 from audit.errors import ConfigError, StoreError
 from audit.pictures import image_row
+from audit.results.progress import stages_of
 from audit.results.sql import Run
-from audit.runs import beside, open_beside, stages, unfinished
+from audit.runs import beside, open_beside, unfinished
 from dashboard import comparing, siblings
 from tests.audited import audited, mode, said
 from tests.report_server import CHROMIUM, served
@@ -103,22 +104,22 @@ def test_how_far_a_run_is_follows_from_its_files(root: Path, tmp_path: Path) -> 
     assert unfinished(Run(root / "v1")) == ""
     half = Run(root / HOSTILE)
     assert unfinished(half) == "stage 1-screen has done 0 of 1 units"
-    assert [(row["stage"], row["units"], row["done"], row["items"]) for row in stages(half)] == [
+    assert [(row["stage"], row["units"], row["done"], row["items"]) for row in stages_of(half)] == [
         ("0-inventory", 1, 1, 1),
         ("1-screen", 1, 0, 1),
         ("2-discover", 1, 0, 1),
     ]
     with pytest.raises(ConfigError, match=r"job\.json is not whole"):
-        stages(Run(root / "broken"))
+        stages_of(Run(root / "broken"))
     made = audited(tmp_path / "run", [], [], done=("0-inventory",))
     made.store.commit("u1", "1-screen", {}, status="quarantined", error="why")
     (tmp_path / "run" / "plan" / "2-discover.json").unlink()
     made.refresh()
     assert unfinished(made) == "stage 2-discover has done 0 of its units"
-    assert stages(made)[1]["quarantined"] == 1
+    assert stages_of(made)[1]["quarantined"] == 1
     (tmp_path / "run" / "plan" / "2-discover.json").write_text("{}")
     with pytest.raises(StoreError, match=r"2-discover\.json is not whole"):
-        stages(made)
+        stages_of(made)
 
 
 @pytest.mark.parametrize(

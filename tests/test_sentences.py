@@ -20,21 +20,17 @@ RATES = {"evidence_rate": 0.8, "control_rate": 0.1, "evidence_images": 20}
     [
         (
             {"other_model_id": "w", **RATES},
-            "3 of 8 searches ended in images that v takes for crab and w does not. What they gained: on sand. Of the "
-            "20 real images nearest to them, the models disagree on 80%; near the starts, on 10%.",
+            "3 of 8 searches ended in images that v takes for crab and w does not. What they gained: on sand. Of 20 "
+            "real images like them the models disagree on 80%, of others of the same classes on 10%.",
         ),
         (
-            {"kind": "confusion", **RATES, "control_rate": None},
-            "3 of 8 searches ended in images that v wrongly takes for crab. What they gained: on sand. Of the 20 real "
-            "images nearest to them, it happens on 80%.",
+            {"kind": "confusion", "source": "labels", **RATES},
+            "3 labelled images are alike that v wrongly takes for crab. What they share: on sand. Of 20 real images "
+            "like them it happens on 80%, of others of the same classes on 10%.",
         ),
         (
-            {"kind": "confusion", "seeds": None},
-            "3 searches ended in images that v wrongly takes for crab. What they gained: on sand.",
-        ),
-        (
-            {"kind": "confusion", "source": "screen"},
-            "3 images of the pool are alike that v wrongly takes for crab. What they share: on sand.",
+            {"other_model_id": "w", "seeds": None, **RATES, "control_rate": None},
+            "3 searches ended in images that v takes for crab and w does not. What they gained: on sand.",
         ),
         (
             {"source": "screen", "other_model_id": "w", "seeds": None, **RATES},

@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 
@@ -83,6 +84,29 @@ def test_snapshots_hold_what_was_committed_and_readers_see_later_records(store: 
     assert store.snapshot() == 2
     listed = json.loads((store.root / "snapshots" / "00000002.json").read_bytes())["commits"]
     assert [commit["units"] for commit in listed] == [["u"], ["v"]]
+
+
+def test_a_snapshot_is_read_once_and_the_next_one_is_seen(store: Store) -> None:
+    store.commit("u0", "1-x", rows(1))
+    store.snapshot()
+    reader = Store(store.root)
+    first = reader.commits()["u0"]
+    assert reader.commits()["u0"] is first  # not read and compared again
+    store.commit("u1", "1-x", rows(1))
+    store.snapshot()
+    (store.root / "commits" / "u1.json").unlink()
+    assert reader.commits().keys() == {"u0", "u1"}
+
+
+def test_a_merged_file_tells_which_row_groups_lack_an_id(store: Store) -> None:
+    content = to_table("measurements", rows(1000)["measurements"])
+    path = store.root / store.write("merged", "measurements", content, 100).path
+    probe = "select bloom_filter_excludes from parquet_bloom_probe(?, 'subject_id', ?) order by row_group_id"
+    with duckdb.connect() as connection:
+        told = [row[0] for row in connection.execute(probe, [str(path), "s250"]).fetchall()]
+    assert len(told) == 10
+    assert not told[2]
+    assert sum(told) >= 8  # one in a hundred is told wrongly
 
 
 @pytest.mark.parametrize("after", ["data", "partial", "record"])

@@ -85,6 +85,8 @@ def _asked(request: dict[str, Any]) -> bytes:
 def _connected(request: dict[str, Any]) -> duckdb.DuckDBPyConnection:
     """The run's tables and views, and no way to anything else."""
     limits = {"max_execution_time": 1000 * request["seconds"], "memory_limit": f"{request['memory'] // 2}B"}
+    pa.set_cpu_count(1)  # each further thread takes of the address space that is limited
+    pa.set_io_thread_count(1)
     connection = duckdb.connect(config={**CONFIG, **limits})
     connection.execute("set enable_progress_bar=false")
     connection.execute("set enable_external_access=false")

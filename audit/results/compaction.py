@@ -22,7 +22,8 @@ from audit.results.store import Commit, File, Store, unique
 SMALL = 4 * 2**20  # bytes of a commit under which it is worth merging
 TARGET = 64 * 2**20  # bytes of a merged commit
 LEAST = 64  # commits that make a merge worth its while
-ROWS = 1 << 20  # in a row group
+ROWS = 1 << 14  # in a row group: of a million rows ten are looked up in the time of ten such groups
+PICTURES = 1 << 9  # in one of a table whose rows are large, of which one is looked up at a time
 
 
 def due(store_units: int, uncovered: int) -> bool:
@@ -79,12 +80,17 @@ def _filled(commits: Iterable[Commit]) -> Iterator[list[Commit]]:
         yield group
 
 
+def group_rows(table: str) -> int:
+    """Rows in a row group of a merged file."""
+    return PICTURES if table in ("images", "arrays") else ROWS
+
+
 def _merged(store: Store, group: list[Commit]) -> Commit:
     attempt = uuid4().hex[:12]
     files: dict[str, File] = {}
     for table in sorted({table for commit in group for table in commit.files}):
         parts = [read(store, commit.files[table], table) for commit in group if table in commit.files]
-        files[table] = store.write(f"merged-{attempt}", table, pa.concat_tables(parts), ROWS)
+        files[table] = store.write(f"merged-{attempt}", table, pa.concat_tables(parts), group_rows(table))
     return replace(
         group[0],
         units=tuple(sorted(unit for commit in group for unit in commit.units)),

@@ -22,6 +22,8 @@ from audit.results.sql import Run, definitions
 
 LONGEST_QUERY = 100_000  # characters
 _CHILD = Path(__file__).with_name("_jail.py")
+# Else every thread takes of the limited address space what it may need one day.
+_ALLOCATION = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
 _START = 5  # seconds that the process may take to begin
 
 
@@ -74,7 +76,7 @@ def ask(run: Run, query: str, limits: Limits = Limits()) -> Answer:
             [sys.executable, "-I", str(_CHILD)],
             input=json.dumps(request).encode(),
             capture_output=True,
-            env={},
+            env=_ALLOCATION,
             cwd="/",
             timeout=limits.seconds + _START,
             check=False,

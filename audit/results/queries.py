@@ -48,18 +48,15 @@ def models(run: Run) -> list[Row]:
     )
 
 
-def modes(run: Run, verdicts: list[str] | None = None, reviewed: list[str] | None = None) -> list[Row]:
-    """Failure modes, confirmed first, by impact.
-
-    `verdicts`: of the audit; `reviewed`: a person's last one, or `NOT_REVIEWED`; none of either: whatever it is.
-    """
-    said = {row["subject_id"]: row["verdict"] for row in run.rows("select subject_id, verdict from verdicts")}
-    return [
-        mode
-        for mode in run.failure_modes()
-        if (verdicts is None or mode["verdict"] in verdicts)
-        and (not reviewed or said.get(mode["failure_mode_id"], NOT_REVIEWED) in reviewed)
-    ]
+def modes(run: Run, most: int = 200) -> list[Row]:
+    """What the first failure modes are called, confirmed ones first, by impact; without their lists of
+    exemplars and evidence. `audit.results.gallery` has all of them by the page."""
+    return run.rows(
+        "select failure_mode_id, model_id, other_model_id, class_name, name, concept, verdict, kind from failure_modes "
+        "where source <> 'screen' order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id "
+        "limit ?",
+        [most],
+    )
 
 
 def mode(run: Run, failure_mode_id: str) -> Row | None:
@@ -152,6 +149,44 @@ def refused(run: Run) -> list[Row]:
     return run.rows(
         "select role, reason, count(*) as images, min(display_name) as example from items "
         "where status <> 'ok' group by role, reason order by images desc"
+    )
+
+
+def coverage(run: Run) -> list[Row]:
+    """Of each class, what was looked at: labelled images and their accuracy over all models, explanations that ended
+    and failure modes in which it is the class said; and what the adequacy stage measured."""
+    return run.rows(
+        "with labelled as (select label as class, count(*) as images from items "
+        "where role = 'data' and status = 'ok' and label is not null group by label), "
+        "right_ as (select label as class, sum(images * accuracy) / sum(images) as accuracy from accuracy "
+        "group by label), "
+        "searched as (select target_class as class, count(*) as explanations from explanations where status = 'ok' "
+        "and target_class is not null group by target_class), "
+        "found as (select class_name as class, count(*) as modes, count(*) filter (verdict = 'confirmed') as confirmed "
+        "from failure_modes where source <> 'screen' group by class_name), "
+        "adequate as (select subject_id as class, max(value) filter (name = 'agreement') as agreement, "
+        "max(value) filter (name = 'kid') as kid, max(reason) filter (name = 'auditable' and value = 0) as reason "
+        "from measurements where name in ('agreement', 'kid', 'auditable') group by subject_id) "
+        'select class, images as "labelled images", accuracy, explanations, modes as "failure modes", confirmed, '
+        'agreement, kid, reason as "not audited because" '
+        "from labelled full join right_ using (class) full join searched using (class) full join found using (class) "
+        "full join adequate using (class) order by class"
+    )
+
+
+def failures(run: Run) -> list[Row]:
+    """What could not be done: images refused, predictions and explanations that failed, units given up; by reason."""
+    return run.rows(
+        "select what, stage, reason, count, example from ("
+        "select 'image of the ' || role as what, '0-inventory' as stage, reason, count(*) as count, "
+        "min(display_name) as example from items where status <> 'ok' group by role, reason "
+        "union all select 'prediction of ' || model_id, null, reason, count(*), min(item_id) from predictions "
+        "where status <> 'ok' group by model_id, reason "
+        "union all select 'explanation', stage, reason, count(*), min(explanation_id) from explanations "
+        "where status <> 'ok' group by stage, reason "
+        "union all select 'unit given up', stage, reason, count(*), min(unit_id) from (select stage, unit_id, "
+        "string_split(trim(error, chr(10)), chr(10))[-1] as reason from units where status = 'quarantined') "
+        "group by stage, reason) order by count desc, what, stage, reason limit 200"
     )
 
 

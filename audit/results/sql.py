@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,8 +99,10 @@ class Run:
                 f"{location} is not a run: it has no job.json. A run is the folder that 'audit run' names."
             )
         self._lock = threading.Lock()  # a DuckDB connection does one thing at a time; each cursor is its own
+        self._looking = threading.Lock()
+        self._looked = -math.inf
         self._connection = duckdb.connect()
-        self._connection.execute("set enable_progress_bar=false")
+        self._connection.execute("set enable_progress_bar=false; set parquet_metadata_cache=true")
         self._datasets: dict[str, Any] = {}
         self.commits: dict[str, Commit] | None = None
         self.refresh()
@@ -112,17 +116,34 @@ class Run:
     def location(self) -> Location:
         return self.store.location
 
-    def refresh(self) -> None:
-        """Point the views at what is committed now."""
-        with self._lock:
+    def refresh(self, within: float = 0.0) -> None:
+        """Point the views at what is committed now. `within`: seconds for which what was seen last is new enough."""
+        if not self._looking.acquire(blocking=not within):
+            return  # another thread looks already
+        try:
+            if time.monotonic() - self._looked < within:
+                return
             commits = self.store.commits(self.commits)
             if self.stages is not None:
                 commits = {unit: commit for unit, commit in commits.items() if commit.stage in self.stages}
-            if self.commits is not None and commits == self.commits:
-                return
-            self._define(self._connection, commits)
-            if self._comments:
-                self._connection.execute(_COMMENTS)
+            self._looked = time.monotonic()
+            if self.commits is None or commits != self.commits:
+                self._show(commits)
+        finally:
+            self._looking.release()
+
+    def _show(self, commits: dict[str, Commit]) -> None:
+        """All views change at once: a query sees the old ones or the new ones."""
+        with self._lock:
+            self._connection.begin()
+            try:
+                self._define(self._connection, commits)
+                if self._comments:
+                    self._connection.execute(_COMMENTS)
+                self._connection.commit()
+            except duckdb.Error:
+                self._connection.rollback()
+                raise
             self.commits = commits
 
     def _define(self, connection: duckdb.DuckDBPyConnection, commits: Mapping[str, Commit]) -> None:

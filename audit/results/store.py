@@ -80,6 +80,7 @@ class Store:
     def __init__(self, location: Location | str) -> None:
         self.location: Location = located(location) if isinstance(location, str) else location
         self.objects: Objects = open_objects(self.location)
+        self._newest: tuple[int, dict[str, Commit]] = 0, {}  # the snapshot read last; one never changes
 
     @property
     def root(self) -> Path:
@@ -145,9 +146,16 @@ class Store:
         return False
 
     def write(self, name: str, table: str, content: Any, group_rows: int | None = None) -> File:
-        """Write rows (an Arrow table) as a data file that no reader sees yet. `group_rows`: most in a row group."""
+        """Write rows (an Arrow table) as a data file that no reader sees yet. `group_rows`: most in a row group.
+
+        Of the first column, the id that rows are looked up by, readers are told which row groups lack it.
+        """
         buffer = io.BytesIO()
-        pq.write_table(content, buffer, compression="zstd", row_group_size=group_rows)
+        groups: dict[str, Any] = {"row_group_size": group_rows}
+        if content.num_rows:
+            most = min(content.num_rows, group_rows or content.num_rows)
+            groups["bloom_filter_options"] = {content.column_names[0]: {"ndv": most, "fpp": 0.01}}
+        pq.write_table(content, buffer, compression="zstd", **groups)
         data = buffer.getvalue()
         key = f"data/{table}/{name}.parquet"
         if not self.create(key, data):
@@ -189,17 +197,20 @@ class Store:
         Numbers are dense, so snapshots that a stale listing lacks are found by asking for the next ones.
         """
         listed = self.names("snapshots")
-        number = int(listed[-1].removesuffix(".json")) if listed else 0
-        data = self.read(_snapshot(number)) if number else None
-        if number and data is None:
+        known, covered = self._newest
+        number = max(int(listed[-1].removesuffix(".json")) if listed else 0, known)
+        data = self.read(_snapshot(number)) if number > known else None
+        if number > known and data is None:
             raise StoreError(f"{self.where(_snapshot(number))} vanished while it was read")
         for _ in range(_FORWARD):
             following = self.read(_snapshot(number + 1))
             if following is None:
                 break
             number, data = number + 1, following
-        commits = [] if data is None else self._listed(number, data)
-        return {unit: commit for commit in commits for unit in commit.units}, number
+        if data is not None:
+            covered = {unit: commit for commit in self._listed(number, data) for unit in commit.units}
+            self._newest = number, covered
+        return dict(covered), number
 
     def snapshot_at(self, number: int) -> list[Commit]:
         """The commits of one snapshot. Raises StoreError where it is not whole."""

@@ -54,10 +54,12 @@ VIEWS = {
             "images": "images of the data set on which it does",
             "disagreement": "share of them on which the second says another class",
         },
-        "select a.model_id, b.model_id as other_model_id, a.predicted as says, count(*) as images, "
-        "avg((canonical(a.predicted) <> canonical(b.predicted))::int) as disagreement "
+        "select model_id, other_model_id, says, sum(images)::bigint as images, "
+        "sum(images * (canonical(says) <> canonical(other_says))::int) / sum(images) as disagreement from ("
+        "select a.model_id, b.model_id as other_model_id, a.predicted as says, b.predicted as other_says, "
+        "count(*) as images "
         "from predictions a join predictions b using (item_id, role) where role = 'data' and a.model_id <> b.model_id "
-        "and a.status = 'ok' and b.status = 'ok' group by a.model_id, b.model_id, a.predicted",
+        "and a.status = 'ok' and b.status = 'ok' group by all) group by model_id, other_model_id, says",
     ),
     "verdicts": View(
         "the last review of each finding",

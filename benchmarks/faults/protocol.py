@@ -23,10 +23,10 @@ from audit.config import load_job
 from audit.errors import RowError, StoreError
 from audit.results.integrity import collect, verify
 from audit.results.objects import LocalObjects
+from audit.results.progress import LIVE
 from audit.results.sql import Run
 from audit.results.store import Store
 from benchmarks.faults.workload import ROOT, Found, Workload, compare, rows_of, whole
-from pipelines.lock import LIVE
 from pipelines.serial import run_serially
 
 SERIAL = (

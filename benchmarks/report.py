@@ -1,0 +1,203 @@
+"""The report over a run of a million explanations, in a real browser: how long people wait, and what the server holds.
+
+    python -m benchmarks.report
+
+First paint: from asking for an address, in a browser that was never there, until the page's own content is to be seen.
+A change: from the click or key until the list below shows what was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from rich.console import Console
+from rich.table import Table
+
+from audit.results.sql import Run
+from benchmarks.large_run import explanation_id, make, mode_id
+from benchmarks.sessions import served
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+PATIENCE = 120_000  # milliseconds
+Action = Callable[[Page], None]
+
+# A page, its address, and what of it is its own: a piece of the data, not of the frame around it.
+PAGES = {
+    "overview": ("/overview", "main h3"),
+    "failure modes": ("/modes", "main h3"),
+    "failure modes, filtered": ("/modes?class=class+003&sort=newest+review", "main h3"),
+    "failure modes, page 400": ("/modes?page=400", "main h3"),
+    "one failure mode": ("/mode?id={mode}", "main img[alt^='result']"),
+    "counterfactuals": ("/counterfactuals", "main h4"),
+    "explanations": ("/explanations", "main h4"),
+    "explanations, page 50,000": ("/explanations?page=50000", "main h4"),
+    "one explanation": ("/explanation?id={explanation}", "main img[alt^='result']"),
+    "neurons": ("/neurons", "main h3"),
+    "real images by words": ("/retrieval", "main [data-testid=stForm]"),
+    "SQL": ("/sql", "main textarea"),
+}
+
+
+def first_paint(browser: Browser, address: str, selector: str) -> float:
+    """Seconds, with nothing in the browser's cache."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    began = time.monotonic()
+    page.goto(address, wait_until="commit")
+    page.locator(selector).first.wait_for(state="attached", timeout=PATIENCE)
+    seconds = time.monotonic() - began
+    context.close()
+    return seconds
+
+
+def choose(label: str, option: str) -> tuple[Action, Action]:
+    """Open a list of choices, and take one."""
+    return (
+        lambda page: page.get_by_label(label, exact=True).first.click(),
+        lambda page: page.get_by_role("option", name=option, exact=True).first.click(),
+    )
+
+
+def press(key: str) -> tuple[Action, Action]:
+    return (lambda page: page.locator("main h1, main h2").first.click(), lambda page: page.keyboard.press(key))
+
+
+CHANGES: dict[str, tuple[str, str, tuple[Action, Action]]] = {
+    "failure modes: a filter": ("/modes", "main h3", choose("class", "class 001")),
+    "failure modes: a sort": ("/modes", "main h3", choose("sort by", "effect")),
+    "failure modes: a page": ("/modes", "main h3", press("n")),
+    "counterfactuals: a filter": ("/counterfactuals", "main h4", choose("to", "class 001")),
+    "counterfactuals: a sort": ("/counterfactuals", "main h4", choose("sort by", "largest change")),
+    "counterfactuals: a page": ("/counterfactuals", "main h4", press("n")),
+    "explanations: a filter": ("/explanations", "main h4", choose("to", "class 001")),
+    "explanations: a sort": ("/explanations", "main h4", choose("sort by", "class")),
+    "explanations: a page": ("/explanations", "main h4", press("n")),
+}
+
+
+def change(page: Page, address: str, selector: str, actions: tuple[Action, Action]) -> float:
+    """Seconds until the links below lead elsewhere."""
+    page.goto(address)
+    links = page.locator("main a[href*='id=']")
+    links.first.wait_for(timeout=PATIENCE)
+    page.locator(selector).first.wait_for(timeout=PATIENCE)
+    page.wait_for_load_state("networkidle", timeout=PATIENCE)
+    before = links.first.get_attribute("href")
+    ready, act = actions
+    ready(page)
+    began = time.monotonic()
+    act(page)
+    expect(links.first).not_to_have_attribute("href", str(before), timeout=PATIENCE)
+    return time.monotonic() - began
+
+
+def measure(run: Path, repeats: int, views: int, names: Sequence[str]) -> dict[str, Any]:
+    """These pages and all changes, so many times each, then so many views in turn."""
+    pages = {name: PAGES[name] for name in names}
+    there = Run(run).rows("select failure_mode_id from failure_modes where len(exemplars) > 0 order by 1 limit 1")
+    ids = {"mode": there[0]["failure_mode_id"] if there else mode_id(0), "explanation": explanation_id(0)}
+    painted: dict[str, list[float]] = {name: [] for name in pages}
+    worked: dict[str, list[float]] = {name: [] for name in pages}
+    changed: dict[str, list[float]] = {name: [] for name in CHANGES}
+    load = [os.getloadavg()[0]]
+    with served(run) as (where, server), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        address = f"http://{where}"
+        at_start = server.memory_info().rss / 2**20
+        first = first_paint(browser, f"{address}/overview", "main h3")
+        for _ in range(repeats):
+            for name, (path, selector) in pages.items():
+                used = _cpu(server)
+                painted[name].append(first_paint(browser, address + path.format(**ids), selector))
+                worked[name].append(_cpu(server) - used)
+                _say(name, painted[name][-1])
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            for name, (path, selector, actions) in CHANGES.items():
+                changed[name].append(change(page, address + path, selector, actions))
+                _say(name, changed[name][-1])
+            page.close()
+            load.append(os.getloadavg()[0])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        paths = [(path.format(**ids), selector) for path, selector in pages.values()]
+        for number in range(views):
+            path, selector = paths[number % len(paths)]
+            page.goto(address + path)
+            page.locator(selector).first.wait_for(state="attached", timeout=PATIENCE)
+        memory = server.memory_info().rss / 2**20
+        browser.close()
+    load.append(os.getloadavg()[0])
+    return {
+        "first_paint_seconds": painted,
+        "server_cpu_seconds": worked,
+        "change_seconds": changed,
+        "first_paint_after_start_seconds": first,
+        "server_mib_at_start": at_start,
+        "server_mib_after_views": memory,
+        "views": views,
+        "load": load,
+        "cpus": os.cpu_count(),
+    }
+
+
+def table(found: dict[str, Any]) -> Table:
+    """Of each page and change; what other processes on the machine do stretches all but the last column."""
+    made = Table("", "median s", "least s", "most s", "server's CPU s")
+    for part in ("first_paint_seconds", "change_seconds"):
+        for name, seconds in found[part].items():
+            figures = [median(seconds), min(seconds), max(seconds)]
+            if part == "first_paint_seconds":
+                figures.append(median(found["server_cpu_seconds"][name]))
+            made.add_row(name, *(f"{value:.2f}" for value in figures))
+    return made
+
+
+def _cpu(process: psutil.Process) -> float:
+    """Seconds of processor that it has used, which other processes do not stretch."""
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
+def _say(name: str, seconds: float) -> None:
+    print(f"{name}: {seconds:.2f} s", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--explanations", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=50_000, help="kept as PNG and thumbnail")
+    parser.add_argument("--modes", type=int, default=5_000)
+    parser.add_argument("--items", type=int, default=100_000, help="images under audit, and as many in the pool")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--views", type=int, default=200)
+    parser.add_argument("--pages", nargs="*", default=list(PAGES), choices=list(PAGES), metavar="PAGE")
+    parser.add_argument("--run", type=Path, help="where the run is, or goes; default: a temporary folder")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="audit-report-") as folder:
+        run = given.run or Path(folder) / "run"
+        if not (run / "job.json").exists():
+            make(run, given.explanations, given.images, given.modes, given.items)
+        found = measure(run, given.repeats, given.views, given.pages)
+    Console().print(table(found))
+    print(
+        f"server: {found['server_mib_at_start']:.0f} MiB at its start, {found['server_mib_after_views']:.0f} MiB after "
+        f"{found['views']} views; load {', '.join(f'{one:.1f}' for one in found['load'])} on {found['cpus']} CPUs"
+    )
+    if given.output:
+        given.output.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

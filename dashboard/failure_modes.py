@@ -1,0 +1,256 @@
+"""The report's pages of failure modes: the gallery, and one with what speaks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import streamlit as st
+
+from audit import sentences
+from audit.results import gallery, queries
+from audit.results.queries import NOT_REVIEWED, Row
+from audit.results.sql import Run
+from audit.reviews import VERDICTS
+from dashboard import components, filters, paging, reviewing
+from dashboard.answers import kept
+
+PAGE_SIZE = 9  # as many as there are keys that open one
+REAL_IMAGES = 24
+RELATED = 8
+_EVIDENCE = {"with": True, "without": False}
+
+
+def show_gallery(run: Run, page: Any) -> None:
+    """The gallery. `page` is that of one failure mode."""
+    st.title("Failure modes")
+    chosen, sort = _chosen(run)
+    found = gallery.count_modes(run, chosen)
+    if not found:
+        _nothing(chosen)
+        return
+    place = st.container()
+    number = paging.number(paging.pages(found, PAGE_SIZE))
+    rows = gallery.modes(run, chosen, sort, number, PAGE_SIZE)
+    with place:
+        st.caption(f"{found:,} failure modes. Keys: 1 to {len(rows)} open one, N and P turn the page.")
+        cards(run, rows, page, keys=True)
+
+
+def _nothing(chosen: gallery.Modes) -> None:
+    if chosen == gallery.Modes():
+        st.info("No failure modes. Either no search has ended yet, or none of the searches found a group.")
+    else:
+        st.info("No failure mode of this kind. Take a filter away.")
+
+
+def _chosen(run: Run) -> tuple[gallery.Modes, str]:
+    """What the filters are held to and the order; all of them are part of the address."""
+    search = "source <> 'screen'"
+    cells = st.columns(4)
+    asked: Row = {}
+    for cell, (name, column) in zip(cells, _COLUMNS.items(), strict=False):
+        values = kept(gallery.values_of, run, "failure_modes", column, search)
+        asked[column] = filters.select(cell, name, values)
+    evidence = filters.select(cells[3], "real images", list(_EVIDENCE))
+    cells = st.columns(4)
+    verdicts = filters.several(cells[0], "verdict", ["confirmed", "hypothesis"], "the audit's; none chosen: any")
+    reviewed = filters.several(
+        cells[1], "reviewed", [*VERDICTS, NOT_REVIEWED], "a person's last verdict; none chosen: any"
+    )
+    effect = filters.least(cells[2], "effect", "of the shift, in standard deviations", 0.5, "%.1f")
+    impact = filters.least(cells[3], "impact", "on the pool, as a share", 0.005, "%.3f")
+    sort = filters.order(st.columns(4)[0], gallery.MODE_SORTS)
+    chosen = gallery.Modes(
+        **asked,
+        evidence=None if evidence is None else _EVIDENCE[evidence],
+        least_effect=effect,
+        least_impact=impact,
+        verdicts=tuple(verdicts),
+        reviewed=tuple(reviewed),
+    )
+    return chosen, sort
+
+
+_COLUMNS = {"class": "class_name", "model": "model_id", "kind": "kind"}
+
+
+def cards(run: Run, modes: list[Row], page: Any, keys: bool = False) -> None:
+    """Failure modes in a line each. `modes` have `reviewed`, a person's last verdict; with `keys` 1 to 9 open one."""
+    first = {mode["failure_mode_id"]: (mode["exemplars"] or [None])[0] for mode in modes}
+    shown = {row["explanation_id"]: row for row in queries.exemplars(run, [one for one in first.values() if one])}
+    for number, mode in enumerate(modes, 1):
+        search = shown.get(first[mode["failure_mode_id"]] or "")
+        if search is not None:
+            picture = components.pair(search, {}, models=False)
+        else:
+            real = queries.kept(run, (mode["evidence"] or [])[:REAL_IMAGES], 2)
+            picture = components.grid([components.real(item_id, []) for item_id in real])
+        with st.container(border=True):
+            _card(mode, picture, page, str(number) if keys else None)
+
+
+def _card(mode: Row, pictures: str, page: Any, key: str | None) -> None:
+    """One failure mode: its best start and result, or real images, as HTML; the sentence, the link."""
+    query = {"id": mode["failure_mode_id"]}
+    picture, text = st.columns([2, 3])
+    with picture:
+        st.html(pictures)
+    with text:
+        st.html(components.headline(mode, {"verdict": mode["reviewed"]} if mode["reviewed"] else None))
+        st.text(sentences.sentence(mode))
+        figures = _brief(mode)
+        if figures:
+            st.caption(figures)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.page_link(page, label="Evidence", query_params=query)
+            if key is not None and st.button("Open", key=f"open-{key}", shortcut=key, type="tertiary"):
+                st.switch_page(page, query_params=query)
+
+
+def _brief(mode: Row) -> str:
+    """Numbers alone, which are safe in markdown."""
+    parts = []
+    if mode["impact"] is not None:
+        parts.append(f"impact {mode['impact']:.2%}")
+    if mode["effect"] is not None:
+        parts.append(f"effect {mode['effect']:.1f} sd")
+    if mode["support"] is not None:
+        parts.append(f"support {mode['support']}")
+    return " · ".join(parts)
+
+
+def show_one(run: Run, listed: Any, explanation: Any, retrieval: Any, neurons: Any, here: Any) -> None:
+    """The failure mode that the address names. The other arguments are the pages that it leads to."""
+    found = queries.mode(run, st.query_params.get("id", ""))
+    if found is None:
+        st.title("No such failure mode" if "id" in st.query_params else "Choose a failure mode")
+        st.text("Each failure mode has a page of its own, with what speaks for it.")
+        st.page_link(listed, label="All failure modes")
+        return
+    _beside(run, found, here)
+    st.html(components.headline(found, queries.verdict(run, found["failure_mode_id"]), level=1))
+    st.text(sentences.sentence(found))
+    if found["reason"]:
+        st.text(f"Not confirmed: {found['reason']}.")
+    if found["to_confirm"]:
+        st.text(f"What it would take: {found['to_confirm']}.")
+    others = sentences.others(found, queries.against_others(run, found["failure_mode_id"]))
+    if others:
+        st.text(f"What other models make of these images: {others}")
+    _figures(found)
+    _searches(run, found, explanation)
+    _real(run, found)
+    st.page_link(retrieval, label="Look for real images by words", query_params={"id": found["failure_mode_id"]})
+    reviewing.show(run, found["failure_mode_id"])
+    _neurons(run, found, neurons)
+    _related(run, found, here)
+    _traces(run, found)
+
+
+def _beside(run: Run, mode: Row, here: Any) -> None:
+    """Buttons to the failure modes of next larger and smaller impact."""
+    before, after = gallery.beside(run, mode["failure_mode_id"])
+    with st.container(horizontal=True):
+        for name, key, to in (("Previous by impact", "P", before), ("Next by impact", "N", after)):
+            if st.button(name, shortcut=key, disabled=to is None) and to is not None:
+                st.switch_page(here, query_params={"id": to})
+
+
+def _figures(mode: Row) -> None:
+    """The numbers of a failure mode that are known, as tiles."""
+    cells = st.columns(4)
+    if mode["support"] is not None:
+        shown = f"{mode['support']} of {mode['seeds']}" if mode["seeds"] else mode["support"]
+        cells[0].metric("searches that show it" if mode["source"] == "search" else "images that show it", shown)
+    if mode["effect"] is not None:
+        cells[1].metric("shift against controls", f"{mode['effect']:.1f} sd", help=_interval(mode, "effect", "{:.1f}"))
+    if mode["evidence_rate"] is not None:
+        others = None if mode["control_rate"] is None else f"{mode['control_rate']:.0%} of others of the same classes"
+        cells[2].metric("of real images like it", f"{mode['evidence_rate']:.0%}", others, delta_color="off")
+    if mode["impact"] is not None:
+        cells[3].metric("impact", f"{mode['impact']:.1%}", help=_interval(mode, "impact", "{:.2%}"))
+
+
+def _interval(row: Row, name: str, form: str) -> str | None:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return None if low is None or high is None else f"95 % interval: {form.format(low)} to {form.format(high)}"
+
+
+def _searches(run: Run, mode: Row, page: Any) -> None:
+    shown = queries.exemplars(run, mode["exemplars"] or [])
+    if not shown:
+        return
+    st.header("What the search made of its starts")
+    said = queries.said(run, components.images_of(shown))
+    st.html(components.grid([components.pair(search, said) for search in shown]))
+    links = st.columns(6)
+    for number, search in enumerate(shown):
+        query = {"id": search["explanation_id"]}
+        links[number % 6].page_link(page, label=f"Search {number + 1}", query_params=query)
+
+
+def _real(run: Run, mode: Row) -> None:
+    ids = mode["evidence"] or []
+    real = queries.kept(run, ids, REAL_IMAGES)
+    if real:
+        st.header("Real images on which it happens")
+        st.caption(f"{len(ids):,} real images are its evidence; those nearest to it are shown.")
+        said = queries.said(run, real)
+        st.html(components.grid([components.real(item_id, said.get(item_id, [])) for item_id in real]))
+
+
+def _neurons(run: Run, mode: Row, page: Any) -> None:
+    found = gallery.neurons_of(run, mode, RELATED)
+    if not found:
+        return
+    st.header("Neurons of the model for this class")
+    for number, row in enumerate(found):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.page_link(page, label=f"Neuron {row['neuron']}", query_params={"id": row["neuron_id"]})
+            st.text(f"{row['verdict'] or 'no evidence'}: {row['reason'] or row['layer']}", width="content")
+        if number == RELATED - 1:
+            st.page_link(page, label="All neurons")
+
+
+def _related(run: Run, mode: Row, here: Any) -> None:
+    """Other failure modes, with what they share with this one."""
+    found = gallery.related(run, mode, RELATED)
+    if not found:
+        return
+    st.header("Related failure modes")
+    for row in found:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.page_link(here, label="Evidence", query_params={"id": row["failure_mode_id"]})
+            st.text(f"{sentences.claim(row)} ({_shares(row)}; {row['verdict']})", width="content")
+
+
+def _shares(row: Row) -> str:
+    parts = [f"{row['shared']} real images in common"] if row["shared"] else []
+    parts += ["the same class"] if row["same_class"] else []
+    parts += ["the same model"] if row["same_model"] else []
+    return ", ".join(parts)
+
+
+def _traces(run: Run, mode: Row) -> None:
+    traced = queries.traces(run, mode["exemplars"] or [])
+    if traced:
+        st.header("How the searches went")
+        st.altair_chart(_chart(pd.DataFrame(traced), mode))
+
+
+def _chart(frame: pd.DataFrame, mode: Row) -> alt.Chart:
+    names = {"score": mode["model_id"], "other_score": mode["other_model_id"]}
+    drawn = {column: name for column, name in names.items() if name is not None}
+    long = frame.melt(["explanation_id", "step"], list(drawn), "model", "probability").replace({"model": drawn})
+    return (
+        alt.Chart(long, title=f"probability of {mode['class_name']} at every step, one line a search and model")
+        .mark_line(opacity=0.7)
+        .encode(
+            x=alt.X("step:Q", title="optimisation step"),
+            y=alt.Y("probability:Q", scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("model:N", title=None),
+            detail="explanation_id:N",
+        )
+    )
