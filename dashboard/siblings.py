@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC
 from typing import Any
 
@@ -12,7 +11,7 @@ import streamlit as st
 from audit.errors import AuditError
 from audit.locations import absolute, located, name_of
 from audit.results import queries
-from audit.results.progress import stages_of
+from audit.results.progress import live, stages_of
 from audit.results.sql import Run
 from audit.runs import beside, open_beside, unfinished
 
@@ -53,13 +52,10 @@ def state(run: Run) -> str:
     if not left:
         given_up = sum(stage["quarantined"] for stage in stages_of(run))
         return f"finished; {given_up} units were given up" if given_up else "finished"
-    try:
-        driver = json.loads(run.store.read("live.json") or b"{}")
-        if driver.get("ended"):
-            return f"stopped ({driver['ended']}): {left}"
-        return f"running, heard of at {driver['at']}: {left}" if "at" in driver else f"not finished: {left}"
-    except (ValueError, AttributeError):
-        return f"not finished: {left}"
+    driver = live(run.store) or {}
+    if driver.get("ended"):
+        return f"stopped ({driver['ended']}): {left}"
+    return f"running, heard of at {driver['at']}: {left}" if "at" in driver else f"not finished: {left}"
 
 
 @st.cache_data(ttl=60, max_entries=200, show_spinner=False)

@@ -30,7 +30,7 @@ LAN = "192.0.2.7"  # of a documentation network: nobody's
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     store = Store(tmp_path_factory.mktemp("run"))
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     store.commit("u", "1-x", {"images": [image_row(np.zeros((4, 4, 3), np.uint8), "start")]})
     return Run(store.root)
 

@@ -24,7 +24,7 @@ PAGE = Path(counterfactuals.__file__).with_name("pages.py")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Three counterfactuals of one stage, the third not flipped, and one that failed."""
     store = Store(tmp_path_factory.mktemp("run"))
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     rng = np.random.default_rng(0)
     pictures = [image_row(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), "generated") for _ in range(5)]
     ids = [picture["image_id"] for picture in pictures]
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Eleven of one stage, the surest of which did not flip, one of another stage, and one of another method."""
     store = Store(tmp_path_factory.mktemp("large"))
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     picture = image_row(np.zeros((4, 4, 3), np.uint8), "generated")
     columns = ("start_image_id", "image_id", "edit_image_id", "difference_image_id", "mask_image_id")
     same = {"status": "ok", "model_id": "new", "prompt": "a crab"} | dict.fromkeys(columns, picture["image_id"])
@@ -157,7 +157,7 @@ def test_the_gallery_shows_every_counterfactual_with_its_images(run: Run, monkey
 
 def test_a_run_without_counterfactuals_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     app = page(Run(tmp_path), monkeypatch)
     assert "no counterfactual stage" in app.info[0].value
 

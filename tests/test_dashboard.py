@@ -30,7 +30,7 @@ HOSTILE = "<script>document.title='hacked'</script>"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two modes of the search, one of the baseline; one class name is hostile."""
     store = Store(tmp_path_factory.mktemp("run"))
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     rng = np.random.default_rng(0)
     pictures = [image_row(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), "start") for _ in range(6)]
     ids = [p["image_id"] for p in pictures]
@@ -135,7 +135,7 @@ def test_a_line_says_whether_a_mode_depends_on_the_other_model(run: Run) -> None
 def test_of_an_image_that_two_searches_share_each_model_speaks_once(tmp_path: Path) -> None:
     """Asked in batches of two sizes, the model is as sure up to rounding."""
     store = Store(tmp_path)
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     row = {"item_id": "i", "role": "generated", "model_id": "new", "predicted": "crab", "status": "ok"}
     store.commit("u", "1-x", {"predictions": [{**row, "confidence": 0.9}, {**row, "confidence": 0.9000001}]})
     assert queries.said(Run(tmp_path), ["i"]) == {
@@ -146,7 +146,7 @@ def test_of_an_image_that_two_searches_share_each_model_speaks_once(tmp_path: Pa
 def test_sessions_share_a_run_that_grows(tmp_path: Path) -> None:
     """Many threads ask and refresh while units are committed; none meets an error, and all is seen at the end."""
     store = Store(tmp_path)
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     shared = Run(tmp_path)
 
     def session(number: int) -> int:

@@ -137,7 +137,7 @@ def test_its_numbers_are_those_of_the_report(run: Run, monkeypatch: pytest.Monke
 
 
 def said_by_the_report(run: Run, monkeypatch: pytest.MonkeyPatch, page: str, **query: str) -> str:
-    """The text and the tiles of a page."""
+    """The text, the tiles and the tables of a page, shares in percent."""
     monkeypatch.setenv("AUDIT_RUN", str(run.root))
     app = AppTest.from_string(f"from dashboard import pages\npages.{page}()", default_timeout=60)
     for name, value in query.items():
@@ -146,6 +146,8 @@ def said_by_the_report(run: Run, monkeypatch: pytest.MonkeyPatch, page: str, **q
     assert not app.exception
     st.cache_resource.clear()
     tiles = [f"{tile.value} {tile.delta}" for tile in app.metric]
+    cells = [value for frame in app.dataframe for value in frame.value.to_numpy().ravel()]
+    tiles += [f"{value:.1%}" if isinstance(value, float) else str(value) for value in cells]
     return " ".join([*tiles, *(text.value for text in app.text), *(one.proto.body for one in app.get("html"))])
 
 

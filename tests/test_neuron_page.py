@@ -25,7 +25,7 @@ HOSTILE = "<script>document.title='hacked'</script>"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A harmful neuron with all that there is to show, and a core one that was only listed."""
     store = Store(tmp_path_factory.mktemp("run"))
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     rng = np.random.default_rng(0)
     pictures = [image_row(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), "start") for _ in range(6)]
     ids = [picture["image_id"] for picture in pictures]
@@ -139,7 +139,7 @@ def test_a_neuron_without_searches_and_one_that_is_not_there_have_a_page(run: Ru
 
 def test_a_run_without_neurons_says_so(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     app = page(Run(tmp_path))
     assert not app.exception
     assert "stage `neuron`" in app.info[0].value
@@ -148,7 +148,7 @@ def test_a_run_without_neurons_says_so(tmp_path: Path) -> None:
 def test_the_list_is_filtered_and_paged(tmp_path: Path) -> None:
     """Model a's neurons are harmful, b's are not judged; of the class 'crab' are the even ones; a person judged n02."""
     store = Store(tmp_path)
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     rows = [
         {"neuron_id": f"n{i:02d}", "model_id": "ab"[i % 3 == 2], "class_name": ["crab", "car"][i % 2], "neuron": i}
         | {"verdict": None if i % 3 == 2 else "harmful", "stage": "3-neuron", "layer": "input of fc", "reason": "why"}
@@ -207,7 +207,7 @@ def test_a_person_s_verdict_on_a_neuron_is_kept(run: Run) -> None:
 
 def test_of_each_neuron_the_search_that_raised_it_most_is_shown(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.create("job.json", b"{}")
+    store.create("job.json", b'{"job": {"stages": []}}')
     of = {"stage": "3-neuron", "model_id": "a", "layer": "fc"}
     rows = [{**of, "neuron_id": f"n{i}", "class_name": "crab", "neuron": i} for i in range(2)]
     ends = [("near", 0, 1.0, 4.0), ("far", 0, -2.0, 3.0), ("other", 1, 0.0, 9.0), ("class", 1, 0.0, 99.0)]

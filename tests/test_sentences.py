@@ -34,7 +34,8 @@ RATES = {"evidence_rate": 0.8, "control_rate": 0.1, "evidence_images": 20}
         ),
         (
             {"source": "screen", "other_model_id": "w", "seeds": None, **RATES},
-            "3 images of the pool are alike that v takes for crab and w does not. What they share: on sand.",
+            "3 images of the pool are alike that v takes for crab and w does not. What they share: on sand. Of 20 real "
+            "images like them the models disagree on 80%, of others of the same classes on 10%.",
         ),
         (
             {"kind": "neuron"},

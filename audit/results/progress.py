@@ -9,7 +9,6 @@ from typing import Any
 from audit.errors import ConfigError, StoreError
 from audit.results.sql import Run
 from audit.results.store import Store, unique
-from audit.reviews import STAGE
 
 Row = dict[str, Any]
 
@@ -18,14 +17,17 @@ SILENT = timedelta(minutes=2)  # after which a driver that said no end is taken 
 
 
 def stages_of(run: Run) -> list[Row]:
-    """For each stage: units planned (None: not yet), done and quarantined; items done and failed; seconds of work."""
+    """For each stage: units planned (None: not yet), done and quarantined; items done and failed; seconds of work.
+
+    Raises ConfigError where the run's job, StoreError where a plan is not whole.
+    """
     seconds = {
         row["stage"]: row["seconds"]
         for row in run.rows("select stage, coalesce(sum(seconds), 0) as seconds from units group by stage")
     }
     commits = unique((run.commits or {}).values())
     stages = []
-    for name in _names(run.store, {commit.stage for commit in commits}):
+    for name in _names(run.store):
         plan, own = _planned(run.store, name), [commit for commit in commits if commit.stage == name]
         count = {
             status: sum(len(commit.units) for commit in own if commit.status == status)
@@ -65,18 +67,13 @@ def going(said: Row | None) -> bool:
     return said is not None and not said.get("ended") and silent_for(said) < SILENT
 
 
-def _names(store: Store, committed: set[str]) -> list[str]:
-    """The job's stages in their order, after the inventory; where the job says nothing, those that have commits.
-
-    Raises ConfigError for a job that is not whole.
-    """
+def _names(store: Store) -> list[str]:
+    """The job's stages in their order, after the inventory. Raises ConfigError for a job that is not whole."""
     try:
-        job = json.loads(store.read("job.json") or b"{}").get("job", {})
-        kinds = ["inventory", *(stage["plugin"] for stage in job.get("stages", []))] if job else []
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kinds = [stage["plugin"] for stage in json.loads(store.read("job.json") or b"")["job"]["stages"]]
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{store.where('job.json')} is not whole: {error}") from error
-    named = [f"{place}-{kind}" for place, kind in enumerate(kinds)]
-    return named or sorted(committed - {STAGE})
+    return [f"{place}-{kind}" for place, kind in enumerate(["inventory", *kinds])]
 
 
 def _planned(store: Store, stage: str) -> Row | None:
