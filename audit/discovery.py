@@ -33,9 +33,9 @@ class Interval:
 class Evidence:
     """How often something happens to images that show a feature, and to others of the same strata.
 
-    images, control_images: of the strata that hold both. rate: over the former. control_rate: what it would be if the
-    images that show the feature did as the others of their strata do. low, high: 95 % interval of the excess,
-    rate - control_rate. p_value: one-sided, that it is above 0.
+    images, control_images: of the strata that hold both, and in which it happens at all. rate: over the former.
+    control_rate: what it would be if the images that show the feature did as the others of their strata do. low, high:
+    95 % interval of the excess, rate - control_rate. p_value: one-sided, that it is above 0.
     """
 
     rate: float
@@ -106,12 +106,13 @@ def matched(happens: Bools, shows: Bools, strata: Names) -> Evidence:
     The test is exact: given how many images of each stratum show the feature, and to how many it happens, the number
     of those with both is hypergeometric, and the strata are independent of each other (Birch's test; with one stratum,
     Fisher's). The interval: Wilson's of each rate, put together by MOVER (Zou and Donner 2008, eq. 6), which is
-    Newcombe's for one stratum. Strata in which all images show the feature, or none, tell nothing.
+    Newcombe's for one stratum. Strata in which all images show the feature, or none, tell nothing, and neither do those
+    in which it happens to none.
     """
     seen, tail, parts = 0, np.ones(1), []
     for name in sorted(set(strata[shows])):
         inside, outside = happens[(strata == name) & shows], happens[(strata == name) & ~shows]
-        if not len(outside):
+        if not len(outside) or not (inside.any() or outside.any()):
             continue
         hits, size, total = int(inside.sum()), len(inside), len(inside) + len(outside)
         among = hits + int(outside.sum())

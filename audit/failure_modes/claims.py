@@ -110,13 +110,12 @@ class Real:
         return first & ~other
 
     def matched(self, claim: Claim, shows: d.Bools) -> d.Evidence:
-        """How often that is so of images that show something (p,), and of others that are held to be the same.
+        """How often that is so of images that show something (p,), and of others of the same classes.
 
-        Images that are held to be of the class itself are left out: of them it cannot be so.
+        Classes are what is `seen`, not what a model of the pair says: which of the two is wrong is not known, and among
+        images of which the wrong one says the same there may be none to compare with.
         """
-        first, other = self.says(claim)
-        strata = self.said[claim.other_model_id]
-        return d.matched(first[~other], shows[~other], strata[~other])
+        return d.matched(self.wrong(claim), shows, self.seen)
 
     def halves(self) -> tuple[Real, Real]:
         """Split by the images' hashes."""

@@ -20,12 +20,12 @@ from audit.class_names import canonical
 from audit.config import Job
 from audit.errors import ConfigError
 from audit.failure_modes import confusions, disagreements, flips, spurious_neurons
-from audit.failure_modes.claims import Group, Mode, Options, material, unit
+from audit.failure_modes.claims import Group, Material, Mode, Options, material, unit
 from audit.methods import Context, Counts, Payload
 from audit.results.schema import Rows
 from audit.screened import originals
 
-__all__ = ["Options", "check", "expected", "plan", "run"]
+__all__ = ["Options", "check", "expected", "found_in", "plan", "run"]
 
 NEEDS, READS, ONCE = ("screen",), ("disagreement", "neuron", "uvce"), True
 VERSION = 6
@@ -50,14 +50,18 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     """Rows: failure_modes, of source 'search' and 'screen', measurements, images that are evidence."""
     if not context.models.data_classes:
         return {"failure_modes": []}
-    made = material(options, context)
+    groups, modes = found_in(material(options, context))
+    kept = [g for g in groups if g.mode["kind"] == "disagreement" and any(g.mode is mode for mode in modes)]
+    measured = [*_holds_against(kept, context), *_alike(kept, context)]
+    return {"failure_modes": modes, "measurements": measured, "images": _pictures(modes, options, context)}
+
+
+def found_in(made: Material) -> tuple[list[Group], list[Mode]]:
+    """All groups of searches and images, and the failure modes that they make, judged together."""
     groups = [group for kind in (disagreements, spurious_neurons, flips, confusions) for group in kind.find(made)]
     modes = [group.mode for group in groups] + disagreements.baseline(made)
-    _judge(modes, made.pool is not None or made.data is not None, options)
-    merged = _merged(modes, options)
-    kept = [g for g in groups if g.mode["kind"] == "disagreement" and any(g.mode is mode for mode in merged)]
-    measured = [*_holds_against(kept, context), *_alike(kept, context)]
-    return {"failure_modes": merged, "measurements": measured, "images": _pictures(merged, options, context)}
+    _judge(modes, made.pool is not None or made.data is not None, made.options)
+    return groups, _merged(modes, made.options)
 
 
 def _judge(modes: list[Mode], real: bool, options: Options) -> None:

@@ -96,6 +96,11 @@ def score(run: Run) -> Score:
     A planted mode is found when it is confirmed or, where the pool has no scene that could confirm it, when it is
     listed as a hypothesis. Precision is over confirmed modes. Raises ConfigError where no planted classifier ran.
     """
+    return score_of(run, run.rows("select * from failure_modes order by failure_mode_id"))
+
+
+def score_of(run: Run, found: list[dict[str, Any]]) -> Score:
+    """`score` of these failure modes of a run."""
     world, planted = world_of(run), planted_models(run)
     if not planted:
         raise ConfigError("this run audits none of the world's classifiers with planted failure modes")
@@ -105,7 +110,6 @@ def score(run: Run) -> Score:
     )
     searched = {claim for row in searches for claim in _claims(row, planted)}
     modes = [mode for mode in world.modes if _claim_of(mode) in searched]
-    found = run.rows("select * from failure_modes order by failure_mode_id")
     rows = [row for row in found if searched.intersection(_claims(row, planted))]
     return Score(*(_counts([r for r in rows if r["source"] == s], modes, planted, world) for s in ("search", "screen")))
 
