@@ -133,7 +133,7 @@ def test_listing_plugins_imports_none(tmp_path: Path) -> None:
     ("stages", "message"),
     [
         ([{"kind": "screen"}, {"kind": "screen"}], "given 2 times"),
-        ([{"kind": "screen"}, {"kind": "discover"}], "put 'disagreement' before it"),
+        ([{"kind": "discover"}, {"kind": "screen"}], "'discover' reads what 'screen' writes: put 'screen' before it"),
         ([{"kind": "adequacy"}], "put 'screen' before it"),
         (
             [{"kind": "screen"}, {"kind": "disagreement", "maximise": "new", "minimise": "old"}, {"kind": "adequacy"}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -130,14 +131,13 @@ def test_names_are_text_on_every_page(address: str, context: Any, name: str) -> 
 
 def test_the_lists_show_every_name_as_it_is(address: str, context: Any) -> None:
     watched = Watched(context)
-    shown = {}
-    for path in ("/modes", "/modes?page=2", "/neurons", "/neurons?page=2"):
-        opened(watched, address + path)
-        shown[path] = words(watched.page.locator("main").text_content())
+    shown = dict.fromkeys(("modes", "neurons"), "")
+    for kind, page in product(shown, (1, 2, 3)):
+        opened(watched, f"{address}/{kind}?page={page}")
+        shown[kind] += words(watched.page.locator("main").text_content())
     watched.page.close()
-    for name in NAMES:
-        assert words(name) in shown["/modes"] + shown["/modes?page=2"], name[:80]
-        assert words(name) in shown["/neurons"] + shown["/neurons?page=2"], name[:80]
+    for name, kind in product(NAMES, shown):
+        assert words(name) in shown[kind], (kind, name[:80])
     assert watched.wrong == []
 
 

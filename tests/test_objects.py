@@ -16,6 +16,7 @@ from audit.locations import Location, absolute, child, folders, name_of, parent
 from audit.results.compaction import compact, due
 from audit.results.integrity import collect, repair, verify
 from audit.results.objects import open_objects
+from audit.results.progress import LIVE, live
 from audit.results.sql import Run
 from audit.results.store import Store
 from pipelines import lock
@@ -213,14 +214,14 @@ def test_a_run_in_a_store_is_held_by_whoever_changes_its_state(
     def beat() -> None:
         while not over.wait(0.1):
             state = {"pid": 7, "host": "elsewhere", "beat": next(beats), "ended": None}
-            store.objects.replace(lock.LIVE, json.dumps(state).encode())
+            store.objects.replace(LIVE, json.dumps(state).encode())
 
     with lock.only_driver(store):
         pass  # nobody was there yet
     other = threading.Thread(target=beat)
     other.start()
     try:
-        while lock.live(store) is None:
+        while live(store) is None:
             over.wait(0.05)
         with pytest.raises(ConfigError, match="worked on by process 7 on elsewhere"), lock.only_driver(store):
             pass

@@ -382,8 +382,8 @@ def test_a_person_asks_for_images_of_a_failure_mode(run: Run, monkeypatch: pytes
     app.button[0].click().run()
     assert not app.exception
     assert "The 12 most similar of 400 images" in texts(app)
-    assert "shortcut-a says “crab” for what is on sand" in texts(app)
-    (html,) = [element.proto.body for element in app.get("html")]
+    claim, html = [element.proto.body for element in app.get("html")]
+    assert "shortcut-a says “crab” for what is on sand" in claim
     assert html.count("src='data:image/webp;base64,UklGR") == 12
     assert "<b>crab</b>" in html
     started: list[str] = []
