@@ -34,7 +34,8 @@ def show_gallery(run: Run, page: Any) -> None:
     number = paging.number(paging.pages(found, PAGE_SIZE))
     rows = gallery.modes(run, chosen, sort, number, PAGE_SIZE)
     with place:
-        st.caption(f"{found:,} failure modes. Keys: 1 to {len(rows)} open one, N and P turn the page.")
+        several = "" if found == 1 else "s"
+        st.caption(f"{found:,} failure mode{several}. Keys: 1 to 9 open one, N and P turn the page.")
         cards(run, rows, page, keys=True)
 
 

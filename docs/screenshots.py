@@ -26,7 +26,8 @@ from pipelines.report import Access, command, environment
 
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS.parent / "dashboard" / "pages.py"
-SHOWN = ("overview", "modes", "mode", "retrieval", "neurons", "counterfactuals", "explanation", "study", "sql")
+SHOWN = ("overview", "modes", "mode", "retrieval", "neurons", "neuron")
+SHOWN += ("counterfactuals", "explanation", "study", "sql")
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 QUERY = "select model_id, label, accuracy, images from accuracy order by accuracy limit 100"
 
@@ -55,7 +56,11 @@ def shots(run: Run) -> Iterator[Shot | str]:
     else:
         yield "report-mode, report-retrieval: the run has no failure modes"
     neuron = _first(run, "select neuron_id as id from neurons order by verdict = 'harmful' desc nulls last, rank")
-    yield Shot("report-neuron", f"/neurons?id={neuron}") if neuron else "report-neuron: the run has no neurons"
+    if neuron:
+        yield Shot("report-neurons", "/neurons", "Neurons")
+        yield Shot("report-neuron", f"/neuron?id={neuron}")
+    else:
+        yield "report-neurons, report-neuron: the run has no neurons"
     flipped = _first(run, "select explanation_id as id from explanations where method = 'uvce' and flipped order by 1")
     if flipped:
         yield Shot("report-counterfactuals", "/counterfactuals", "Counterfactuals")

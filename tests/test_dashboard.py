@@ -240,7 +240,7 @@ def test_a_person_walks_from_the_overview_to_a_failure_mode(run: Run, address: s
         page.get_by_label("Why").fill(HOSTILE)
         page.get_by_label("Your name").fill("Ada")
         page.get_by_role("button", name="Keep").click()
-        page.locator("span", has_text=re.compile("^bug$")).first.wait_for()
+        page.locator("span[style*=background]", has_text=re.compile("^bug$")).wait_for()  # the badge: it is kept
         page.goto(f"{address}/modes?reviewed=bug")
         page.get_by_text("for what is on sand").wait_for(timeout=60_000)
         expect(page.get_by_role("link", name="Evidence")).to_have_count(1)

@@ -23,7 +23,12 @@ PAGES = {
     "overview": "/",
     "gallery": "/modes",
     "gallery, second page": "/modes?page=2",
+    "classes": "/classes",
+    "confusions": "/confusions",
     "neurons": "/neurons",
+    "runs": "/runs",
+    "no other run": "/compare",
+    "no such run": f"/compare?with={quote(NAMES[1])}",
     "counterfactuals": "/counterfactuals",
     "words": "/retrieval?id=mode-0",
     "comparison": f"/study?a={quote('3-counterfactual uvce')}&b={quote('4-counterfactual uvce')}&rater=Ada",
@@ -31,13 +36,15 @@ PAGES = {
     "SQL": f"/sql?q={quote(QUERY)}",
     "no such mode": f"/mode?id={quote(NAMES[1])}",
     "no such explanation": f"/explanation?id={quote(NAMES[1])}",
-    "no such neuron": f"/neurons?id={quote(NAMES[1])}",
+    "no such neuron": f"/neuron?id={quote(NAMES[1])}",
     "no such query": f"/sql?q={quote(NAMES[1])}",
 }
 for number in DETAILS:
     PAGES[f"mode {number}"] = f"/mode?id=mode-{number}"
     PAGES[f"explanation {number}"] = f"/explanation?id=3{number:031x}"
-    PAGES[f"neuron {number}"] = f"/neurons?id=neuron-{number}"
+    PAGES[f"neuron {number}"] = f"/neuron?id=neuron-{number}"
+    PAGES[f"class {number}"] = f"/classes?name={quote(NAMES[number])}"
+    PAGES[f"confusion {number}"] = f"/confusions?label={quote(NAMES[number])}&says={quote(NAMES[0])}"
 PAGES["a search"] = f"/explanation?id={0:032x}"
 PAGES["a failure"] = f"/explanation?id=f{len(NAMES) - 1:031x}"
 
@@ -46,8 +53,11 @@ WRONG = f"""() => {{
     const found = [];
     const all = (selector) => [...document.querySelectorAll(selector)];
     if (window.hacked) found.push('a script ran');
-    for (const one of all('[onload], [onerror], [href*="{FOREIGN}"], [src*="{FOREIGN}"], [href^="javascript"]'))
+    const leads = (one) => new URL(one.getAttribute('href') ?? one.getAttribute('src'), location).hostname;
+    for (const one of all('[onload], [onerror], [href^="javascript"]'))
         found.push('markup: ' + one.outerHTML.slice(0, 200));
+    for (const one of all('[href*="{FOREIGN}"], [src*="{FOREIGN}"]'))  // a name may be in the query of our own links
+        if (leads(one).includes('{FOREIGN}')) found.push('leads elsewhere: ' + one.outerHTML.slice(0, 200));
     for (const one of all('main [data-testid=stIconMaterial]'))
         if (!one.closest('button, summary, [data-testid=stTooltipIcon]')) found.push('an icon: ' + one.textContent);
     for (const one of all('.katex, .katex-display, main strong, main em, main del, main li'))

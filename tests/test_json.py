@@ -161,5 +161,5 @@ def test_the_report_names_its_address_before_it_serves(folder: Path, ran: Any) -
     finally:
         serving.send_signal(signal.SIGINT)
         said, words = serving.communicate(timeout=60)
-    assert "You can now view" in words  # the server's own
+    assert f"report of loud: http://127.0.0.1:{port}" in words
     assert json.loads(said) == {"run": str(folder / "runs" / "loud"), "url": f"http://127.0.0.1:{port}"}

@@ -45,6 +45,6 @@ def test_pages_without_rows_are_left_out_with_a_word(script: Any, tmp_path: Path
     shots = list(script.shots(audited(tmp_path / "run", [], [])))
     missing = [shot for shot in shots if isinstance(shot, str)]
     named = {name for line in missing for name in re.findall(r"report-(\w+)", line)}
-    assert named == {"modes", "mode", "retrieval", "neuron", "counterfactuals", "counterfactual", "study"}
+    assert named == {"modes", "mode", "retrieval", "neurons", "neuron", "counterfactuals", "counterfactual", "study"}
     assert visited(shots) >= {"overview", "sql"}
-    assert not visited(shots) & {"modes", "mode", "neurons", "counterfactuals", "explanation", "study"}
+    assert not visited(shots) & {"modes", "mode", "neurons", "neuron", "counterfactuals", "explanation", "study"}
