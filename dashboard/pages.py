@@ -101,14 +101,14 @@ def one_neuron() -> None:
 
 OVERVIEW = st.Page(overview, title="Overview", url_path="overview", default=True)
 GALLERY = st.Page(gallery, title="Failure modes", url_path="modes")
-ONE = st.Page(one, title="One failure mode", url_path="mode")
+ONE = st.Page(one, title="One failure mode", url_path="mode", visibility="hidden")
 CLASSES = st.Page(class_pages, title="Classes", url_path="classes")
 CONFUSIONS = st.Page(confusion_page, title="Confusions", url_path="confusions")
 NEURONS = st.Page(neuron_pages, title="Neurons", url_path="neurons")
-NEURON = st.Page(one_neuron, title="One neuron", url_path="neuron")
+NEURON = st.Page(one_neuron, title="One neuron", url_path="neuron", visibility="hidden")
 COUNTERFACTUALS = st.Page(counterfactual_pages, title="Counterfactuals", url_path="counterfactuals")
 EXPLANATIONS = st.Page(explanation_pages, title="Explanations", url_path="explanations")
-EXPLANATION = st.Page(one_explanation, title="One explanation", url_path="explanation")
+EXPLANATION = st.Page(one_explanation, title="One explanation", url_path="explanation", visibility="hidden")
 RETRIEVAL = st.Page(by_words, title="Real images by words", url_path="retrieval")
 RUNS = st.Page(run_page, title="Runs", url_path="runs")
 COMPARE = st.Page(compare_page, title="Compare", url_path="compare")
@@ -117,5 +117,10 @@ QUESTIONS = st.Page(questions, title="SQL", url_path="sql")
 
 if __name__ == "__main__":
     st.set_page_config(page_title="audit", layout="wide")
-    found = [OVERVIEW, GALLERY, ONE, CLASSES, CONFUSIONS, NEURONS, NEURON, COUNTERFACTUALS, EXPLANATIONS, EXPLANATION]
-    st.navigation([*found, RETRIEVAL, RUNS, COMPARE, STUDY, QUESTIONS]).run()
+    sections = {
+        "": [OVERVIEW],
+        "What was found": [GALLERY, NEURONS, COUNTERFACTUALS, EXPLANATIONS],
+        "What the models say": [CLASSES, CONFUSIONS, RETRIEVAL],
+        "Ask and compare": [QUESTIONS, RUNS, COMPARE, STUDY],
+    }
+    st.navigation({**sections, "Reached by links": [ONE, NEURON, EXPLANATION]}, expanded=True).run()
