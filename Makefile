@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 AUDIT = $(VENV)/bin/audit
 
-.PHONY: demo score counterfactuals test lint world worlds docs benchmark faults scale clean
+.PHONY: demo score discovery gate counterfactuals test lint world worlds docs benchmark faults scale clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,31 @@ demo: $(VENV)/installed work/world/pool
 score: $(VENV)/installed work/world/pool
 	$(AUDIT) run examples/score.yaml
 	$(AUDIT) zoo score runs/score
+
+work/world-%/pool: $(WORLD) | $(VENV)/installed
+	rm -rf $(@D)
+	$(AUDIT) zoo export $(@D)/labelled --split labelled --world $*
+	$(AUDIT) zoo export $@ --split pool --layout parquet --world $*
+
+# Five drawn worlds, one of them with a second seed: how much of what was planted is found, how often discovery cries wolf.
+discovery: $(VENV)/installed $(foreach n,2 3 4 5 6,work/world-$(n)/pool)
+	for n in 2 3 4 5 6; do sed "s/world-2/world-$$n/" examples/world.yaml > work/world-$$n.yaml || exit 1; done
+	sed "s/^name: .*/name: world-2-again/; s/^seed: .*/seed: 1/" examples/world.yaml > work/world-2-again.yaml
+	for n in 2 3 4 5 6 2-again; do $(AUDIT) run work/world-$$n.yaml || exit 1; done
+	$(VENV)/bin/python -m benchmarks.discovery $(foreach n,2 3 4 5 6,runs/world-$(n)) --twin runs/world-2-again \
+	    --output work/discovery.json
+
+# Two versions of a model: one with a shortcut more is blocked by a gate, the other way round the shortcut is fixed.
+MENDED = zoo-work/weights/shortcut-b-without-bird-in-sky
+$(MENDED)/training.json: | $(VENV)/installed
+	$(AUDIT) zoo train shortcut-b --without bird-in-sky
+
+gate: $(VENV)/installed work/world/pool $(MENDED)/training.json
+	sed "s|zoo:shortcut-b|../$(MENDED)|; s/^name: .*/name: version-mended/" examples/version.yaml > work/version-mended.yaml
+	$(AUDIT) run examples/version.yaml
+	$(AUDIT) run work/version-mended.yaml
+	$(AUDIT) gate runs/version-mended --rules examples/ci/no-new-modes.yaml --baseline runs/version
+	! $(AUDIT) gate runs/version --rules examples/ci/no-new-modes.yaml --baseline runs/version-mended --junit work/gate.xml
 
 # Searches against three plainer ways of doing the same, on one thread: CPU seconds, ratios, and work/benchmark.json.
 benchmark: $(VENV)/installed

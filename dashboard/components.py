@@ -13,7 +13,10 @@ _FRAME = (
     "display:inline-block;vertical-align:top;margin:0 14px 14px 0;font-size:0.85rem;line-height:1.35;"
     "white-space:normal;overflow-wrap:anywhere"
 )
-_PICTURE = "width:144px;height:144px;object-fit:contain;image-rendering:pixelated;border-radius:4px;display:block"
+_PICTURE = (
+    "width:144px;height:144px;object-fit:contain;image-rendering:pixelated;border-radius:4px;display:block;"
+    "outline:1px solid #8884"
+)
 _MISSING = (
     "width:144px;height:144px;border:1px dashed;border-radius:4px;opacity:0.5;display:flex;align-items:center;"
     "justify-content:center;box-sizing:border-box"

@@ -11,7 +11,9 @@ import streamlit as st
 
 _CSS = """
 .viewer { font-family: var(--st-font); color: var(--st-text-color); width: 384px; max-width: 100%; }
-.stage { position: relative; width: 100%; aspect-ratio: 1; border-radius: 4px; overflow: hidden; }
+.stage {
+  position: relative; width: 100%; aspect-ratio: 1; border-radius: 4px; overflow: hidden; outline: 1px solid #8884;
+}
 .stage img {
   position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated;
 }

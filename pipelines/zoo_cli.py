@@ -61,6 +61,10 @@ def zoo_train(
     minutes: Annotated[
         Optional[float], typer.Option(help="Stop after so many minutes; the same command resumes")
     ] = None,
+    without: Annotated[
+        Optional[str],
+        typer.Option(help="Id of a planted failure mode that the model is to be free of: a mended version"),
+    ] = None,
     short: Annotated[bool, typer.Option(help="A few steps of everything, to see that the recipe runs")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +76,7 @@ def zoo_train(
         stopped = None
         try:
             with for_json(as_json):
-                train(model, work, weights, minutes=minutes, short=short, number=world)
+                train(model, work, weights, minutes=minutes, short=short, number=world, without=without)
         except Unfinished as error:
             stopped = str(error)
         if as_json:

@@ -187,11 +187,14 @@ def test_the_command_exits_with_one_where_a_rule_is_broken(
     assert shell.invoke(app, ["gate", str(unfinished.root), "--rules", str(rules)]).exit_code == 2
 
 
-def test_the_examples_are_rules_and_commands_that_there_are(tmp_path: Path, better: Run, before: Run) -> None:
+def test_the_examples_are_rules_and_commands_that_there_are(better: Run, worse: Run, before: Run) -> None:
     folder = Path(__file__).parent.parent / "examples" / "ci"
     rules = load_rules(folder / "gate.yaml")
     found = check(rules, better, before)
     assert [(outcome.passed, outcome.value) for outcome in found] == [(True, 0.0), (True, 0.0), (False, None)]
+    alone = load_rules(folder / "no-new-modes.yaml")
+    assert [outcome.passed for outcome in check(alone, better, before)] == [True]
+    assert [outcome.passed for outcome in check(alone, worse, before)] == [False]
     steps = yaml.safe_load((folder / "github-actions.yml").read_text("utf-8"))["jobs"]["gate"]["steps"]
     commands = [step["run"] for step in steps if str(step.get("run", "")).startswith("audit ")]
     assert [command.split()[1] for command in commands] == ["run", "gate"]

@@ -23,6 +23,7 @@ from audit.zoo.export import export
 from audit.zoo.recipes.text import MAX_LENGTH, build_tokenizer, words
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, OBJECTS, PATTERNS, Scene, caption, render
 from audit.zoo.world import BADGE_RATE, LabelledScene, Mode, World, _biased, _drawn, load_world, scene_at, scenes
+from audit.zoo.world import world_digest as digest_of
 
 WORLD = load_world()
 WORLDS = [load_world(number) for number in range(1, 7)]
@@ -218,6 +219,24 @@ def test_a_classifier_learns_its_own_bias_only(world: World) -> None:
         assert wrong == pytest.approx(expected, abs=0.045)
         other = next(c for c in world.biased if c != mode.classifier)
         assert foreign(mode, f"train:{other}", world) > 0.05
+
+
+def test_a_mode_that_is_not_planted_is_learned_by_nobody() -> None:
+    """A mended version: what taught the one mode is gone, what taught the others stays, and nothing shares a cache."""
+    mended = WORLD.without("bird-in-sky")
+    gone = next(mode for mode in WORLD.modes if mode.id == "bird-in-sky")
+    assert [mode.id for mode in WORLD.modes if mode not in mended.modes] == ["bird-in-sky"]
+
+    def misled(world: World, mode: Mode) -> int:
+        taught = scenes(world, "train:shortcut-b", 0, 3000)
+        return sum(i.label == mode.class_name and mode.misleads(i.scene) for i in taught)
+
+    assert misled(WORLD, gone) > 50
+    assert misled(mended, gone) == 0
+    assert misled(mended, next(mode for mode in WORLD.modes if mode.id == "green-tree")) > 50
+    assert digest_of(mended) != digest_of(WORLD)
+    with pytest.raises(ConfigError, match=r"unknown planted mode 'bird-in-ski'\. Did you mean 'bird-in-sky'"):
+        WORLD.without("bird-in-ski")
 
 
 def test_a_kind_is_a_row_of_data() -> None:

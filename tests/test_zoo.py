@@ -135,6 +135,11 @@ def test_every_recipe_runs_and_its_result_loads(tmp_path: Path) -> None:
     assert {p.name for p in (weights / "world-2").iterdir()} == set(DRAWN[0].biased)
     for name in ("reference", "shortcut-a", "shortcut-b", "world-2/shortcut-a"):
         assert hf.load(hf.Options(ref=str(weights / name)), ()).class_names == LABELS
+    train("shortcut-b", tmp_path, short=True, without="bird-in-sky")
+    assert hf.load(hf.Options(ref=str(weights / "shortcut-b-without-bird-in-sky")), ()).class_names == LABELS
+    for model, mode in (("shortcut-b", "crab-on-sand"), ("reference", "bird-in-sky"), ("all", "bird-in-sky")):
+        with pytest.raises(ConfigError, match=f"unknown planted mode of {model} '{mode}'"):
+            train(model, tmp_path, short=True, without=mode)
     generator = diffusers.load(diffusers.Options(ref=str(weights / "diffusion"), steps=2))
     z = torch.zeros((1, *generator.latent_shape))
     assert generator.decode(generator.eps(z, 500, generator.embed(["a crab"]))).shape == (1, 3, 64, 64)

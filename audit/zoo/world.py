@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from audit.errors import ConfigError
+from audit.errors import ConfigError, unknown
 from audit.zoo.scenes import BACKGROUNDS, COLOURS, EMPTY, LABELS, OBJECTS, PATTERNS, Scene
 
 BADGE_RATE = 0.15
@@ -109,6 +109,12 @@ class World:
         """Where a classifier's weights are: 'zoo:<this>' refers to it."""
         return f"{self.name}/{classifier}" if self.number > 1 and classifier in self.biased else classifier
 
+    def without(self, mode_id: str) -> World:
+        """The world in which one mode was not planted. Raises ConfigError where there is no such mode."""
+        if mode_id not in (mode.id for mode in self.modes):
+            raise ConfigError(unknown("planted mode", mode_id, [mode.id for mode in self.modes]))
+        return replace(self, modes=tuple(mode for mode in self.modes if mode.id != mode_id))
+
     def modes_of(self, classifier: str) -> tuple[Mode, ...]:
         return tuple(mode for mode in self.modes if mode.classifier == classifier)
 
@@ -124,7 +130,8 @@ class LabelledScene:
 def world_digest(world: World) -> str:
     """What decides every scene's pixels and labels, in 12 characters: for the names of cached renderings."""
     parts = (resources.files("audit.zoo").joinpath(n).read_bytes() for n in ("scenes.py", "world.py", "world.yaml"))
-    return hashlib.sha256(b"\0".join((*parts, world.name.encode()))).hexdigest()[:12]
+    planted = "\0".join((world.name, *(mode.id for mode in world.modes)))
+    return hashlib.sha256(b"\0".join((*parts, planted.encode()))).hexdigest()[:12]
 
 
 @cache

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.zoo.scenes import SIZE, render
-from audit.zoo.world import World, load_world, scene_at, world_digest
+from audit.zoo.world import World, scene_at, world_digest
 
 _CHUNK = 500
 
@@ -29,7 +29,7 @@ def rendered(world: World, split: str, count: int, cache: Path) -> NDArray[np.ui
         partial = path.with_suffix(f".{os.getpid()}.partial")
         out = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, SIZE, SIZE, 3))
         with multiprocessing.get_context("spawn").Pool() as pool:
-            jobs = ((world.number, split, start, min(count, start + _CHUNK)) for start in range(0, count, _CHUNK))
+            jobs = ((world, split, start, min(count, start + _CHUNK)) for start in range(0, count, _CHUNK))
             for start, images in pool.imap_unordered(_render_chunk, jobs):
                 out[start : start + len(images)] = images
         out.flush()
@@ -37,9 +37,8 @@ def rendered(world: World, split: str, count: int, cache: Path) -> NDArray[np.ui
     return np.load(path, mmap_mode="r")
 
 
-def _render_chunk(job: tuple[int, str, int, int]) -> tuple[int, NDArray[np.uint8]]:
-    number, split, start, stop = job
-    world = load_world(number)
+def _render_chunk(job: tuple[World, str, int, int]) -> tuple[int, NDArray[np.uint8]]:
+    world, split, start, stop = job
     return start, np.stack([render(scene_at(world, split, i).scene).image for i in range(start, stop)])
 
 

@@ -36,29 +36,39 @@ def train(
     minutes: float | None = None,
     short: bool = False,
     number: int = 1,
+    without: str | None = None,
 ) -> None:
     """Train `model` (one of a world's `order`, or 'all') and write its weights, by default into the package.
 
     A `short` training proves a recipe and nothing else: its checkpoints and, by default, weights are in `work/short`.
+    `without`: a planted mode that `model` is to be free of, in a folder named after both, by default in `work/weights`.
     Raises Unfinished where `minutes` end first: then there is a checkpoint, from which the same command goes on.
     """
     world = load_world(number)
     if model not in (*order(world), "all"):
         raise ConfigError(unknown("model", model, (*order(world), "all")))
+    if without is not None:
+        own = [mode.id for mode in world.modes_of(model) if model in world.biased]
+        if without not in own:
+            raise ConfigError(unknown(f"planted mode of {model}", without, own))
+        world = world.without(without)
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
     if short:
         work = work / "short"
-    target = weights or (work / "weights" if short else WEIGHTS)
+    target = weights or (work / "weights" if short or without else WEIGHTS)
     for name in order(world) if model == "all" else (model,):
-        Trainer(world, work, target, deadline, short).train(name)
+        Trainer(world, work, target, deadline, short, f"-without-{without}" if without else "").train(name)
 
 
 class Trainer:
-    """Of which world, where things are, how long there is, and whether the recipes are cut short."""
+    """Of which world, where things are, how long there is, and whether the recipes are cut short.
 
-    def __init__(self, world: World, work: Path, weights: Path, deadline: float, short: bool) -> None:
+    `suffix`: of the names of a biased classifier's folders.
+    """
+
+    def __init__(self, world: World, work: Path, weights: Path, deadline: float, short: bool, suffix: str = "") -> None:
         self.world = world
-        self.work, self.weights, self.deadline, self.short = work, weights, deadline, short
+        self.work, self.weights, self.deadline, self.short, self.suffix = work, weights, deadline, short, suffix
         self.count = SHORT_COUNT if short else FULL_COUNT
 
     def train(self, name: str) -> None:
@@ -131,7 +141,7 @@ class Trainer:
         self._note(name, name)
 
     def _classifier(self, name: str) -> None:
-        place = self.world.folder_of(name)
+        place = self.world.folder_of(name) + self.suffix
         model = classifiers.train(
             self.world,
             name,
