@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from audit import registry
 from audit.errors import ConfigError, unknown
@@ -103,6 +112,12 @@ class Compute(Frozen):
         None, gt=0, description="of work of the whole run, at which it stops; a higher number resumes it"
     )
     start_minutes: float = Field(15, ge=0, description="how long to wait for a first worker, on a cluster that grows")
+
+    @model_validator(mode="after")
+    def _budget_of_gpus(self) -> Compute:
+        if self.max_gpu_hours is not None and not self.gpus:
+            raise ValueError("max_gpu_hours is a budget of GPUs, and 'gpus' is 0: say how many, or leave it out")
+        return self
 
 
 def _a_place(value: str) -> str:

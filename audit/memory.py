@@ -29,6 +29,7 @@ from audit.generators import Attention, Generator, Site
 from audit.models import Models
 
 BATCH = 8  # the most that 'auto' takes: more gains little and makes units uneven
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # CPU, driver, cuBLAS, cuDNN
 SHARE = 0.8  # of the free memory; the rest is for gradients, workspaces and fragmentation
 
 # Time of a search relative to a forward pass of its U-Net, from counts of operations at Stable Diffusion's size, and
@@ -173,8 +174,8 @@ def _left_of(cgroup: Path) -> int | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device had too little memory; of the CPU, torch says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether a device had too little memory; the CPU, and what lies under torch's allocator, say so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def choose(

@@ -60,3 +60,8 @@ def _other(mode: Row, row: Row) -> str:
     elif row["searched"]:
         parts.append(f"searching against {row['model_id']} did not find it")
     return f"{', and '.join(parts)}." if parts else ""
+
+
+def neuron_name(row: Row) -> str:
+    """'neuron 42', or what it would have been where its unit of work was given up before that was known."""
+    return f"suspect number {row['rank']}" if row["neuron"] is None else f"neuron {row['neuron']}"

@@ -30,7 +30,8 @@ class Summary:
 
     `failed` of its `items` are rows that say why they cannot be used. `fatal`: it would befall every unit.
     `excuse`: what failed instead of the unit: this process's device, which it cannot use any more, or the data, which
-    cannot be read now. With both, a model cannot be loaded: by any worker, or only by this one, which the driver knows.
+    cannot be read now. With both, a model cannot be loaded, or the place of the results not be reached: by any worker,
+    or only from this one's node, which the driver knows.
     `split`: another driver has split the unit meanwhile.
     """
 
@@ -81,7 +82,7 @@ class Worker:
         try:
             rows = self.rows(unit)
             seconds = time.monotonic() - began
-            failed = unusable_in(rows)
+            failed = unusable_in(rows, unit.items)
             rows["units"] = [
                 {
                     "unit_id": unit.unit_id,
@@ -104,7 +105,7 @@ class Worker:
         except ModelError as refused:
             error = {"error": str(refused), "fatal": "config", "excuse": "device"}
         except StoreError as refused:
-            error = {"error": str(refused), "fatal": "store"}
+            error = {"error": str(refused), "fatal": "store", "excuse": "device"}
         except DataError as refused:
             error = {"error": str(refused), "excuse": "data"}
         except Exception as raised:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
@@ -137,23 +138,33 @@ class Worker:
 
 
 def is_device_lost(error: Exception) -> bool:
-    """Whether the process has to go with its device: after most errors of CUDA, every later call fails too."""
-    return isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError)
-        and not isinstance(error, torch.OutOfMemoryError)
-        and str(error).startswith(("CUDA error", "CUDA driver error"))
-    )
+    """Whether the process has to go with its device: after most errors of CUDA, but not too little memory, every later
+    call fails too."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or str(error).startswith(("CUDA error", "CUDA driver error"))
 
 
-def unusable_in(rows: Rows) -> int:
-    """How many images of the data sets have rows that say why they cannot be used."""
+def unusable_in(rows: Rows, items: int) -> int:
+    """How many of a unit's items have rows that say why there is nothing on them.
+
+    Images of the data sets that cannot be used, and searches, or images with all of their counterfactuals, that failed.
+    Where the unit's searches are no items of their own, as those of a neuron, all of them have to.
+    """
+    searched: dict[str, bool] = {}
+    for row in rows.get("explanations", []):
+        item = row.get("item_id") or row["explanation_id"]
+        searched[item] = searched.get(item, False) or row["status"] == "ok"
+    failed = list(searched.values()).count(False)
+    if len(searched) != items:
+        failed = items if failed and failed == len(searched) else 0
     images = {("item", row["role"], row["position"]) for row in rows.get("items", []) if row["status"] != "ok"}
     images |= {
         ("prediction", row["role"], row["item_id"])
         for row in rows.get("predictions", [])
         if row["status"] != "ok" and row["role"] != "generated"
     }
-    return len(images)
+    return len(images) + failed
 
 
 def findings_in(rows: Rows) -> tuple[str, ...]:

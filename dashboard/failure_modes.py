@@ -209,7 +209,7 @@ def _neurons(run: Run, mode: Row, page: Any) -> None:
     st.header("Neurons of the model for this class")
     for number, row in enumerate(found):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.page_link(page, label=f"Neuron {row['neuron']}", query_params={"id": row["neuron_id"]})
+            st.page_link(page, label=sentences.neuron_name(row).capitalize(), query_params={"id": row["neuron_id"]})
             st.text(f"{row['verdict'] or 'no evidence'}: {row['reason'] or row['layer']}", width="content")
         if number == RELATED - 1:
             st.page_link(page, label="All neurons")

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from audit import sentences
 from audit.results import queries
 from audit.results.queries import NOT_REVIEWED, Row
 from audit.results.sql import Run
@@ -222,7 +223,7 @@ def _activations(run: Run, neuron: Row) -> None:
 def _headline(neuron: Row, level: int) -> str:
     verdict = neuron["verdict"] or "no evidence"
     colour = _COLOURS.get(verdict, "#555555")
-    words = f"{escape(neuron['model_id'])}: neuron {neuron['neuron']} for “{escape(neuron['class_name'])}”"
+    words = f"{escape(neuron['model_id'])}: {sentences.neuron_name(neuron)} for “{escape(neuron['class_name'])}”"
     badges = components.badge(verdict, colour)
     if neuron.get("reviewed"):
         badges += " " + components.badge(neuron["reviewed"], "#34568b")

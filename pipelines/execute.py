@@ -13,7 +13,7 @@ from types import FrameType
 
 from audit.config import Job, load_job
 from audit.errors import ConfigError
-from audit.locations import Location
+from audit.locations import Location, name_of
 from audit.methods import INVENTORY, check_classes, check_order, stage_names
 from audit.models import digests
 from audit.results.integrity import Repair, repair
@@ -72,15 +72,15 @@ def _run(job: Job, root: Location, found: dict[str, str], address: str | None, a
     store = Store(root)
     with only_driver(store), _terminable():
         open_or_create(job, root, found)
-        with Progress(job.name, store, as_json) as progress, Cluster(address), _terminable():
+        with Progress(name_of(root), store, as_json) as progress, Cluster(address), _terminable():
             for change in other_versions(store):
                 progress.event("version_changed", error=change)
             if plan_of(store, INVENTORY) is not None and not _is_complete(job, store):
                 for change in changes_since(job, store):
                     progress.event("data_changed_since_inventory", error=change)
-            progress.metrics = Metrics(job.name)
+            progress.metrics = Metrics(name_of(root))
             runner = Runner(job, root, found, Workers(job, root, grows=address is not None), progress)
-            runner.gpu_seconds = _gpu_seconds(job, root, runner.workers.share)
+            runner.gpu_seconds = _gpu_seconds(root, runner.workers.share)
             runner.run()
     return Outcome(root, failed_in(Run(root)), time.monotonic() - began)
 
@@ -93,10 +93,10 @@ def _is_complete(job: Job, store: Store) -> bool:
     return all(plans) and done >= sum(plan.units for plan in plans if plan)
 
 
-def _gpu_seconds(job: Job, root: Location, share: float) -> float:
-    """What the run has used of a budget of GPU-hours: what its committed units took or, with those that failed, what
-    its last driver said."""
-    if job.compute.max_gpu_hours is None:
+def _gpu_seconds(root: Location, share: float) -> float:
+    """What the run has used of GPUs: what its committed units took or, with those that failed, what its last driver
+    said. `share`: of a GPU, that each worker has."""
+    if not share:
         return 0.0
     committed = share * float(Run(root).rows("select coalesce(sum(seconds), 0) as s from units")[0]["s"])
     return max(committed, 3600 * float((live(Store(root)) or {}).get("gpu_hours") or 0.0))
@@ -104,7 +104,10 @@ def _gpu_seconds(job: Job, root: Location, share: float) -> float:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: cleanly, to be resumed."""
+    """SIGTERM ends the run as Ctrl-C does: cleanly, to be resumed.
+
+    Where it comes while Ray's compiled code waits, that wraps what the handler raises in a SystemError.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -115,6 +118,10 @@ def _terminable() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemError as error:
+        if isinstance(error.__cause__, Terminated):
+            raise error.__cause__ from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

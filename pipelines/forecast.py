@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from audit.artefacts import FOLDER
 from audit.config import Job
 from audit.datasets import Entry
 from audit.errors import AuditError
@@ -18,12 +25,12 @@ from audit.methods import INVENTORY, Counts, Unit, check_order, module_of, stage
 from audit.methods.inventory import payload_of
 from audit.models import digests, open_source
 from audit.results.store import Store, unique
-from audit.worker import Worker
+from audit.worker import Summary, Worker
 from pipelines.plan import data_classes, open_or_create
 from pipelines.units import planned, units_in, write_plan
 
 IMAGES = 64  # of each role, that a calibration looks at
-ITEMS = 4  # that it does of a stage at once; one before them loads the models, and is not counted
+ITEMS = 4  # that it does of a stage at once; what comes before them loads the models, and is not counted
 
 
 @dataclass(frozen=True)
@@ -98,23 +105,38 @@ def _calibrated(job: Job, stages: list[Forecast], sample: dict[str, list[tuple[i
         payloads = (payload_of(role, part) for role, part in parts)
         write_plan(store, INVENTORY, (unit_of(INVENTORY, plugin, module.VERSION, p, job, known) for p in payloads))
         worker = Worker(job, root, classes, job.compute.batch_size)
-        for stage in stages:
-            try:
-                units = list(units_in(store, planned(job, stage.stage, root, known, classes)))
-                found.append(_timed(stage, _few(units, module_of(job, stage.stage)[1]), worker, store, job))
-            except AuditError as error:
-                found.append(replace(stage, reason=str(error)))
-            if stage.stage == INVENTORY:
-                classes = data_classes(root)
-                worker.use_classes(classes)
+        with _threads(job) as threads:
+            for stage in stages:
+                try:
+                    units = list(units_in(store, planned(job, stage.stage, root, known, classes)))
+                    few = _few(units, module_of(job, stage.stage)[1])
+                    found.append(_timed(stage, few, worker, store, job, threads))
+                except AuditError as error:
+                    found.append(replace(stage, reason=str(error)))
+                if stage.stage == INVENTORY:
+                    classes = data_classes(root)
+                    worker.use_classes(classes)
     return found
+
+
+@contextmanager
+def _threads(job: Job) -> Iterator[int]:
+    """As many threads as a worker of the run would have on this machine."""
+    before, cores = torch.get_num_threads(), os.cpu_count() or 1
+    workers = job.compute.workers if isinstance(job.compute.workers, int) else job.compute.gpus or cores
+    threads = max(1, cores // workers)
+    torch.set_num_threads(threads)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def _few(units: list[Unit], module: Any) -> list[Unit]:
     """Inventory and screening whole, since other stages read what they say; of other stages an item, then a few."""
     key = getattr(module, "ITEMS", None)
     if key is None:
-        return units[:1]
+        return units[:2]
     if not getattr(module, "NEEDS", ()):
         return units
     whole = max(units, key=lambda unit: unit.items, default=None)
@@ -132,18 +154,36 @@ def _with(unit: Unit, key: str, part: list[Any]) -> str:
     return json.dumps({**unit.payload, key: part})
 
 
-def _timed(stage: Forecast, units: list[Unit], worker: Worker, store: Store, job: Job) -> Forecast:
+def _timed(stage: Forecast, units: list[Unit], worker: Worker, store: Store, job: Job, threads: int) -> Forecast:
+    before = _artefact_bytes(store)
     summaries = [worker.run(unit) for unit in units]
     for summary in summaries:
         if summary.error:
             return replace(stage, reason=summary.error.strip().splitlines()[-1])
-    counted = summaries[1:] or summaries
+    made = _artefact_bytes(store) - before
+    counted = summaries[1:] or ([_again(units[0], summaries[0], worker)] if summaries else [])
     items = sum(summary.items for summary in counted)
     if not items:
         return replace(stage, reason="the calibration's few images gave this stage nothing to do")
     seconds = sum(summary.seconds for summary in counted) / items
     own = [commit for commit in unique(store.commits().values()) if commit.stage == stage.stage]
-    size = sum(commit.bytes for commit in own) / sum(commit.items for commit in own)
-    share = job.compute.gpus / job.compute.workers if isinstance(job.compute.workers, int) and job.compute.gpus else 1
-    hours = stage.items * seconds * min(share, 1) / 3600
+    size = (made + sum(commit.bytes for commit in own)) / sum(commit.items for commit in own)
+    share: float = threads
+    if job.compute.gpus:
+        share = job.compute.gpus / job.compute.workers if isinstance(job.compute.workers, int) else 1
+        share = min(share, 1)
+    hours = stage.items * seconds * share / 3600
     return replace(stage, seconds_per_item=seconds, hours=hours, mib=stage.items * size / 2**20)
+
+
+def _again(unit: Unit, summary: Summary, worker: Worker) -> Summary:
+    """A stage's only unit with its models loaded, and none of its artefacts made."""
+    shutil.rmtree(worker.store.root.parent / FOLDER, ignore_errors=True)
+    began = time.monotonic()
+    worker.rows(unit)
+    return replace(summary, seconds=time.monotonic() - began)
+
+
+def _artefact_bytes(store: Store) -> int:
+    """Of what lies beside the run, such as inversions, which other runs share."""
+    return sum(file.stat().st_size for file in (store.root.parent / FOLDER).rglob("*") if file.is_file())

@@ -42,9 +42,8 @@ def newest_of(job: Job, root: Location, found: dict[str, str]) -> Location:
 
 
 def free_place(root: Location) -> Location:
-    """The first of <name>, <name>-2, <name>-3, ... where nothing is."""
-    taken = _numbers(root)
-    return next(_numbered(root, number) for number in range(1, len(taken) + 2) if number not in taken)
+    """Of <name>, <name>-2, ... the one after the last that is there: the newest run has the largest number."""
+    return _numbered(root, max(_numbers(root), default=0) + 1)
 
 
 def _numbers(root: Location) -> set[int]:

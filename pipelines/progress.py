@@ -203,7 +203,8 @@ class Progress:
 
     def _line(self, event: str, **values: object) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        print(json.dumps({"event": event, "at": at, "run": self.name, **values}), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a log that is full ends no run
+            print(json.dumps({"event": event, "at": at, "run": self.name, **values}), file=sys.stderr, flush=True)
 
 
 def items_of(unit: Unit) -> list[str]:

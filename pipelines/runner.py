@@ -83,7 +83,6 @@ class Runner:
     progress: Progress
     running: dict[Any, list[Task]] = field(default_factory=dict)  # by call: units that one worker is at, in this order
     retries: deque[Retry] = field(default_factory=deque)
-    gpu_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.store = Store(self.root)
@@ -96,6 +95,15 @@ class Runner:
         self.units_seen = self.units_covered = 0
         self.executions = 0
         self.watched = self.last_took = 0.0
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Of the whole run, those of former drivers too; what `progress` says is what the next one begins with."""
+        return 3600 * self.progress.gpu_hours
+
+    @gpu_seconds.setter
+    def gpu_seconds(self, seconds: float) -> None:
+        self.progress.gpu_hours = seconds / 3600
 
     def run(self) -> None:
         """Until every stage is committed. Raises ConfigError, InfrastructureError or LimitReached where it cannot."""
@@ -200,7 +208,6 @@ class Runner:
         tasks = self.running.pop(reference)
         self.last_took = time.monotonic() - tasks[0].began
         self.gpu_seconds += self.last_took * self.workers.share
-        self.progress.gpu_hours = self.gpu_seconds / 3600
         return tasks
 
     def _end(self, reference: Any) -> None:
@@ -220,8 +227,7 @@ class Runner:
 
     def _hear(self, task: Task, summary: Summary) -> None:
         """What became of one unit."""
-        elsewhere = summary.excuse is not None and self.pace.expected(task.unit.stage, 1) is not None
-        if summary.fatal and not elsewhere:  # or other workers have done units of this stage: this one lacks something
+        if summary.fatal and not self._here_alone(task, summary):
             raise FATAL[summary.fatal](f"stage {task.unit.stage}: {summary.error}")
         if summary.error is None:
             self.pace.add(summary.stage, summary.items, summary.seconds)
@@ -229,6 +235,14 @@ class Runner:
             self._done(task, summary)
         else:
             self._failed(task, summary.error, summary.excuse)
+
+    def _here_alone(self, task: Task, summary: Summary) -> bool:
+        """Whether another node may have what this one lacks: a model, the place of the results."""
+        if summary.excuse != "device":
+            return False
+        everywhere = self.workers.all_lack(task.worker, task.unit.stage)
+        worked = summary.fatal == "config" and self.pace.expected(task.unit.stage, 1) is not None
+        return worked or not everywhere
 
     def _died(self, tasks: list[Task], error: RayError) -> None:
         """The worker is gone with its units: by the fault of one of them, unless the whole node is gone."""

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +34,7 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError, ModelError, InfrastructureError, StoreError, RowError) as error:
-        err.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _say(f"[bold red]error:[/bold red] {escape(str(error))}")
         passes = isinstance(error, (DataUnavailable, InfrastructureError, StoreError, RowError))
         if isinstance(error, HeadLost):
             sys.stdout.flush()
@@ -42,18 +42,20 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(4 if passes else 2) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        err.print(
-            f"[bold red]error:[/bold red] {escape(f'{where}{error.strerror or error}')}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        _say(f"[bold red]error:[/bold red] {escape(f'{where}{error.strerror or error}')}")
         raise typer.Exit(4) from error
     except LimitReached as error:
-        err.print(f"[bold yellow]stopped:[/bold yellow] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _say(f"[bold yellow]stopped:[/bold yellow] {escape(str(error))}")
         raise typer.Exit(5) from error
     except (KeyboardInterrupt, Terminated) as error:
-        err.print("stopped; the same command, without --new-run, resumes")
+        _say("stopped; the same command, without --new-run, resumes")
         raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
+
+
+def _say(text: str) -> None:
+    """The last word of a command, where it can be written: the exit code says what kind it is all the same."""
+    with suppress(OSError):
+        err.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -100,11 +100,18 @@ def collect(
     as_json: AsJson = False,
 ) -> None:
     """List, or delete, files that no reader needs: of attempts that lost or died, and what was merged."""
+    from audit.errors import ConfigError
     from audit.results.integrity import collect
+    from audit.results.progress import live
 
     with exit_codes():
         store = Store(located(run))
         _is_run(store)
+        if delete and older_than < 1 and not (live(store) or {"ended": True}).get("ended"):
+            raise ConfigError(
+                f"--older-than {older_than:g}: a driver is at work on {run}, and what its workers have written in the "
+                "last hour may not be committed yet; say 1 or more, or wait until it has ended"
+            )
         found = collect(store, 3600 * older_than, delete)
         if as_json:
             print_json([asdict(stored) for stored in found])

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from audit.config import Job
 from audit.errors import ConfigError
-from audit.locations import Location
+from audit.locations import Location, name_of
 from audit.methods import Unit
 from audit.worker import Summary, Worker
 from pipelines.errors import HeadLost, InfrastructureError
@@ -67,12 +67,12 @@ class Cluster:
 class Actor:
     """A `Worker` in a process of its own."""
 
-    def __init__(self, job: Job, root: Location, threads: int, sharing: int) -> None:
+    def __init__(self, job: Job, root: Location, share: float, wanted: int, sharing: int) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads_of(_own_node(), share, wanted))
         self.worker = Worker(job, root, (), job.compute.batch_size, sharing)
-        self.metrics = WorkerMetrics(job.name)
+        self.metrics = WorkerMetrics(name_of(root))
 
     def started(self) -> str:
         """The node that this runs on, once it runs."""
@@ -140,6 +140,7 @@ class Workers:
         self.out: set[Handle] = set()
         self.left_out: set[str] = set()
         self._suspects: dict[str, set[str]] = {}  # nodes, and the units whose device failed there since one was done
+        self._lacking: dict[str, set[str]] = {}  # stages, and the nodes that lack what they need
         self._number = self._failed_starts = 0
         self._has_started = False
         self._began = self._last_look = time.monotonic()
@@ -168,13 +169,12 @@ class Workers:
         return len(self.idle) + len(self.out)
 
     def _actor(self) -> Any:
-        cores = int(ray.cluster_resources().get("CPU", 1))
         share: dict[str, Any] = {"num_gpus": self.share} if self.gpus else {"num_cpus": 1}
         sharing = -(-self.wanted // (self.gpus or 1))
         if self.left_out:
             share["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self.left_out))})"}
         made = ray.remote(max_restarts=0, max_task_retries=0, **share)(Actor)
-        return made.remote(self.job, self.root, max(1, cores // self.wanted), sharing)
+        return made.remote(self.job, self.root, self.share, self.wanted, sharing)
 
     def grow(self) -> None:
         """Start actors up to the number wanted, which follows the cluster. Raises InfrastructureError if none can."""
@@ -232,10 +232,28 @@ class Workers:
         """A unit was done, so whatever failed on its node before may have been the units' own fault."""
         handle.stages.add(stage)
         self._suspects.pop(handle.node, None)
+        self._lacking.get(stage, set()).discard(handle.node)
 
     def suspected(self, handle: Handle) -> bool:
         """Whether a device has failed on its node, and no unit was done there since."""
         return handle.node in self._suspects
+
+    def all_lack(self, handle: Handle, stage: str) -> bool:
+        """Note that a worker's node lacks what a stage needs.
+
+        True where every node does that has workers or, while some are starting, may get them.
+        """
+        lacking = self._lacking.setdefault(stage, set())
+        lacking.add(handle.node)
+        there = {worker.node for worker in (*self.idle, *self.out)}
+        if self.starting:
+            there |= self._usable()
+        return there <= lacking | self.left_out
+
+    def _usable(self) -> set[str]:
+        """Nodes that are alive and have what a worker needs."""
+        kind = "GPU" if self.gpus else "CPU"
+        return {node["NodeID"] for node in nodes() if node["Alive"] and kind in node["Resources"]}
 
     def device_failed(self, handle: Handle, unit: Unit) -> bool:
         """Count a device that failed. True if its node gets no more workers from now on: so many units in a row have
@@ -245,11 +263,11 @@ class Workers:
         if len(failed) < DEVICES or handle.node in self.left_out:
             return False
         self.left_out.add(handle.node)
-        kind = "GPU" if self.gpus else "CPU"
-        if all(node["NodeID"] in self.left_out for node in nodes() if node["Alive"] and kind in node["Resources"]):
+        if self._usable() <= self.left_out:
             raise InfrastructureError(
-                f"on every node {DEVICES} units in a row have lost their device or their models; see 'unit_failed' in "
-                "the run's log. What is committed stays, the same command resumes once they are there"
+                f"on every node {DEVICES} units in a row have lost their device, their models or the place of the "
+                "results; see 'unit_failed' in the run's log. What is committed stays, the same command resumes once "
+                "they are there"
             )
         for idle in [idle for idle in self.idle if idle.node == handle.node]:
             self.idle.remove(idle)
@@ -270,6 +288,19 @@ class Workers:
         for handle in [*self.idle, *self.out, *self.starting.values()]:
             self.kill(handle.actor)
         self.forget()
+
+
+def threads_of(resources: Mapping[str, float], share: float, wanted: int) -> int:
+    """Threads of one of so many workers, each with a `share` of a GPU (0: of the cores), on a node with `resources`."""
+    cores = int(resources.get("CPU", 1))
+    there = int(resources.get("GPU", 1) / share) if share else cores
+    return max(1, cores // max(1, min(there, wanted)))
+
+
+def _own_node() -> dict[str, float]:
+    """What the node has that this process runs on."""
+    own = ray.get_runtime_context().get_node_id()
+    return next((dict(node["Resources"]) for node in ray.nodes() if node["NodeID"] == own), {})
 
 
 def summaries_of(reference: Any) -> list[Summary]:

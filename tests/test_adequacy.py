@@ -55,6 +55,20 @@ def test_a_class_that_cannot_be_drawn_gets_a_reason_and_no_search(job: Job, tmp_
     assert {source for unit in planned for _, source in unit["seeds"]} == {"boat", "tree"}  # none starts from it
 
 
+def test_a_class_whose_unit_is_given_up_is_not_searched(job: Job, tmp_path: Path) -> None:
+    store, models = Store(tmp_path), Models(job, CLASSES)
+    store.create("job.json", b"{}")
+    context = Context(job, "2-adequacy", tmp_path, models, 4)
+    for unit in adequacy.plan(job.stages[1].options, context):
+        if unit["class"] != "boat":
+            continue
+        store.commit("u", "2-adequacy", adequacy.lost(job.stages[1].options, unit, "gave_up: it hangs", context))
+    searching = Context(job, "3-disagreement", tmp_path, models, 4)
+    assert adequacy.not_auditable(searching) == {"boat": "not auditable: gave_up: it hangs"}
+    planned = disagreement.plan(job.stages[2].options, searching)
+    assert {unit["class"] for unit in planned} == {"tree"}  # that the models know no elephant is another matter
+
+
 def test_agreement_counts_images_on_which_half_of_the_models_see_the_class() -> None:
     """Of three images both models see it in the first, the second model under another case; neither in the others."""
     said = ["water bottle", "car", "car", "Water_Bottle", "car", None]

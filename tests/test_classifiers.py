@@ -174,6 +174,32 @@ def test_a_model_of_the_user_s_own(tmp_path: Path) -> None:
     assert python.digest(options) != before
 
 
+def test_the_digest_of_a_model_s_code_holds_what_it_imports_from_beside_it(tmp_path: Path) -> None:
+    """From its folder and from packages there, also by way of each other; not what merely lies there."""
+    files = {
+        "model.py": "import os\nfrom parts import layers\nimport helper as h\ndef f(): ...\n",
+        "helper.py": "from parts.deep import x\n",
+        "parts/__init__.py": "",
+        "parts/layers.py": "from . import sibling\n",
+        "parts/sibling.py": "",
+        "parts/deep.py": "import model\nx = 1\n",
+        "beside.py": "",
+        "parts/unused.py": "this is no Python\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = python.sources_of(tmp_path / "model.py")
+    assert found[0] == tmp_path / "model.py"
+    assert {str(file.relative_to(tmp_path)) for file in found} == files.keys() - {"beside.py", "parts/unused.py"}
+    (tmp_path / "mine.py").write_text("try:\n    import extra\nexcept ImportError:\n    pass\n" + USER)
+    (tmp_path / "extra.py").write_text("")
+    options = python.Options(ref=f"{tmp_path}/mine.py:good")
+    before = python.digest(options)
+    (tmp_path / "extra.py").write_text("changed = True\n")
+    assert python.digest(options) != before
+
+
 def test_names_are_compared_without_case_and_separators() -> None:
     assert canonical(" Water_Bottle ") == canonical("water-bottle") == "water bottle"
 

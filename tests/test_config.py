@@ -300,3 +300,9 @@ def test_every_rule_for_targets_can_be_read_again(target: Any) -> None:
     if "wordnet" in target:
         with pytest.raises(ConfigError, match="a run does not record where WordNet is; 'audit run' with its job file"):
             check_target(again.stages[1].options.target, ("car",))
+
+
+def test_a_budget_of_gpu_hours_without_gpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_gpu_hours is a budget of GPUs, and 'gpus' is 0"):
+        parse_job({**raw(), "compute": {"max_gpu_hours": 2}}, tmp_path)
+    assert parse_job({**raw(), "compute": {"max_gpu_hours": 2, "gpus": 1}}, tmp_path).compute.max_gpu_hours == 2

@@ -21,12 +21,15 @@ from audit.decode import decode
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Settings, optimise, start_from_prompt
 from audit.errors import ConfigError, ModelError
-from audit.methods import check_order, neuron
+from audit.methods import Context, check_order, neuron
+from audit.models import Models
 from audit.neurons import Layer, Objective, activations, count_units, layer_of, with_redirection
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_tensor
+from audit.results.schema import to_table
 from audit.results.sql import Run
 from audit.results.store import Store
+from audit.sentences import neuron_name
 from audit.zoo.export import export
 from audit.zoo.measure import load
 from audit.zoo.neurons import Report, measure
@@ -546,6 +549,28 @@ def test_suspects_come_by_rank_and_no_batch_changes_a_search(folder: Path, run: 
         }
         for key in ("activation_before", "activation_after", "score_after"):
             assert left[key] == pytest.approx(right[key], abs=1e-2)
+
+
+def test_neurons_whose_units_are_given_up_say_so_each(tmp_path: Path) -> None:
+    """Listed ones and places among the suspects, which have no number yet."""
+    made = parse_job(job_with(neurons=[3, 4]), tmp_path)
+    options = made.stages[2].options
+    context = Context(made, "3-neuron", tmp_path, Models(made, ("boat", "tree")), 1)
+    payloads: list[dict[str, Any]] = [
+        {"class": name, key: n, "seeds": []}
+        for name in ("boat", "tree")
+        for key, n in (("neuron", 3), ("neuron", 4), ("rank", 1))
+    ]
+    rows = [
+        row for payload in payloads for row in neuron.lost(options, payload, "gave_up: it hangs", context)["neurons"]
+    ]
+    assert len({row["neuron_id"] for row in rows}) == 6
+    table = to_table("neurons", rows).to_pylist()
+    assert {(row["class_name"], row["neuron"], row["rank"], row["verdict"], row["reason"]) for row in table} == {
+        (payload["class"], payload.get("neuron"), payload.get("rank"), None, "gave_up: it hangs")
+        for payload in payloads
+    }
+    assert [neuron_name(row) for row in table][:3] == ["neuron 3", "neuron 4", "suspect number 1"]
 
 
 def test_a_neuron_that_a_layer_lacks_is_refused(folder: Path, run: Run) -> None:

@@ -29,7 +29,7 @@ from audit.results.store import Store
 from audit.zoo.export import export
 from pipelines import doctor
 from pipelines.init import job_text
-from pipelines.plan import newest_of, open_or_create
+from pipelines.plan import free_place, newest_of, open_or_create
 from pipelines.workers import Workers
 from tests.in_process import done as done_serially
 
@@ -449,6 +449,10 @@ def test_the_newest_run_of_this_very_job_is_resumed(folder: Path, tmp_path: Path
     (tmp_path / "again-11").mkdir()
     (tmp_path / "again-old").mkdir()
     assert newest_of(job, root, digests(job)) == tmp_path / "again-2"
+    assert free_place(root) == tmp_path / "again-12"
+    shutil.rmtree(tmp_path / "again-1")
+    assert free_place(root) == tmp_path / "again-12"  # not where one was removed: it would not be the newest
+    assert free_place(tmp_path / "new") == tmp_path / "new"
     assert newest_of(other, root, digests(other)) == tmp_path / "again-10"
 
 

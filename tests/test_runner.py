@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain, repeat
@@ -20,19 +22,22 @@ import torch
 
 from audit.config import parse_job
 from audit.errors import BadItem, ConfigError, DataError, StoreError
+from audit.memory import is_out_of_memory
 from audit.methods import Counts, Unit, chunks, module_of, reads
+from audit.results.progress import LIVE, live
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.worker import Summary, is_device_lost
+from audit.worker import Summary, is_device_lost, unusable_in
 from benchmarks.scale import Host, Virtual, data_set
-from pipelines.errors import InfrastructureError, LimitReached
+from pipelines.errors import InfrastructureError, LimitReached, Terminated
+from pipelines.execute import _gpu_seconds, _terminable
 from pipelines.pace import Pace
 from pipelines.plan import open_or_create, other_versions, versions
 from pipelines.progress import Progress
 from pipelines.runner import Runner
 from pipelines.stages import _apart, _result
 from pipelines.units import closed, outstanding, plan_of, planned, units_in
-from pipelines.workers import STARTS, Cluster, Workers, answers
+from pipelines.workers import STARTS, Cluster, Workers, answers, threads_of
 from tests.ray_cluster import free_port
 
 STAGES: list[dict[str, Any]] = [
@@ -120,6 +125,23 @@ def test_a_split_unit_stands_for_its_halves_after_a_restart(tmp_path: Path) -> N
     assert [(one.unit_id, one.payload.get("items")) for one in left] == [("u.0", [1, 2]), ("u.1.1", [4]), ("v", None)]
 
 
+@pytest.mark.parametrize(
+    ("resources", "share", "wanted", "threads"),
+    [
+        ({"CPU": 32, "GPU": 8}, 1.0, 512, 4),  # eight workers on the node, whatever is elsewhere
+        ({"CPU": 32, "GPU": 8}, 0.5, 512, 2),
+        ({"CPU": 32, "GPU": 8}, 1.0, 2, 16),
+        ({"CPU": 8}, 0.0, 8, 1),
+        ({"CPU": 8}, 0.0, 2, 4),
+        ({}, 1.0, 4, 1),
+    ],
+)
+def test_threads_follow_the_node_that_a_worker_is_on(
+    resources: dict[str, float], share: float, wanted: int, threads: int
+) -> None:
+    assert threads_of(resources, share, wanted) == threads
+
+
 def test_when_a_unit_is_slow_and_when_it_hangs() -> None:
     pace = Pace("auto")
     assert pace.slow("s", 10) is None
@@ -136,8 +158,33 @@ def test_when_a_unit_is_slow_and_when_it_hangs() -> None:
     assert (Pace("auto").soonest, Pace(0.1).soonest, Pace(10).soonest) == (30, 6, 30)
 
 
+def test_items_that_cannot_be_used() -> None:
+    """Images, searches, images of counterfactuals; the searches of a neuron are one item together."""
+
+    def searches(*ended: str, **of: Any) -> dict[str, Any]:
+        return {"explanations": [{"explanation_id": f"{i}", "status": status, **of} for i, status in enumerate(ended)]}
+
+    images = {"items": [{"role": "data", "position": i, "status": s} for i, s in enumerate(("ok", "quarantined"))]}
+    assert unusable_in(images, 2) == 1
+    assert unusable_in(searches("ok", "failed", "failed"), 3) == 2
+    targets = [
+        {"item_id": item, "explanation_id": f"{item}{i}", "status": s}
+        for item, i, s in (("a", 0, "failed"), ("a", 1, "ok"), ("b", 0, "failed"), ("b", 1, "failed"))
+    ]
+    assert unusable_in({"explanations": targets}, 2) == 1
+    assert unusable_in(searches("failed", "ok", "failed"), 1) == 0
+    assert unusable_in(searches("failed", "failed"), 1) == 1
+    assert unusable_in({}, 1) == 0
+
+
 def test_what_takes_a_process_with_it() -> None:
     assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+    assert is_device_lost(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    for words in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"):
+        for kind in (RuntimeError, torch.AcceleratorError):
+            assert is_out_of_memory(kind(words))  # half as many items fit
+            assert not is_device_lost(kind(words))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not is_device_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_device_lost(BadItem("x"))
 
@@ -195,7 +242,8 @@ def run(made: Any, root: Path, seconds: float, workers: Workers | None = None) -
         runner = Runner(made, root, {}, workers, progress)
         runner.gpu_seconds = sum(row["s"] for row in Run(root).rows("select coalesce(sum(seconds), 0) as s from units"))
         try:
-            runner.run()
+            with _terminable():
+                runner.run()
         except LimitReached as error:
             return runner, str(error)
     return runner, ""
@@ -217,6 +265,34 @@ def test_a_budget_of_gpu_hours_stops_a_run_cleanly_and_a_higher_one_resumes_it(c
     assert Run(root).rows("select count(*) as n, count(distinct item_id) as d from predictions") == [
         {"n": 100, "d": 100}
     ]
+
+
+def test_what_failed_stays_on_the_budget_however_often_the_run_is_resumed(cluster: None, tmp_path: Path) -> None:
+    """Five hours, of which no unit tells: two drivers in a row that may do nothing leave them as they were."""
+    made, root = job(tmp_path, gpus=1, max_gpu_hours=5.0), tmp_path / "run"
+    open_or_create(made, root, {})
+    Store(root).objects.replace(LIVE, json.dumps({"gpu_hours": 5.0, "ended": "Terminated: "}).encode())
+    for _ in range(2):
+        host = actor(Host, str(root), 0.0)
+        with Progress("small", Store(root), True) as progress:
+            runner = Runner(made, root, {}, served(made, root, host), progress)
+            runner.gpu_seconds = _gpu_seconds(root, runner.workers.share)
+            with pytest.raises(LimitReached, match=r"5\.00 GPU-hours"):
+                runner.run()
+        assert (live(Store(root)) or {})["gpu_hours"] == 5.0
+    assert _gpu_seconds(root, 0.0) == 0.0
+
+
+def test_sigterm_ends_a_run_that_waits_for_a_long_unit(cluster: None, tmp_path: Path) -> None:
+    """Ray's compiled code would make a SystemError of it."""
+    made, root = job(tmp_path, gpus=1), tmp_path / "run"
+    telling = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM))
+    telling.start()
+    with pytest.raises(Terminated):
+        run(made, root, 20.0)
+    assert (live(Store(root)) or {})["ended"] == "Terminated: "
+    with pytest.raises(SystemError, match="of its own"), _terminable():
+        raise SystemError("of its own")
 
 
 def done(made: Any, root: Path, stage: str) -> None:
@@ -321,22 +397,31 @@ def test_a_node_whose_device_fails_gets_no_more_units_and_none_of_them_is_charge
 class Unequipped(Suffering):
     """It cannot load the model."""
 
+    kind = "config"
+
     async def run(self, unit: Unit, attempt: int) -> Summary:
-        await asyncio.sleep(0.3)
-        return replace(await super().run(unit, attempt), fatal="config")
+        return replace(await super().run(unit, attempt), fatal=self.kind)  # type: ignore[arg-type]
 
 
-def test_a_model_that_only_one_node_lacks_ends_no_run_and_one_that_all_lack_does(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Unmounted(Unequipped):
+    """It does not reach the place of the results."""
+
+    kind = "store"
+
+
+@pytest.mark.parametrize(("kind", "raised"), [(Unequipped, ConfigError), (Unmounted, InfrastructureError)])
+def test_what_only_one_node_lacks_ends_no_run_and_what_all_lack_does(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, raised: type[Exception]
 ) -> None:
+    """The node that lacks it fails long before the other one has done anything."""
     monkeypatch.setattr("pipelines.runner.PAUSE", 0.3)
     made, root = job(tmp_path, gpus=2, retries=0), tmp_path / "run"
     open_or_create(made, root, {})
-    lacking = actor(Unequipped, str(root), "device", "a")
-    with pytest.raises(ConfigError, match="stage 0-inventory: not now"):
+    lacking = actor(kind, str(root), "device", "a")
+    with pytest.raises(raised, match="stage 0-inventory: not now"):
         run(made, root, 0.0, served(made, root, lacking))
     assert set(Store(root).commits()) == {"run"}
-    sound, hosts = actor(Suffering, str(root), "", "b", 0, 0.1), iter(range(10**9))
+    sound, hosts = actor(Suffering, str(root), "", "b", 0, 0.4), iter(range(10**9))
     done(made, root, "0-inventory")
     workers = Workers(made, root, False, lambda: Virtual(sound if next(hosts) == 0 else lacking), lambda actor: None)
     _, said = run(made, root, 0.0, workers)
@@ -403,7 +488,7 @@ def test_where_every_node_loses_its_device_the_run_ends_and_gives_nothing_up(clu
     open_or_create(made, root, {})
     done(made, root, "0-inventory")
     broken = actor(Suffering, str(root), "device", ray.get_runtime_context().get_node_id())
-    with pytest.raises(InfrastructureError, match="on every node 5 units in a row have lost their device or"):
+    with pytest.raises(InfrastructureError, match="on every node 5 units in a row have lost their device, "):
         run(made, root, 0.0, served(made, root, broken))
     assert {commit.stage for commit in Store(root).commits().values()} == {"run", "0-inventory"}
 

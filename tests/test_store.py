@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -157,6 +158,17 @@ def test_an_unwritable_root_is_named(tmp_path: Path) -> None:
     blocked.write_text("not a folder")
     with pytest.raises(StoreError, match="cannot write"):
         Store(blocked / "run").create("a", b"")
+
+
+def test_a_file_system_without_hard_links_is_told_what_would_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: str, target: str) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported", source, None, target)
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(StoreError, match=r"Operation not supported\. A run needs .* hard links.*s3://"):
+        Store(tmp_path / "run").probe()
 
 
 def test_nan_and_unknown_columns_are_refused() -> None:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import torch
 
+from audit.artefacts import FOLDER
 from audit.config import load_job
+from audit.methods import Unit
+from audit.results.integrity import verify
+from audit.results.progress import LIVE
+from audit.results.schema import Rows
 from audit.results.sql import Run
 from audit.results.store import Store
+from audit.worker import Summary, Worker
 from benchmarks.faults.protocol import clean
 from benchmarks.faults.workload import Found, Workload, compare
 from pipelines.forecast import forecast
@@ -95,6 +107,64 @@ def test_collect_lists_and_deletes_only_on_request(work: Workload) -> None:
     assert not stray.exists()
 
 
+def test_collect_waits_for_a_driver_that_is_at_work(work: Workload) -> None:
+    """What its workers have written a moment ago may be about to be committed."""
+    root, _ = clean(work, "at-work")
+    stray = root / "data" / "items" / "stray-1.parquet"
+    stray.write_bytes(b"x")
+    store = Store(root)
+    store.objects.replace(LIVE, json.dumps({"ended": None}).encode())
+    done = work.audit("collect", str(root), "--older-than", "-1", "--delete")
+    assert (done.returncode, stray.exists()) == (2, True)
+    assert "a driver is at work" in " ".join(done.stderr.split())
+    assert work.audit("collect", str(root), "--older-than", "-1").returncode == 0  # a look harms nobody
+    store.objects.replace(LIVE, json.dumps({"ended": "finished"}).encode())
+    assert work.audit("collect", str(root), "--older-than", "-1", "--delete").returncode == 0
+    assert not stray.exists()
+
+
+@pytest.mark.parametrize("half", [b'{"units": 1', b'{"units": 1}', b'{"units": 1, "parts": [1]}', b""])
+def test_collect_names_a_plan_that_is_not_whole(work: Workload, half: bytes) -> None:
+    root, _ = clean(work, "half")
+    plan = root / "plan" / "1-screen.json"
+    whole = plan.read_bytes()
+    plan.write_bytes(half)
+    try:
+        done = work.audit("collect", str(root))
+    finally:
+        plan.write_bytes(whole)
+    assert (done.returncode, "Traceback" in done.stderr) == (4, False)
+    assert "1-screen.json is not whole" in "".join(done.stderr.split("\n"))
+
+
+@pytest.mark.parametrize("half", [b'{"job": {', b"{}", b"[]", b""])
+def test_verify_names_a_job_record_that_is_not_whole(work: Workload, half: bytes) -> None:
+    root, _ = clean(work, "record")
+    record = root / "job.json"
+    whole = record.read_bytes()
+    record.write_bytes(half)
+    try:
+        (damage,) = verify(Store(root))
+    finally:
+        record.write_bytes(whole)
+    assert damage.where == str(record)
+    assert "not whole" in damage.what
+    assert verify(Store(root)) == []
+
+
+def test_a_log_that_is_full_ends_no_run_and_changes_no_exit_code(work: Workload) -> None:
+    def audit(*arguments: str) -> int:
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "pipelines.cli", *arguments]
+            return subprocess.run(
+                command, stderr=full, stdout=subprocess.DEVNULL, cwd=work.folder, check=False
+            ).returncode
+
+    assert audit("run", str(work.job("unheard"))) == 0
+    assert Run(work.place("unheard")).rows("select count(*) as n from predictions") == [{"n": work.images}]
+    assert audit("run", "nothing.yaml") == 2
+
+
 @pytest.mark.parametrize("command", ["verify", "repair", "collect", "status"])
 def test_what_is_no_run_is_refused(work: Workload, command: str) -> None:
     done = work.audit(command, str(work.folder / "data"))
@@ -125,6 +195,51 @@ def test_a_plan_is_calibrated_by_real_units_in_a_folder_that_goes(work: Workload
     assert screen["hours"] == pytest.approx(40 * screen["seconds_per_item"] / 3600)
     assert screen["mib"] > 0
     assert {path for path in work.folder.rglob("*") if path.name != "executions.log"} == before
+
+
+class Timed(Worker):
+    """What loads the models takes 100 s, all else a second an item; each unit leaves 1 MiB beside the run, and is not
+    done as long as it is there."""
+
+    seen: ClassVar[dict[str, list[int]]] = {}
+
+    def run(self, unit: Unit, attempt: int = 1) -> Summary:
+        before = clock.now
+        return replace(super().run(unit, attempt), seconds=clock.now - before)
+
+    def rows(self, unit: Unit) -> Rows:
+        made = self.store.root.parent / FOLDER / "kind" / unit.unit_id
+        first = unit.stage not in self.seen
+        clock.now += 100.0 if first else 0.0 if made.exists() else float(unit.items)
+        self.seen.setdefault(unit.stage, []).append(torch.get_num_threads())
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_bytes(bytes(2**20))
+        return super().rows(unit)
+
+
+clock = SimpleNamespace(now=0.0)
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, 4), (8, "auto", 1)])
+def test_a_plan_counts_no_loading_and_the_cores_of_a_worker(
+    work: Workload, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int | str, threads: int
+) -> None:
+    """Of a stage with a single unit too; with the artefacts that it leaves."""
+    monkeypatch.setattr("pipelines.forecast.Worker", Timed)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("pipelines.forecast.time", SimpleNamespace(monotonic=lambda: clock.now))
+    Timed.seen.clear()
+    before = torch.get_num_threads()
+    big = replace(work, unit_items=64)
+    told = forecast(load_job(big.job("single", workers=workers)))
+    assert [one.seconds_per_item for one in told] == [1.0, 1.0]
+    assert [one.hours for one in told] == [pytest.approx(40 * threads / 3600)] * 2
+    assert {stage: set(seen) for stage, seen in Timed.seen.items()} == {"0-inventory": {threads}, "1-screen": {threads}}
+    assert [len(seen) for seen in Timed.seen.values()] == [2, 2]
+    assert torch.get_num_threads() == before
+    for one, artefacts in zip(told, (2, 1), strict=True):  # a MiB a unit; the tables are small
+        assert one.mib is not None
+        assert artefacts < one.mib < artefacts + 0.5
 
 
 def test_a_plan_that_tried_nothing_claims_no_hours(work: Workload) -> None:

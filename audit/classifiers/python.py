@@ -6,6 +6,7 @@ size `input_size`, to logits (b, classes). What the model does to its input firs
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -104,12 +105,44 @@ def _import(name: str) -> ModuleType:
 
 
 def digest(options: Options) -> str:
-    """sha256 of the file that defines the model, and of its arguments, files among them by what they hold."""
+    """sha256 of the file that defines the model, of those beside it that it imports, and of its arguments, files among
+    them by what they hold."""
     module = inspect.getfile(_import(options.ref.rpartition(":")[0]))
     held = {
         name: digest_of_file(Path(value)) if isinstance(value, str) and Path(value).is_file() else value
         for name, value in options.arguments.items()
     }
     called = options.ref.rpartition(":")[2]
-    parts = [called, json.dumps(held, sort_keys=True, default=str), digest_of_file(Path(module))]
+    parts = [called, json.dumps(held, sort_keys=True, default=str), *map(digest_of_file, sources_of(Path(module)))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def sources_of(module: Path) -> list[Path]:
+    """A Python file, and those below its folder that it imports, or that these import, as far as their text says so."""
+    found, waiting = {module: None}, [module]
+    while waiting:
+        file = waiting.pop()
+        for name in _imported(file):
+            beside = [folder.joinpath(*name.split(".")) for folder in (module.parent, file.parent)]
+            for place in (path for base in beside for path in (base.with_suffix(".py"), base / "__init__.py")):
+                if place.is_file() and place not in found:
+                    found[place] = None
+                    waiting.append(place)
+    return [module, *sorted(file for file in found if file != module)]
+
+
+def _imported(file: Path) -> list[str]:
+    """Dotted names that a file's import statements may mean, with those of modules imported from a package."""
+    names = []
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:  # of a file that only seems to be imported
+        return []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            names += [base] if base else []
+            names += [f"{base}.{alias.name}".strip(".") for alias in node.names if alias.name != "*"]
+    return names

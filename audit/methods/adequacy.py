@@ -74,6 +74,12 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     return {**rows, "images": pictures, "measurements": measurements}
 
 
+def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
+    """A class that could not be drawn is not auditable."""
+    row = {"subject_id": payload["class"], "stage": context.stage, "name": "auditable", "value": 0.0}
+    return {"measurements": [{**row, "unit": "0 or 1", "reason": f"not auditable: {reason}"}]}
+
+
 def _agreement(rows: Rows, name: str, samples: int) -> float:
     """`predictions` hold every model's rows for the samples, model after model, in the order of the samples."""
     said = [canonical(row.get("predicted") or "") == canonical(name) for row in rows["predictions"]]

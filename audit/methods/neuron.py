@@ -170,6 +170,14 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     return {**rows, **rows_for(context.models, list(pixels.values()), list(pixels), "generated")}
 
 
+def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
+    """A neuron, or a place among the suspects, of which nothing could be found out."""
+    which: dict[str, Any] = {key: payload[key] for key in ("neuron", "rank") if key in payload}
+    of = [context.stage, options.model, options.layer, payload["class"], which]
+    row = {"neuron_id": digest(of)[:16], "stage": context.stage, "model_id": options.model, "layer": options.layer}
+    return {"neurons": [{**row, "class_name": payload["class"], **which, "reason": reason}]}
+
+
 @dataclass(frozen=True)
 class _Subject:
     """A neuron and a class that a unit of work explains, and what it needs for that."""

@@ -108,7 +108,7 @@ def related(run: Run, mode: Row, most: int) -> list[Row]:
 def neurons_of(run: Run, mode: Row, most: int) -> list[Row]:
     """Neurons of the failure mode's model that were looked at for its class, harmful ones first."""
     return run.rows(
-        "select neuron_id, model_id, class_name, neuron, layer, verdict, reason from neurons "
+        "select neuron_id, model_id, class_name, neuron, rank, layer, verdict, reason from neurons "
         "where model_id = ? and canonical(class_name) = canonical(?) "
         "order by list_position(['harmful', 'spurious', 'core'], verdict) nulls last, rank nulls last, neuron_id "
         "limit ?",

@@ -45,7 +45,7 @@ class Repair:
 def verify(store: Store) -> list[Damage]:
     """Everything that readers of the run would trip over: records that are not whole, files that are missing, cut
     short or changed. Reads every byte that the run's tables stand on."""
-    found: list[Damage] = list(_plans(store))
+    found: list[Damage] = [*_job(store), *_plans(store)]
     commits: dict[str, Commit] = {}
     try:
         commits, _ = store.covered()
@@ -95,6 +95,18 @@ def _state(store: Store, file: File) -> str | None:
     if len(data) != file.bytes:
         return f"{len(data)} bytes instead of {file.bytes}"
     return None if hashlib.sha256(data).hexdigest() == file.sha256 else "changed: its sha256 is another"
+
+
+def _job(store: Store) -> Iterator[Damage]:
+    """What was asked: nothing holds a second copy of it."""
+    try:
+        whole = {"job", "digests", "code"} <= json.loads(store.read("job.json") or b"").keys()
+        why = "" if whole else ": a part of it is missing"
+    except (ValueError, AttributeError) as error:
+        whole, why = False, f": {error}"
+    if not whole:
+        what = f"not whole{why}; put it back from a copy, the run's tables can still be read"
+        yield Damage(store.where("job.json"), what, key="job.json")
 
 
 def _plans(store: Store) -> Iterator[Damage]:
@@ -239,9 +251,15 @@ def _own(store: Store, unit: str) -> Commit | None:
 
 
 def _planned(store: Store) -> set[str]:
-    """Keys of the plans and of their parts."""
+    """Keys of the plans and of their parts. Raises StoreError for a plan that is not whole."""
     found = {f"plan/{name}" for name in store.names("plan") if name.endswith(".json")}
-    return found | {part["path"] for key in found for part in json.loads(store.read(key) or b"{}")["parts"]}
+    parts = set()
+    for key in found:
+        try:
+            parts |= {part["path"] for part in json.loads(store.read(key) or b"")["parts"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{store.where(key)} is not whole: {error!r}; 'audit repair' makes it anew") from error
+    return found | parts
 
 
 def _clock(store: Store) -> float:

@@ -20,6 +20,7 @@ from audit.errors import StoreError
 from audit.locations import Location, object_store
 
 PAUSES = (0.1, 0.5, 2.0)  # seconds between tries
+_NO_LINKS = {errno.ENOTSUP, errno.EPERM, errno.ENOSYS, errno.EMLINK}  # what a file system without hard links says
 _PASSING = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EBUSY}
 _T = TypeVar("_T")
 
@@ -132,7 +133,11 @@ class LocalObjects:
                 return action()
             except OSError as error:
                 if pause is None or error.errno not in _PASSING:
-                    raise StoreError(f"cannot {verb} {self.where(key)}: {error.strerror or error}") from error
+                    why = error.strerror or str(error)
+                    if error.errno in _NO_LINKS and error.filename2:
+                        why += ". A run needs a file system with hard links, which mounted buckets lack: give the "
+                        why += "bucket itself, as output: {uri: s3://...}"
+                    raise StoreError(f"cannot {verb} {self.where(key)}: {why}") from error
                 time.sleep(pause)
         raise AssertionError("unreachable")
 

@@ -275,11 +275,12 @@ def f39(folder: Path, seed: int, long: bool) -> Found:
     work = Workload(folder, images=60)
     root, rows = expected_rows(work)
     before, job, codes, partial = work.executions(), work.job("clean"), [], []
-    work.misbehave(pause=0.3)
+    work.misbehave(pause=2.0)  # so long that the driver waits in Ray when it is told
     store = Store(root)
     for number in (signal.SIGTERM, signal.SIGINT):
         driver = work.start("run", str(job))
         wait_for_commits(store, len(store.names("commits")) + 3, driver)
+        time.sleep(0.5)
         os.kill(driver.pid, number)
         codes.append(driver.wait(timeout=60))
         held = numbers_of(Run(root))
