@@ -20,7 +20,7 @@ work/world/pool: $(WORLD) | $(VENV)/installed
 
 world: work/world/pool
 
-# The worlds that are drawn from their numbers: their classifiers, trained again and measured. Two hours on 2 cores.
+# The worlds that are drawn from their numbers: their classifiers, trained again and measured. An hour or two on 2 cores.
 worlds: $(VENV)/installed
 	for n in 2 3 4 5 6; do $(AUDIT) zoo train all --world $$n && $(AUDIT) zoo measure --world $$n || exit 1; done
 

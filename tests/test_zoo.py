@@ -25,7 +25,7 @@ from audit.zoo.world import LabelledScene, Mode, World, load_world, scene_at
 
 SHIPPED = ("diffusion", "clip", "zero-shot", "reference", "shortcut-a", "shortcut-b")
 WORLD = load_world()
-DRAWN = [load_world(number) for number in (2, 3, 4, 6)]  # those whose models are shipped
+DRAWN = [load_world(number) for number in (2, 3, 4, 5, 6)]  # those whose models are shipped
 
 
 @pytest.fixture(scope="session")
