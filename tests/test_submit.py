@@ -160,6 +160,32 @@ def test_the_text_of_the_docs_runs_a_job_on_a_cluster(cluster: RayCluster) -> No
     assert len(workers) > 1  # nodes of one CPU each
 
 
+def test_what_the_readme_says_submits_a_job_with_the_token_and_none_without(jobs: Jobs, cluster: RayCluster) -> None:
+    """The token is in the user's home, as the text says; the mode is all that has to be asked for."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    found = re.search(r"`(audit submit job\.yaml --address \S+)` runs a job on a Ray cluster", text)
+    assert found
+    assert "`RAY_AUTH_MODE=token`" in text
+    folder = cluster.home / "readme"
+    folder.mkdir()
+    job_file(cluster, "readme").rename(folder / "job.yaml")
+    command = found[1].replace("http://127.0.0.1:8265", cluster.address)
+    path = f"{Path(sys.prefix) / 'bin'}:/usr/bin:/bin"
+
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        said = cluster.environment(PATH=path, **environment)
+        return subprocess.run(
+            ["bash", "-c", command], cwd=folder, env=said, capture_output=True, text=True, check=False
+        )
+
+    refused = run(RAY_AUTH_MODE="disabled")
+    assert refused.returncode == 4
+    assert "asks for a token" in " ".join(refused.stderr.split())
+    done = run(RAY_AUTH_MODE="token")
+    assert done.returncode == 3, done.stdout + done.stderr  # one image is none
+    assert Run(cluster.home / "runs" / "readme").rows("select count(*) as n from predictions") == [{"n": 20}]
+
+
 def test_what_only_the_cluster_can_tell_ends_with_2(jobs: Jobs, cluster: RayCluster) -> None:
     path = job_file(cluster, "nowhere", f"loader: python, ref: '{cluster.home}/missing.py:load', class_names: [a, b]")
     log: list[str] = []
