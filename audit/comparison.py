@@ -102,7 +102,7 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
     models: what a model of `before` is called in `after`, where it is called otherwise. Only models that both runs have
     are compared. Raises ConfigError for a model that its run does not have, and where none are left.
     """
-    pairs = _pairs(models_of(before), models_of(after), models or {}, before.location == after.location)
+    pairs = pairs_of(before, after, models)
     changes: list[Change] = []
     earlier, later = before.failure_modes(), after.failure_modes()
     for old_id, new_id in pairs.items():
@@ -151,8 +151,10 @@ def models_of(run: Run) -> list[str]:
     return list(json.loads(run.store.read("job.json") or b"{}")["job"]["models"])
 
 
-def _pairs(old: list[str], new: list[str], models: Mapping[str, str], one_run: bool) -> dict[str, str]:
-    """The models to compare: those that are asked for, else those of one name in both runs."""
+def pairs_of(before: Run, after: Run, models: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The models that `compare` compares, by their names in `before`: those that are asked for, else those of one name
+    in both runs. Raises ConfigError for a model that its run does not have, and where none are left."""
+    old, new, models = models_of(before), models_of(after), models or {}
     for model_id, side, there in (
         *((model_id, "the first run", old) for model_id in models),
         *((model_id, "the second run", new) for model_id in models.values()),
@@ -161,7 +163,7 @@ def _pairs(old: list[str], new: list[str], models: Mapping[str, str], one_run: b
             raise ConfigError(f"{side} has no model {model_id!r}; it has: {', '.join(there)}")
     if models:
         return dict(models)
-    if one_run:
+    if before.location == after.location:
         raise ConfigError(f"within one run, name the two models to compare; it has: {', '.join(old)}")
     both = {model_id: model_id for model_id in old if model_id in new}
     if not both:

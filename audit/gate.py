@@ -16,9 +16,10 @@ from xml.etree import ElementTree
 
 from pydantic import Field, model_validator
 
-from audit.comparison import Status, compare
+from audit.class_names import canonical
+from audit.comparison import Status, compare, models_of, pairs_of
 from audit.config import AnyPlace, Frozen, Names, checked, parse_yaml
-from audit.errors import ConfigError
+from audit.errors import ConfigError, unknown
 from audit.results.sql import Run
 from audit.sentences import claim
 
@@ -104,8 +105,9 @@ def load_rules(path: Path) -> Rules:
 def check(rules: Rules, run: Run, baseline: Run | None) -> list[Outcome]:
     """Hold a finished run against rules, one outcome each, in their order.
 
-    Raises ConfigError where a rule asks for a status without a baseline, where the run looked for no failure modes, and
-    where a query is wrong.
+    Raises ConfigError where a rule asks for a status without a baseline, or of a model that the baseline has not, where
+    it names a model or a class that the run does not have, where the run looked for no failure modes, and where a query
+    is wrong.
     """
     return [_counted(rule, rules, run, baseline) if rule.failure_modes else _asked(rule, run) for rule in rules.rules]
 
@@ -138,6 +140,7 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
         raise ConfigError(
             f"rule {rule.name!r}: {run.location} looked for no failure modes: its job has no stage 'discover'"
         )
+    _check_names(rule.name, wanted, run)
     excused = _reviewed(run, wanted.unless) | (_reviewed(baseline, wanted.unless) if baseline is not None else set())
     if wanted.status is None:
         modes = [mode for mode in run.failure_modes() if wanted.verdict in ("any", mode["verdict"])]
@@ -145,6 +148,7 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
     elif baseline is None:
         raise ConfigError(f"rule {rule.name!r} needs the run of before; name it with --baseline, or in the rules file")
     else:
+        _check_compared(rule, rules, run, baseline)
         changes = [change for change in compare(baseline, run, rules.models).changes if change.status in wanted.status]
         words = [
             f"{_words(change.shown)} ({change.status}: {change.reason})"
@@ -154,10 +158,39 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
     return _outcome(rule, float(len(words)), tuple(words))
 
 
+def _check_names(rule: str, wanted: Modes, run: Run) -> None:
+    """A rule about a model or a class that the run does not have would always pass."""
+    models = models_of(run)
+    if wanted.model not in (None, *models):
+        raise ConfigError(f"rule {rule!r}: {unknown('model', str(wanted.model), models)}")
+    rows = run.rows(
+        "select label as name from items where label is not null union select label from predictions where label is "
+        "not null union select class_name from failure_modes union select predicted from predictions "
+        "where predicted is not null"
+    )
+    known = {canonical(row["name"]): row["name"] for row in rows}
+    for name in wanted.classes or ():
+        if canonical(name) not in known:
+            raise ConfigError(f"rule {rule!r}: {unknown('class', name, known.values())}")
+
+
+def _check_compared(rule: Rule, rules: Rules, run: Run, baseline: Run) -> None:
+    """What a model that has no older version did is neither new nor old."""
+    wanted, compared = rule.failure_modes, pairs_of(baseline, run, rules.models).values()
+    assert wanted is not None
+    for mode in run.failure_modes():
+        if mode["verdict"] == "confirmed" and mode["model_id"] not in compared and _counts(mode, wanted):
+            raise ConfigError(
+                f"rule {rule.name!r}: {baseline.location} has no model {mode['model_id']!r}, for which failure modes "
+                f"are confirmed now; it has: {', '.join(models_of(baseline))}. Say in the rules file which one it was, "
+                f"as models: {{old: {mode['model_id']}}}, or which model the rule is about"
+            )
+
+
 def _counts(mode: Row, wanted: Modes) -> bool:
     return (
         wanted.model in (None, mode["model_id"])
-        and (wanted.classes is None or mode["class_name"] in wanted.classes)
+        and (wanted.classes is None or canonical(mode["class_name"]) in map(canonical, wanted.classes))
         and (mode["impact"] or 0.0) >= wanted.least_impact
     )
 

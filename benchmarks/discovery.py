@@ -82,13 +82,18 @@ def false_alarms(alarms: int, runs: int) -> Row:
 
 
 def overlap(first: list[Mode], second: list[Mode]) -> Row:
-    """Of the modes that one of two runs confirmed, how many both did: by class, and concept or evidence."""
+    """Of the modes that one of two runs confirmed, how many both did: by models, class, and concept or evidence."""
     one, other = ([m for m in modes if m["verdict"] == "confirmed"] for modes in (first, second))
-    for mode in (*one, *other):
-        mode.setdefault("evidence", [])
-    shared = len(twins_of(one, other))
+    shared = 0
+    for pair in {_pair(mode) for mode in one}:
+        sides = ([{"evidence": [], **m} for m in side if _pair(m) == pair] for side in (one, other))
+        shared += len(twins_of(*sides))
     union = len(one) + len(other) - shared
     return {"first": len(one), "second": len(other), "both": shared, "share": shared / union if union else None}
+
+
+def _pair(mode: Mode) -> tuple[str, str | None]:
+    return mode["model_id"], mode["other_model_id"]
 
 
 def measured(places: list[Path], nulls: int, twin: Path | None) -> Row:

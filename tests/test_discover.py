@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,45 @@ def test_the_planted_mode_is_confirmed_and_named(found: tuple[Run, list[dict[str
     assert 12 < len(sand) <= first["evidence_images"]
     stored = run.rows("select image_id from images where kind = 'original'")
     assert set(first["evidence"][:12]) <= {row["image_id"] for row in stored}
+
+
+def test_a_mode_is_found_against_another_model_whatever_its_group_was_merged_into() -> None:
+    """Two stages searched f against g and h; the first one's groups speak for all four."""
+
+    def group(stage: str, other: str) -> claims.Group:
+        mode = {"kind": "disagreement", "model_id": "f", "other_model_id": other, "class_name": "crab"}
+        mode |= {"concept": "{} on sand", "failure_mode_id": f"against {other}", "verdict": "confirmed"}
+        return claims.Group(mode, stage, [], np.array([1.0, 2.0 if other == "g" else 1.0]))
+
+    every = [group(stage, other) for stage in ("2-x", "3-x") for other in ("g", "h")]
+    asked = [
+        {"stage": s, "model_id": "f", "other_model_id": o, "target_class": "crab"} for s in ("2-x", "3-x") for o in "gh"
+    ]
+    context = SimpleNamespace(run=SimpleNamespace(rows=lambda _: asked), stage="4-discover")
+    kept = [every[0], every[3]]  # of each name one
+    found = discover._alike(kept, every, context)  # type: ignore[arg-type]
+    told = {(row["subject_id"], row["name"], row["key"]): row["value"] for row in found}
+    cosine = pytest.approx(3 / np.sqrt(10))
+    assert told == {
+        ("against g", "alike", "h"): cosine,
+        ("against g", "both_confirmed", "h"): 1.0,
+        ("against h", "alike", "g"): cosine,
+        ("against h", "both_confirmed", "g"): 1.0,
+    }
+
+
+def test_labels_are_believed_before_the_embedder(planted: Planted, tmp_path: Path) -> None:
+    """Scenes of many objects, all of them labelled cars."""
+    arrays = [{**row, "role": "data"} for row in planted.rows["arrays"] if row["role"] == "pool"][:40]
+    of = {"role": "data", "label": "car", "predicted": "crab", "status": "ok"}
+    said = [{**of, "item_id": row["subject_id"], "model_id": model} for row in arrays for model in ("f", "g")]
+    Store(tmp_path).create("job.json", b"{}")
+    Store(tmp_path).commit("u", "0-inventory", {"arrays": arrays, "predictions": said})
+    made = job(planted.folder)
+    real = claims.material(made.stages[0].options, Context(made, "1-discover", tmp_path, planted.models, 8)).data
+    assert real is not None
+    assert len(real.ids) == 40
+    assert set(real.said[claims.EMBEDDER]) == set(real.seen) == {"car"}
 
 
 def load_scene(run: Run, item_id: str) -> Scene:
@@ -389,7 +429,14 @@ def test_without_real_images_the_name_is_corrected_for_all_that_could_have_been(
 def test_each_condition_of_a_confirmation_is_needed(change: dict[str, Any], verdict: str) -> None:
     """Level .01, least excess .1."""
     mode = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
-    mode |= {"name": "blue", "class_name": "car", "source": "search", "impact_low": 0.01, **change}
+    mode |= {
+        "name": "blue",
+        "class_name": "car",
+        "source": "search",
+        "impact_low": 0.01,
+        "control_images": 200,
+        **change,
+    }
     if mode["p_value"] is None:
         del mode["p_value"]
     discover._judge([mode], True, discover.Options())
@@ -399,10 +446,38 @@ def test_each_condition_of_a_confirmation_is_needed(change: dict[str, Any], verd
 def test_two_tests_are_held_to_a_stricter_level_than_one() -> None:
     """Holm: of p = .006 and p = .5, the first is corrected to .012."""
     shared = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "reason": None, "name": "x"}
-    modes = [{**shared, "source": "search", "p_value": p} for p in (0.006, 0.5)]
+    shared |= {"source": "search", "impact_low": 0.01, "control_images": 200, "class_name": "car"}
+    modes = [{**shared, "p_value": p} for p in (0.006, 0.5)]
     discover._judge(modes, True, discover.Options())
     assert modes[0]["p_corrected"] == pytest.approx(0.012)
     assert [mode["verdict"] for mode in modes] == ["hypothesis", "hypothesis"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "images", "others", "more"),
+    [
+        # (2.326 sqrt(q (1 - q)) + .842 sqrt(p (1 - p)))^2 / (p - q)^2: 1304 for .2 and 1/6, 14 for .4 and .1
+        ((0.2, 0.0), 5, 4, "about 1299 more"),  # none of four others is no proof of none: one of six
+        ((0.4, 0.1), 8, 10**6, "about 6 more"),
+        ((0.9, 0.0), 9, 10**6, "about 9 more"),  # as many should have done already
+    ],
+)
+def test_what_it_takes_is_never_next_to_nothing(
+    rates: tuple[float, float], images: int, others: int, more: str
+) -> None:
+    mode = {"evidence_rate": rates[0], "control_rate": rates[1], "evidence_images": images, "control_images": others}
+    mode |= {"p_value": 0.5, "reason": None, "name": "blue", "class_name": "car", "source": "search"}
+    discover._judge([mode], True, discover.Options())
+    assert more in mode["to_confirm"]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
+def test_equal_rates_confirm_nothing_and_end_no_stage(rate: float) -> None:
+    """Also where the job asks for no excess."""
+    mode = {"evidence_rate": rate, "control_rate": rate, "evidence_images": 50, "control_images": 50, "p_value": 1e-6}
+    mode |= {"reason": None, "name": "blue", "class_name": "car", "source": "search", "impact_low": 0.1}
+    discover._judge([mode], True, discover.Options(excess=0.0))
+    assert mode["verdict"] == "hypothesis"
 
 
 def test_of_groups_with_one_name_the_confirmed_speaks_else_the_larger() -> None:
@@ -506,12 +581,15 @@ def test_a_name_that_the_whole_pool_speaks_against_is_not_confirmed() -> None:
     strong = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
 
     def verdict(impact_low: float | None) -> tuple[str, str | None]:
-        mode = {**strong, "name": "blue", "source": "search"}
+        mode = {**strong, "name": "blue", "source": "search", "class_name": "car", "control_images": 200}
         mode |= {} if impact_low is None else {"impact_low": impact_low}
         discover._judge([mode], True, discover.Options())
         return mode["verdict"], mode["reason"]
 
-    assert verdict(0.01) == verdict(None) == ("confirmed", None)
+    assert verdict(0.01) == ("confirmed", None)
+    told, reason = verdict(None)
+    assert told == "hypothesis"
+    assert "too few are wrong to say whether the name is why" in str(reason)
     told, reason = verdict(-0.04)
     assert told == "hypothesis"
     assert "the name is not why" in str(reason)

@@ -64,14 +64,18 @@ def test_a_new_confirmed_mode_is_blocked_and_a_fixed_one_is_not(
         ("{verdict: any}", 3),
         ("{verdict: hypothesis}", 1),
         ("{model: v}", 2),
-        ("{model: w}", 0),
+        ("{model: reference}", 0),
         ("{classes: [boat]}", 0),
+        ("{classes: [CRAB]}", 2),
+        ("{classes: [water bottle]}", 1),
         ("{least_impact: 0.02}", 2),
         ("{least_impact: 0.03}", 1),
     ],
 )
 def test_which_modes_a_rule_counts(tmp_path: Path, wanted: str, value: float) -> None:
     modes = [mode("crab", "on sand"), mode("crab", "red", impact=0.02), mode("boat", "red", "hypothesis", impact=None)]
+    if "bottle" in wanted:
+        modes.append(mode("Water_Bottle", "on sand"))
     run = audited(tmp_path / "run", modes, [])
     found = outcomes(tmp_path, f"- {{name: r, failure_modes: {wanted}, at_least: {value}, at_most: {value}}}", run)
     assert found[0].passed
@@ -138,12 +142,30 @@ def test_a_query_s_number_is_held_between_its_bounds(
         ("- {name: r, sql: select 'x', at_most: 0}", "'x', not a number"),
         ("- {name: r, sql: select true, at_most: 0}", "True, not a number"),
         (NO_NEW, "needs the run of before"),
+        ("- {name: r, failure_modes: {model: referense}, at_most: 0}", "unknown model 'referense'. Did you mean"),
+        ("- {name: r, failure_modes: {classes: [crap]}, at_most: 0}", "unknown class 'crap'. Did you mean 'crab'"),
         ("  []", "at least 1 item"),
     ],
 )
 def test_rules_that_cannot_be_told_are_refused(tmp_path: Path, before: Run, rules: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         outcomes(tmp_path, rules, before)
+
+
+def test_a_model_that_the_run_before_has_not_passes_no_rule_on_what_is_new(tmp_path: Path, before: Run) -> None:
+    """A version of another name: with confirmed modes it has to be said which one it was; without, it is no matter."""
+    answers = [*said("pool", "v2", dict.fromkeys("abcxyz", "crab")), *said("pool", "v", dict.fromkeys("abc", "crab"))]
+    modes = [mode("crab", "red", evidence="xyz", model_id="v2")]
+    renamed = audited(tmp_path / "renamed", modes, answers, models=("v2", "v", "reference"))
+    with pytest.raises(ConfigError, match=r"has no model 'v2'.*it has: v, reference.*models: \{old: v2\}"):
+        outcomes(tmp_path, NO_NEW, renamed, before)
+    of_one = NO_NEW.replace("status:", "model: v, status:")
+    assert outcomes(tmp_path, of_one, renamed, before)[0].passed
+    (tmp_path / "named.yaml").write_text(f"version: 1\nmodels: {{v: v2}}\nrules:\n{NO_NEW}\n", "utf-8")
+    (found,) = check(load_rules(tmp_path / "named.yaml"), renamed, before)
+    assert (found.passed, found.value) == (False, 1.0)
+    quiet = audited(tmp_path / "quiet", [], answers, models=("v2", "v", "reference"))
+    assert outcomes(tmp_path, NO_NEW, quiet, before)[0].passed
 
 
 def test_a_run_that_looked_for_nothing_passes_no_rule_on_failure_modes(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def test_the_bound_is_the_one_that_so_few_alarms_would_still_be_likely_under() -
 
 
 def test_the_overlap_of_two_runs_is_what_both_confirmed() -> None:
-    def mode(name: str, verdict: str = "confirmed") -> dict[str, object]:
-        return {"class_name": "crab", "concept": name, "verdict": verdict}
+    def mode(name: str, verdict: str = "confirmed", model: str = "f") -> dict[str, object]:
+        return {"model_id": model, "other_model_id": "g", "class_name": "crab", "concept": name, "verdict": verdict}
 
     first = [mode("a"), mode("b"), mode("c", "hypothesis")]
-    second = [mode("b"), mode("c"), mode("d")]
+    second = [mode("b"), mode("c"), mode("a", model="h")]
     assert overlap(first, second) == {"first": 2, "second": 3, "both": 1, "share": 0.25}
     assert overlap([], [])["share"] is None

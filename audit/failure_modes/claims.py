@@ -85,7 +85,7 @@ class Real:
 
     Their ids, embeddings (p, d), places along the phrases of the vocabulary (p, c) and the place `halfway` (c,) from
     which on an image has what a phrase says, and class names: `said` by each model and by EMBEDDER, and under None the
-    labels.
+    labels. Where there are labels, they stand for EMBEDDER too: a model that is right is not wrong for its mistake.
     """
 
     ids: d.Names
@@ -120,9 +120,14 @@ class Real:
     def halves(self) -> tuple[Real, Real]:
         """Split by the images' hashes."""
         even = np.array([int(item_id[:8], 16) % 2 == 0 for item_id in self.ids], bool)
-        return self._part(np.flatnonzero(even)), self._part(np.flatnonzero(~even))
+        return self.part(np.flatnonzero(even)), self.part(np.flatnonzero(~even))
 
-    def _part(self, chosen: d.Ints) -> Real:
+    def without(self, item_ids: set[str]) -> Real:
+        """All but some images."""
+        return self.part(np.flatnonzero(~np.isin(self.ids, sorted(item_ids)))) if item_ids else self
+
+    def part(self, chosen: d.Ints) -> Real:
+        """The images at these places."""
         said = {model_id: words[chosen] for model_id, words in self.said.items()}
         return Real(self.ids[chosen], self.embeddings[chosen], self.along[chosen], self.halfway, said)
 
@@ -178,12 +183,15 @@ class Searches:
 def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Material, seeds: int) -> list[Group]:
     """Groups of searches that moved alike, each with its name and what real images say; controls: shifts (m, c).
 
-    seeds: of how many searches these are the ones that bear the claim out.
+    seeds: of how many searches these are the ones that bear the claim out. Images that a group's searches explain are
+    no evidence for it: they were chosen because of what the model says of them.
     """
-    found, real, options = [], material.pool or material.data, material.options
+    found, every, options = [], material.pool or material.data, material.options
     moved = d.shifts(own.starts, own.results, material.concepts)
     for chosen in d.groups(moved, options.group_distance, options.smallest_group):
         part, shift = own.part(chosen), moved[chosen]
+        explained = {row["item_id"] for row in part.rows if row.get("item_id")}
+        real = None if every is None else every.without(explained)
         near = d.nearest(real.embeddings, part.results, options.neighbours) if real else None
         told = contrast(claim, near, real) if real and near is not None else None
         mode = named(claim, shift, controls, options, told)
@@ -258,7 +266,7 @@ def _real(role: str, context: Context, concepts: d.Floats, check: Check) -> Real
     said: dict[str | None, d.Names] = {model: names(table[f"said{i}"]) for i, model in enumerate(models)}
     said[EMBEDDER] = check.of_real(embeddings.astype(np.float32))
     if role == "data":
-        said[None] = names(table["label"])
+        said[None] = said[EMBEDDER] = names(table["label"])
     along = embeddings @ concepts[: len(concepts) // 2].T
     return Real(np.array(table["subject_id"].to_pylist(), object), embeddings, along, d.halves(along), said)
 
@@ -358,25 +366,26 @@ def described(claim: Claim, concept: str) -> Mode:
 def evidence(mode: Mode, claim: Claim, searches: Searches, real: Real, options: Options, told: bool) -> Mode:
     """What real images say of a named group of searches.
 
-    Asked are those that are near what the searches made and not near what they began with. Where it happens to too few
-    of these to have `told` the name, those are that have what the name says: how much of it, one half of the images
-    says, and the other is asked.
+    Asked are those that are near what the searches made; those near what they began with are left out of both sides.
+    Where it happens to too few of these to have `told` the name, those are asked that have what the name says: how much
+    of it, one half of the images says, and the other is asked.
     """
-    naming, testing = (real, real) if told else real.halves()
     if told:
-        after, before = (d.nearest(real.embeddings, x, options.neighbours) for x in (searches.results, searches.starts))
-        asked = np.zeros(len(real.ids), bool)
-        asked[np.setdiff1d(after, before)] = True
-        wrong = np.flatnonzero(asked & real.wrong(claim))
+        near, begun = (d.nearest(real.embeddings, x, options.neighbours) for x in (searches.results, searches.starts))
+        away = np.setdiff1d(np.arange(len(real.ids)), begun)
+        naming = testing = real.part(away)
+        asked, whole = np.isin(away, near), real
+        wrong = np.flatnonzero(asked & testing.wrong(claim))
     else:
-        wrong = np.flatnonzero(naming.wrong(claim))
+        naming, testing = real.halves()
+        wrong, whole = np.flatnonzero(naming.wrong(claim)), testing
     if len(wrong) < 2:
-        return rates(real.matched(claim, asked)) if told else {}
-    shows = having(claim, mode["concept"], wrong, naming, testing, options)
+        return rates(testing.matched(claim, asked)) if told else {}
+    shows = having(claim, mode["concept"], wrong, naming, whole, options)
     facts = testing.matched(claim, asked if told else shows)
     found = np.flatnonzero((asked if told else shows) & testing.wrong(claim))
     found = found[np.argsort(-(testing.embeddings[found] @ searches.results.mean(0)), kind="stable")]
-    return rates(facts) | impact(claim, shows, testing) | {"evidence": testing.ids[found[:MOST_EVIDENCE]].tolist()}
+    return rates(facts) | impact(claim, shows, whole) | {"evidence": testing.ids[found[:MOST_EVIDENCE]].tolist()}
 
 
 def rates(facts: d.Evidence) -> Mode:

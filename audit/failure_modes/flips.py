@@ -13,9 +13,14 @@ def find(material: Material) -> list[Group]:
     """Counterfactuals on which the embedder sees the same object before and after, grouped by what they changed.
 
     Where that object is what the model said before, something that was added made it say another class; where it is
-    what the model says afterwards, something that was taken away had.
+    what the model says afterwards, something that was taken away had. A label that says otherwise is believed: then it
+    was the embedder that was wrong. So is a decision that had turned before anything was changed.
     """
-    counterfactuals = ended(material.run, "x.method <> 'neuron' and x.item_id is not null and x.flipped", [])
+    counterfactuals = ended(
+        material.run,
+        "x.method <> 'neuron' and x.item_id is not null and x.flipped and not coalesce(x.flipped_before, false)",
+        [],
+    )
     if counterfactuals is None or not callable(material.check.of_real):
         return []
     before, after = (
@@ -25,8 +30,18 @@ def find(material: Material) -> list[Group]:
         np.array([canonical(name) for name in counterfactuals.column(column)], object)
         for column in ("source_class", "target_class")
     )
-    added = counterfactuals.part((before == after) & (after == said))
-    taken = counterfactuals.part((before == after) & (after == says)).turned()
+    labels = {
+        row["item_id"]: canonical(row["label"])
+        for row in material.run.rows(
+            "select item_id, any_value(label) as label from items where label is not null group by 1"
+        )
+    }
+    items = zip(counterfactuals.column("item_id"), before, strict=True)
+    truth = np.array([labels.get(item_id, seen) for item_id, seen in items], object)
+    same = (before == after) & (before == truth)
+    same &= d.shifts(counterfactuals.starts, counterfactuals.results, material.concepts).any(1)
+    added = counterfactuals.part(same & (truth == said))
+    taken = counterfactuals.part(same & (truth == says)).turned()
     return _by_class(added, "target_class", material) + _by_class(taken, "source_class", material)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from audit import discovery as d
 from audit.failure_modes.claims import Claim, Group, Material, ended, groups_of
 
@@ -22,14 +24,16 @@ def find(material: Material) -> list[Group]:
         return []
     shifts = d.shifts(searches.starts, searches.results, material.concepts)
     found = []
+    moved: d.Bools = np.asarray(shifts.any(1))
     for neuron in neurons:
-        own = shifts.any(1)
+        own: d.Bools = np.ones(len(searches.rows), np.bool_)
         for column, key in (("stage", "stage"), ("model_id", "model_id"), ("target_class", "class_name")):
             own &= searches.column(column) == neuron[key]
         own &= (searches.column("neuron") == neuron["neuron"]) & (searches.column("layer") == neuron["layer"])
         misled = searches.column("flipped").astype(bool) & ~searches.column("seen_after").astype(bool)
         claim = Claim("neuron", "search", neuron["model_id"], neuron["check_id"], neuron["class_name"])
-        for group in groups_of(claim, searches.part(own & misled), shifts[~own], material, int(own.sum())):
+        part, controls = searches.part(own & moved & misled), shifts[~own & moved]
+        for group in groups_of(claim, part, controls, material, int((own & moved).sum())):
             group.mode["neurons"] = [neuron["neuron_id"]]
             found.append(group)
     return found

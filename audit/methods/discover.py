@@ -28,7 +28,7 @@ from audit.screened import originals
 __all__ = ["Options", "check", "expected", "found_in", "plan", "run"]
 
 NEEDS, READS, ONCE = ("screen",), ("disagreement", "neuron", "uvce"), True
-VERSION = 6
+VERSION = 7
 
 
 def check(options: Options, job: Job) -> None:
@@ -52,7 +52,7 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
         return {"failure_modes": []}
     groups, modes = found_in(material(options, context))
     kept = [g for g in groups if g.mode["kind"] == "disagreement" and any(g.mode is mode for mode in modes)]
-    measured = [*_holds_against(kept, context), *_alike(kept, context)]
+    measured = [*_holds_against(kept, context), *_alike(kept, groups, context)]
     return {"failure_modes": modes, "measurements": measured, "images": _pictures(modes, options, context)}
 
 
@@ -88,8 +88,12 @@ def _doubt(mode: Mode, real: bool, options: Options, tests: int) -> tuple[str, s
         lacking = f"real images that are {mode['name']} and not {mode['class_name']}"
         return f"too few real images are wrongly called {mode['class_name']} to compare any", lacking
     rate, control_rate, images = mode["evidence_rate"], mode["control_rate"], mode["evidence_images"]
-    if mode["p_corrected"] < options.level and rate - control_rate >= options.excess:
-        if mode.get("impact_low", 1.0) > 0:
+    larger = rate > control_rate and rate - control_rate >= options.excess
+    if mode["p_corrected"] < options.level and larger:
+        if mode.get("impact_low") is None:
+            why = f"of the {images} real images like them too few are wrong to say whether the name is why"
+            return why, f"more real images that are {mode['name']} and not {mode['class_name']}"
+        if mode["impact_low"] > 0:
             return None
         why = f"the name is not why: over all real images it happens no more often to those that are {mode['name']}"
         return why, "a phrase of the vocabulary for what those have in common on which it happens"
@@ -98,10 +102,13 @@ def _doubt(mode: Mode, real: bool, options: Options, tests: int) -> tuple[str, s
         f"real images do not show it: it happens to {rate:.0%} of the {images} {which}, "
         f"and to {control_rate:.0%} of others of the same classes"
     )
-    if rate - control_rate < options.excess:
+    if not larger:
         return why, f"real images like them to which it happens at least {options.excess:.0%} more often than to others"
-    needed = d.images_needed(rate, control_rate, options.level / tests)
-    return why, f"about {max(needed - images, 1)} more real images like them, should it happen to as many of those"
+    others = mode["control_images"]
+    control = min((control_rate * others + 1) / (others + 2), 0.9 * rate)  # none of a few is no proof of none
+    needed = d.images_needed(rate, control, options.level / tests)
+    more = needed - images if needed > images else images  # so many should have done: it was bad luck, or there is none
+    return why, f"about {more} more real images like them, should it happen to as many of those"
 
 
 def _merged(modes: list[Mode], options: Options) -> list[Mode]:
@@ -156,13 +163,18 @@ def _holds_against(groups: list[Group], context: Context) -> list[dict[str, Any]
     return measured
 
 
-def _alike(groups: list[Group], context: Context) -> list[dict[str, Any]]:
-    """Of each group and each other model that the same stage searched the class against: is the mode found there?"""
+def _alike(groups: list[Group], every: list[Group], context: Context) -> list[dict[str, Any]]:
+    """Of each group and each other model that the same stage searched the class against: is the mode found there?
+
+    `every`: those too that other groups of their name speak for.
+    """
     searched = context.run.rows(
         "select distinct stage, model_id, other_model_id, target_class from explanations order by all"
     )
     by_place = {
-        (g.stage, *(g.mode[k] for k in ("model_id", "class_name", "concept", "other_model_id"))): g for g in groups
+        (g.stage, *(g.mode[k] for k in ("model_id", "class_name", "concept", "other_model_id"))): g
+        for g in every
+        if g.mode["kind"] == "disagreement"
     }
     measured = []
     for group, row in product(groups, searched):
