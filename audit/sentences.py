@@ -18,11 +18,32 @@ def sentence(mode: Row) -> str:
     known = mode["evidence_rate"] is not None and mode["control_rate"] is not None
     if mode["verdict"] == "confirmed" and known:
         happens = "the models disagree" if mode["kind"] == "disagreement" else "it happens"
+        asked = f"real images {mode['name']}" if _of_a_label(mode) else "real images like them"
         text += (
-            f" Of {mode['evidence_images']} real images like them {happens} on {mode['evidence_rate']:.0%}, "
-            f"of others of the same classes on {mode['control_rate']:.0%}."
+            f" Of {mode['evidence_images']} {asked} {happens} on {mode['evidence_rate']:.0%}, "
+            f"of {control(mode)} on {mode['control_rate']:.0%}."
         )
     return text
+
+
+def support(mode: Row) -> str:
+    """What `support` counts."""
+    return "searches that show it" if mode["source"] == "search" else "images that show it"
+
+
+def control(mode: Row) -> str:
+    """Which images `control_rate` is of."""
+    return "those with other labels" if _of_a_label(mode) else "others of the same classes"
+
+
+def evidence(mode: Row) -> str:
+    """What a real image of its evidence is."""
+    return "real image on which the models disagree" if mode["kind"] == "disagreement" else "real image that it befalls"
+
+
+def _of_a_label(mode: Row) -> bool:
+    """Whether it is about a label, and not about what images of any label show."""
+    return mode["source"] == "labels" and "{}" not in (mode["concept"] or "{}")
 
 
 def _found(mode: Row) -> str:
@@ -36,6 +57,8 @@ def _found(mode: Row) -> str:
     takes = f"that {model} takes for {says} and {mode['other_model_id']} does not"
     if mode["other_model_id"] is None:
         takes = f"that {model} wrongly takes for {says}"
+    if _of_a_label(mode):
+        return f"{model} says {says} on {count} images {name}."
     if mode["source"] == "labels":
         return f"{count} labelled images are alike {takes}. What they share: {name}."
     if mode["source"] == "screen":

@@ -61,9 +61,9 @@ def pair(explanation: Row, said: dict[str, list[Row]], models: bool = True) -> s
     )
 
 
-def real(item_id: str, said: list[Row]) -> str:
-    """A real image from the pool."""
-    return figure(item_id, "real image on which the models disagree", verdicts(said))
+def real(mode: Row, item_id: str, said: list[Row]) -> str:
+    """A real image that is evidence of a failure mode."""
+    return figure(item_id, sentences.evidence(mode), verdicts(said))
 
 
 def heading(text: str, level: int = 2) -> str:

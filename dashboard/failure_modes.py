@@ -87,7 +87,7 @@ def cards(run: Run, modes: list[Row], page: Any, keys: bool = False) -> None:
             picture = components.pair(search, {}, models=False)
         else:
             real = queries.kept(run, (mode["evidence"] or [])[:REAL_IMAGES], 2)
-            picture = components.grid([components.real(item_id, []) for item_id in real])
+            picture = components.grid([components.real(mode, item_id, []) for item_id in real])
         with st.container(border=True):
             _card(mode, picture, page, str(number) if keys else None)
 
@@ -164,11 +164,11 @@ def _figures(mode: Row) -> None:
     cells = st.columns(4)
     if mode["support"] is not None:
         shown = f"{mode['support']} of {mode['seeds']}" if mode["seeds"] else mode["support"]
-        cells[0].metric("searches that show it" if mode["source"] == "search" else "images that show it", shown)
+        cells[0].metric(sentences.support(mode), shown)
     if mode["effect"] is not None:
         cells[1].metric("shift against controls", f"{mode['effect']:.1f} sd", help=_interval(mode, "effect", "{:.1f}"))
     if mode["evidence_rate"] is not None:
-        others = None if mode["control_rate"] is None else f"{mode['control_rate']:.0%} of others of the same classes"
+        others = None if mode["control_rate"] is None else f"{mode['control_rate']:.0%} of {sentences.control(mode)}"
         cells[2].metric("of real images like it", f"{mode['evidence_rate']:.0%}", others, delta_color="off")
     if mode["impact"] is not None:
         cells[3].metric("impact", f"{mode['impact']:.1%}", help=_interval(mode, "impact", "{:.2%}"))
@@ -199,7 +199,7 @@ def _real(run: Run, mode: Row) -> None:
         st.header("Real images on which it happens")
         st.caption(f"{len(ids):,} real images are its evidence; those nearest to it are shown.")
         said = queries.said(run, real)
-        st.html(components.grid([components.real(item_id, said.get(item_id, [])) for item_id in real]))
+        st.html(components.grid([components.real(mode, item_id, said.get(item_id, [])) for item_id in real]))
 
 
 def _neurons(run: Run, mode: Row, page: Any) -> None:

@@ -171,7 +171,7 @@ def test_names_are_text_in_every_piece_of_html(run: Run) -> None:
     html = (
         components.headline(mode)
         + components.pair(shown[0], said)
-        + components.real(shown[0]["image_id"], said[shown[0]["image_id"]])
+        + components.real(mode, shown[0]["image_id"], said[shown[0]["image_id"]])
     )
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 4

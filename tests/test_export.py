@@ -105,7 +105,7 @@ def test_the_page_shows_the_run_s_numbers_and_pictures(run: Run) -> None:
         "40% of 50 real images like it",
         "2% of 49 others of the same classes",
         "0.0004 p, corrected",
-        "10.0% impact on the pool",
+        "10.0% impact on real images",
         "50.0% v, on 2 labelled images",
         "100.0% reference, on 1 labelled images",
         f"Ada, {run.rows('select reviewed_at from reviews')[0]['reviewed_at']:%Y-%m-%d}: bug. “{HOSTILE} & sand”",

@@ -29,6 +29,11 @@ RATES = {"evidence_rate": 0.8, "control_rate": 0.1, "evidence_images": 20}
             "like them it happens on 80%, of others of the same classes on 10%.",
         ),
         (
+            {"kind": "confusion", "source": "labels", "concept": "car", "name": "labelled car", **RATES},
+            "v says crab on 3 images labelled car. Of 20 real images labelled car it happens on 80%, of those with "
+            "other labels on 10%.",
+        ),
+        (
             {"other_model_id": "w", "seeds": None, **RATES, "control_rate": None},
             "3 searches ended in images that v takes for crab and w does not. What they gained: on sand.",
         ),
@@ -46,4 +51,16 @@ RATES = {"evidence_rate": 0.8, "control_rate": 0.1, "evidence_images": 20}
 )
 def test_a_sentence_says_what_was_found(columns: dict[str, Any], words: str) -> None:
     assert sentences.sentence({**MODE, **columns}) == words
-    assert sentences.claim({**MODE, **columns}) == "v says “crab” for what is on sand"
+    name = columns.get("name", "on sand")
+    assert sentences.claim({**MODE, **columns}) == f"v says “crab” for what is {name}"
+
+
+def test_what_figures_count_follows_from_where_a_mode_is_from() -> None:
+    confusion = {**MODE, "kind": "confusion", "source": "labels", "concept": "{} on sand"}
+    assert [sentences.support(mode) for mode in (MODE, confusion)] == ["searches that show it", "images that show it"]
+    assert sentences.control(MODE) == sentences.control(confusion) == "others of the same classes"
+    assert sentences.control({**confusion, "concept": "car"}) == "those with other labels"
+    assert [sentences.evidence(mode) for mode in (MODE, confusion)] == [
+        "real image on which the models disagree",
+        "real image that it befalls",
+    ]
