@@ -98,7 +98,7 @@ def _pair(mode: Mode) -> tuple[str, str | None]:
 
 def measured(places: list[Path], nulls: int, twin: Path | None) -> Row:
     """All figures of some runs; the null runs are divided among them."""
-    worlds, alarms, done = [], {"search": 0, "labels": 0, "screen": 0}, 0
+    worlds, alarms, done = [], {"search": 0, "labels": 0, "screen": 0, "search or labels": 0}, 0
     stability = None
     for number, place in enumerate(places):
         made = material_of(place)
@@ -109,6 +109,7 @@ def measured(places: list[Path], nulls: int, twin: Path | None) -> Row:
             found = {mode["source"] for mode in null_run(made, anchor_of(made), seed)}
             for source in found:
                 alarms[source] += 1
+            alarms["search or labels"] += bool(found - {"screen"})  # what a report calls confirmed
         done += own
         if twin is not None and number == 0:
             again = discover.found_in(material_of(twin))[1]
