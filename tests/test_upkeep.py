@@ -137,7 +137,7 @@ def test_collect_names_a_plan_that_is_not_whole(work: Workload, half: bytes) -> 
     assert "1-screen.json is not whole" in "".join(done.stderr.split("\n"))
 
 
-@pytest.mark.parametrize("half", [b'{"job": {', b"{}", b"[]", b""])
+@pytest.mark.parametrize("half", [b'{"job": {', b"3", b'["x"]', b""])
 def test_verify_names_a_job_record_that_is_not_whole(work: Workload, half: bytes) -> None:
     root, _ = clean(work, "record")
     record = root / "job.json"

@@ -100,12 +100,9 @@ def _state(store: Store, file: File) -> str | None:
 def _job(store: Store) -> Iterator[Damage]:
     """What was asked: nothing holds a second copy of it."""
     try:
-        whole = {"job", "digests", "code"} <= json.loads(store.read("job.json") or b"").keys()
-        why = "" if whole else ": a part of it is missing"
-    except (ValueError, AttributeError) as error:
-        whole, why = False, f": {error}"
-    if not whole:
-        what = f"not whole{why}; put it back from a copy, the run's tables can still be read"
+        dict(json.loads(store.read("job.json") or b""))
+    except (ValueError, TypeError) as error:
+        what = f"not whole: {error}; put it back from a copy, the run's tables can still be read"
         yield Damage(store.where("job.json"), what, key="job.json")
 
 
