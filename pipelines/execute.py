@@ -80,7 +80,7 @@ def _run(job: Job, root: Location, found: dict[str, str], address: str | None, a
                     progress.event("data_changed_since_inventory", error=change)
             progress.metrics = Metrics(name_of(root))
             runner = Runner(job, root, found, Workers(job, root, grows=address is not None), progress)
-            runner.gpu_seconds = _gpu_seconds(root, runner.workers.share)
+            progress.gpu_hours = _gpu_hours(root, runner.workers.share)
             runner.run()
     return Outcome(root, failed_in(Run(root)), time.monotonic() - began)
 
@@ -93,13 +93,13 @@ def _is_complete(job: Job, store: Store) -> bool:
     return all(plans) and done >= sum(plan.units for plan in plans if plan)
 
 
-def _gpu_seconds(root: Location, share: float) -> float:
+def _gpu_hours(root: Location, share: float) -> float:
     """What the run has used of GPUs: what its committed units took or, with those that failed, what its last driver
     said. `share`: of a GPU, that each worker has."""
     if not share:
         return 0.0
-    committed = share * float(Run(root).rows("select coalesce(sum(seconds), 0) as s from units")[0]["s"])
-    return max(committed, 3600 * float((live(Store(root)) or {}).get("gpu_hours") or 0.0))
+    seconds = float(Run(root).rows("select coalesce(sum(seconds), 0) as s from units")[0]["s"])
+    return max(share * seconds / 3600, float((live(Store(root)) or {}).get("gpu_hours") or 0.0))
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Metrics:
         self.running.set(sum(map(len, runner.running.values())), tags)
         self.queue.set(waiting(runner), tags)
         self.workers.set(runner.workers.count, tags)
-        self.gpu_hours.set(runner.gpu_seconds / 3600, tags)
+        self.gpu_hours.set(runner.progress.gpu_hours, tags)
 
 
 def waiting(runner: Runner) -> int:

@@ -75,7 +75,9 @@ class Progress:
         self.metrics: Metrics | None = None
         self.stages: dict[str, _Stage] = {}
         self.last: str | None = None
-        self.gpu_hours = 0.0
+        self.gpu_hours = (
+            0.0  # of the whole run, former drivers' too: what the last one wrote is what the next begins with
+        )
         self._beat = 0.0
 
     def __enter__(self) -> Progress:

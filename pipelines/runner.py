@@ -96,15 +96,6 @@ class Runner:
         self.executions = 0
         self.watched = self.last_took = 0.0
 
-    @property
-    def gpu_seconds(self) -> float:
-        """Of the whole run, those of former drivers too; what `progress` says is what the next one begins with."""
-        return 3600 * self.progress.gpu_hours
-
-    @gpu_seconds.setter
-    def gpu_seconds(self, seconds: float) -> None:
-        self.progress.gpu_hours = seconds / 3600
-
     def run(self) -> None:
         """Until every stage is committed. Raises ConfigError, InfrastructureError or LimitReached where it cannot."""
         covered, _ = self.store.covered()
@@ -207,7 +198,7 @@ class Runner:
         """The units of a call that has ended, or is given up. Their time is accounted."""
         tasks = self.running.pop(reference)
         self.last_took = time.monotonic() - tasks[0].began
-        self.gpu_seconds += self.last_took * self.workers.share
+        self.progress.gpu_hours += self.last_took * self.workers.share / 3600
         return tasks
 
     def _end(self, reference: Any) -> None:
@@ -392,7 +383,7 @@ class Runner:
             max(now - tasks[0].began, self.pace.expected(tasks[0].unit.stage, items_of(tasks)) or 0.0)
             for tasks in self.running.values()
         )
-        return self.gpu_seconds + coming * self.workers.share < 3600 * self.job.compute.max_gpu_hours
+        return self.progress.gpu_hours + coming * self.workers.share / 3600 < self.job.compute.max_gpu_hours
 
     def _stop_at_limits(self) -> None:
         """Raises LimitReached where too much cannot be used, or where the budget is spent and nothing is under way.
@@ -415,7 +406,7 @@ class Runner:
                 )
         if not self.running and not self._affordable() and (self.retries or self.stages.have_more()):
             raise LimitReached(
-                f"{self.gpu_seconds / 3600:.2f} GPU-hours of work are done, as many as compute.max_gpu_hours of "
+                f"{self.progress.gpu_hours:.2f} GPU-hours of work are done, as many as compute.max_gpu_hours of "
                 f"{self.job.compute.max_gpu_hours:g} allows; raise it to go on"
             )
 

@@ -30,7 +30,7 @@ from audit.results.store import Store
 from audit.worker import Summary, is_device_lost, unusable_in
 from benchmarks.scale import Host, Virtual, data_set
 from pipelines.errors import InfrastructureError, LimitReached, Terminated
-from pipelines.execute import _gpu_seconds, _terminable
+from pipelines.execute import _gpu_hours, _terminable
 from pipelines.pace import Pace
 from pipelines.plan import open_or_create, other_versions, versions
 from pipelines.progress import Progress
@@ -240,7 +240,7 @@ def run(made: Any, root: Path, seconds: float, workers: Workers | None = None) -
         workers = served(made, root, host)
     with Progress("small", Store(root), True) as progress:
         runner = Runner(made, root, {}, workers, progress)
-        runner.gpu_seconds = sum(row["s"] for row in Run(root).rows("select coalesce(sum(seconds), 0) as s from units"))
+        progress.gpu_hours = _gpu_hours(root, workers.share)
         try:
             with _terminable():
                 runner.run()
@@ -276,11 +276,11 @@ def test_what_failed_stays_on_the_budget_however_often_the_run_is_resumed(cluste
         host = actor(Host, str(root), 0.0)
         with Progress("small", Store(root), True) as progress:
             runner = Runner(made, root, {}, served(made, root, host), progress)
-            runner.gpu_seconds = _gpu_seconds(root, runner.workers.share)
+            progress.gpu_hours = _gpu_hours(root, runner.workers.share)
             with pytest.raises(LimitReached, match=r"5\.00 GPU-hours"):
                 runner.run()
         assert (live(Store(root)) or {})["gpu_hours"] == 5.0
-    assert _gpu_seconds(root, 0.0) == 0.0
+    assert _gpu_hours(root, 0.0) == 0.0
 
 
 def test_sigterm_ends_a_run_that_waits_for_a_long_unit(cluster: None, tmp_path: Path) -> None:
