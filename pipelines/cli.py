@@ -181,7 +181,7 @@ def _print_findings(opened: object) -> None:
         "says",
         "when the image is",
         "support",
-        "disagreement near it (starts)",
+        "wrong near it (others)",
         "p",
         "impact",
     ):
@@ -195,7 +195,7 @@ def _print_findings(opened: object) -> None:
             mode["model_id"],
             mode["class_name"],
             mode["name"],
-            f"{mode['support']}/{mode['seeds']}",
+            f"{mode['support']}/{mode['seeds']}" if mode["seeds"] else str(mode["support"]),
         ]
         p = "" if mode["p_corrected"] is None else f"{mode['p_corrected']:.1g}"
         impact = "" if mode["impact"] is None else f"{mode['impact']:.1%}"
