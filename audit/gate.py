@@ -163,13 +163,15 @@ def _check_names(rule: str, wanted: Modes, run: Run) -> None:
     models = models_of(run)
     if wanted.model not in (None, *models):
         raise ConfigError(f"rule {rule!r}: {unknown('model', str(wanted.model), models)}")
+    if wanted.classes is None:
+        return
     rows = run.rows(
         "select label as name from items where label is not null union select label from predictions where label is "
         "not null union select class_name from failure_modes union select predicted from predictions "
         "where predicted is not null"
     )
     known = {canonical(row["name"]): row["name"] for row in rows}
-    for name in wanted.classes or ():
+    for name in wanted.classes:
         if canonical(name) not in known:
             raise ConfigError(f"rule {rule!r}: {unknown('class', name, known.values())}")
 

@@ -13,8 +13,8 @@ def find(material: Material) -> list[Group]:
     """Counterfactuals on which the embedder sees the same object before and after, grouped by what they changed.
 
     Where that object is what the model said before, something that was added made it say another class; where it is
-    what the model says afterwards, something that was taken away had. A label that says otherwise is believed: then it
-    was the embedder that was wrong. So is a decision that had turned before anything was changed.
+    what the model says afterwards, something that was taken away had. Where a label says that
+    the embedder is wrong, nothing is found; nor of a decision that had turned before anything was changed.
     """
     counterfactuals = ended(
         material.run,
