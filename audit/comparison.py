@@ -1,9 +1,11 @@
 """What changed between two audits, or between two models of one: failure modes new, fixed and unchanged, and accuracy.
 
-Real images decide before names do: a mode that one run confirmed is there in the other as well if it is confirmed
-there, or if the other's model says the mode's class on half of the images that are its evidence; and it is gone if
-the model does so on a quarter of them at most. A search that found nothing is no proof that there is nothing, so
-without such images the answer is `unclear`.
+Real images decide before names do. A mode that one run confirmed is there in the other as well if it is confirmed
+there, or if the other's model says the mode's class on at least half as many of the images that show the mode's
+concept; and it is gone if on a quarter as many at most, and too few for chance (McNemar's exact test). Asked are all
+images that show it, right or wrong: had one asked only those that one of the models gets wrong, the other would seem
+better for every mistake that training anew moves elsewhere. A search that found nothing is no proof that there is
+nothing, so without such images the answer is `unclear`.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from audit.results.sql import Run
 Row = dict[str, Any]
 Status = Literal["new", "fixed", "unchanged", "unclear"]
 
-THERE, GONE = 0.5, 0.25  # share of a mode's evidence on which the other model says its class
-FEWEST = 3  # images that can tell
+THERE, GONE = 0.5, 0.25  # how often the other model says the class, as a share of how often the first one does
+LEVEL = 0.05  # p-value under which it says it less often than the first one
+FEWEST = 3  # images in common that can make modes of two names one
 SHARED = 0.5  # of the evidence of the smaller one, with which modes of two names are one
 
 
@@ -32,9 +35,9 @@ SHARED = 0.5  # of the evidence of the smaller one, with which modes of two name
 class Change:
     """A failure mode that at least one of the runs confirmed.
 
-    before, after: its rows of `failure_modes`, None where a run has none of it. Of `images` that are its evidence in
-    the run that confirmed it, and that the other one screened, the other's model says the class on `says`; both None
-    where both confirmed it. `reason`: what the status rests on.
+    before, after: its rows of `failure_modes`, None where a run has none of it. Of `images` that show its concept in
+    the run that confirmed it, and that both screened, the earlier model says the class on `said` and the later one on
+    `says`; None where both confirmed it. `reason`: what the status rests on.
     """
 
     status: Status
@@ -44,6 +47,7 @@ class Change:
     before: Row | None
     after: Row | None
     images: int | None
+    said: int | None
     says: int | None
     reason: str
 
@@ -64,7 +68,7 @@ class Change:
         told: Row = {key: getattr(self, key) for key in ("status", "model_id", "class_name", "name")}
         for side, row in (("before", self.before), ("after", self.after)):
             told |= {f"{side}_{key}": row and row[key] for key in ("failure_mode_id", "verdict", "impact")}
-        return {**told, "images": self.images, "says": self.says, "reason": self.reason}
+        return {**told, "images": self.images, "said": self.said, "says": self.says, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -185,33 +189,39 @@ def _change(old: Row | None, new: Row | None, before: Run, after: Run, old_id: s
     assert shown is not None
     told = new_id, shown["class_name"], shown["name"], old, new
     if was and is_:
-        return Change("unchanged", *told, None, None, "both runs confirmed it")
-    images, says = _says(after, new_id, shown) if was else _says(before, old_id, shown)
-    model, when = (new_id, "now") if was else (old_id, "before")
-    if images < FEWEST:
-        why = f"the {'second' if was else 'first'} run did not confirm it, and has screened {images} of its real images"
-        return Change("unclear", *told, images, says, why)
-    why = f"{model} says {shown['class_name']} on {says} of {images} of its real images {when}"
-    if says >= THERE * images:
-        return Change("unchanged", *told, images, says, why)
-    if says <= GONE * images:
-        return Change("fixed" if was else "new", *told, images, says, why)
-    return Change("unclear", *told, images, says, why)
+        return Change("unchanged", *told, None, None, None, "both runs confirmed it")
+    asked = shown["showing"] or []
+    earlier, later = (_says(*side, shown["class_name"], asked) for side in ((before, old_id), (after, new_id)))
+    images = earlier.keys() & later.keys()
+    said, says = (sum(answers[image] for image in images) for answers in (earlier, later))
+    only = [sum(a[i] and not b[i] for i in images) for a, b in ((earlier, later), (later, earlier))]
+    first, second = (said, says) if was else (says, said)  # of the run that confirmed it, and of the other
+    more, fewer = only if was else reversed(only)
+    counts = *told, len(images), said, says
+    if not first:
+        why = f"the {'second' if was else 'first'} run did not confirm it, and has screened none of its real images"
+        return Change("unclear", *counts, why)
+    why = f"of {len(images)} real images {old_id} said {shown['class_name']} on {said}, {new_id} on {says}"
+    if second >= THERE * first:
+        return Change("unchanged", *counts, why)
+    if second <= GONE * first and stats.binomtest(more, more + fewer, alternative="greater").pvalue < LEVEL:
+        return Change("fixed" if was else "new", *counts, why)
+    return Change("unclear", *counts, why)
 
 
 def _confirmed(mode: Row | None) -> bool:
     return mode is not None and mode["verdict"] == "confirmed"
 
 
-def _says(run: Run, model_id: str, mode: Row) -> tuple[int, int]:
-    """Of a mode's evidence images: how many a run has screened with a model, and on how many that says the class."""
+def _says(run: Run, model_id: str, class_name: str, item_ids: list[str]) -> dict[str, bool]:
+    """Of some real images those that a run has screened with a model, and whether that says a class on them."""
     rows = run.rows(
-        "select count(*) as images, count(*) filter (canonical(said) = canonical(?)) as says from ("
-        "select any_value(predicted) as said from predictions where role in ('data', 'pool') and status = 'ok' "
-        "and model_id = ? and item_id in (select unnest(?)) group by item_id)",
-        [mode["class_name"], model_id, mode["evidence"] or []],
+        "select item_id, canonical(any_value(predicted)) = canonical(?) as says from predictions "
+        "where role in ('data', 'pool') and status = 'ok' and model_id = ? and item_id in (select unnest(?)) "
+        "group by item_id",
+        [class_name, model_id, item_ids],
     )
-    return rows[0]["images"], rows[0]["says"]
+    return {row["item_id"]: row["says"] for row in rows}
 
 
 def _accuracy(before: Run, after: Run, old_id: str, new_id: str) -> Accuracy:

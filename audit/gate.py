@@ -141,7 +141,7 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
             f"rule {rule.name!r}: {run.location} looked for no failure modes: its job has no stage 'discover'"
         )
     _check_names(rule.name, wanted, run)
-    excused = _reviewed(run, wanted.unless) | (_reviewed(baseline, wanted.unless) if baseline is not None else set())
+    excused = _reviewed(run, wanted.unless) | (_reviewed(baseline, wanted.unless, True) if baseline else set())
     if wanted.status is None:
         modes = [mode for mode in run.failure_modes() if wanted.verdict in ("any", mode["verdict"])]
         words = [_words(m) for m in modes if _counts(m, wanted) and m["failure_mode_id"] not in excused]
@@ -197,8 +197,14 @@ def _counts(mode: Row, wanted: Modes) -> bool:
     )
 
 
-def _reviewed(run: Run, verdicts: tuple[str, ...]) -> set[str]:
-    rows = run.rows("select subject_id from verdicts where verdict in (select unnest(?))", [list(verdicts)])
+def _reviewed(run: Run, verdicts: tuple[str, ...], confirmed: bool = False) -> set[str]:
+    """What people's last verdict is one of these on; `confirmed`: of what that run confirmed. What a person let pass as
+    a mere hypothesis is not let pass once it is more."""
+    rows = run.rows(
+        "select subject_id from verdicts where verdict in (select unnest(?)) and (not ? or subject_id in "
+        "(select failure_mode_id from failure_modes where verdict = 'confirmed'))",
+        [list(verdicts), confirmed],
+    )
     return {row["subject_id"] for row in rows}
 
 

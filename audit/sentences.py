@@ -18,7 +18,7 @@ def sentence(mode: Row) -> str:
     known = mode["evidence_rate"] is not None and mode["control_rate"] is not None
     if mode["verdict"] == "confirmed" and known:
         happens = "the models disagree" if mode["kind"] == "disagreement" else "it happens"
-        asked = f"real images {mode['name']}" if _of_a_label(mode) else "real images like them"
+        asked = f"real images that are {mode['name']}"
         text += (
             f" Of {mode['evidence_images']} {asked} {happens} on {mode['evidence_rate']:.0%}, "
             f"of {control(mode)} on {mode['control_rate']:.0%}."

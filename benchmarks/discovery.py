@@ -131,7 +131,7 @@ def main() -> None:
         "run", "by", "confirmed", "planted", "precision", "found", "recall", title="against the planted truth"
     )
     for world in figures["worlds"]:
-        for source in ("search", "screen"):
+        for source in ("search", "labels", "screen"):
             own = world[source]
             found = f"{len(own['found'])} of {len(own['found']) + len(own['missed'])}"
             shares = [own[name] for name in ("precision", "recall")]

@@ -81,7 +81,12 @@ def _answer(run: Run, query: str) -> None:
 
 
 def _table(answer: Answer) -> None:
-    frame = _readable(answer.table).to_pandas()
+    try:
+        frame = _readable(answer.table).to_pandas()
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        st.error("The answer cannot be shown as a table. Cast what is nested to text: column::varchar.")
+        st.code(str(error), language=None)
+        return
     if frame.empty:
         st.info("The answer has no rows.")
         return
@@ -111,11 +116,13 @@ def _csv(frame: pd.DataFrame) -> bytes:
 
 
 def _readable(table: pa.Table) -> pa.Table:
-    """With the number of bytes in place of them."""
+    """With the number of bytes in place of them, and times as text: a data frame has no year 10000, nor infinity."""
     for place, field in enumerate(table.schema):
         if pa.types.is_binary(field.type):
             told = [None if value is None else f"{len(value)} bytes" for value in table.column(place).to_pylist()]
             table = table.set_column(place, field.name, pa.array(told, pa.string()))
+        elif pa.types.is_temporal(field.type) and not pa.types.is_interval(field.type):
+            table = table.set_column(place, field.name, table.column(place).cast(pa.string()))
     return table
 
 

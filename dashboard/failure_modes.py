@@ -169,7 +169,7 @@ def _figures(mode: Row) -> None:
         cells[1].metric("shift against controls", f"{mode['effect']:.1f} sd", help=_interval(mode, "effect", "{:.1f}"))
     if mode["evidence_rate"] is not None:
         others = None if mode["control_rate"] is None else f"{mode['control_rate']:.0%} of {sentences.control(mode)}"
-        cells[2].metric("of real images like it", f"{mode['evidence_rate']:.0%}", others, delta_color="off")
+        cells[2].metric("of real images that show it", f"{mode['evidence_rate']:.0%}", others, delta_color="off")
     if mode["impact"] is not None:
         cells[3].metric("impact", f"{mode['impact']:.1%}", help=_interval(mode, "impact", "{:.2%}"))
 

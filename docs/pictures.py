@@ -44,7 +44,7 @@ def finding(run: Run, class_name: str, target: Path) -> None:
         _cell(sheet, run, row["image_id"], (x + CELL + 36, 134), "optimised", said, mode)
     text = (
         f"Real images that confirm it: the models disagree on {mode['evidence_rate']:.0%} of {mode['evidence_images']} "
-        f"like the results, on {mode['control_rate']:.0%} of others of the same classes"
+        f"{mode['name']}, on {mode['control_rate']:.0%} of others of the same classes"
     )
     _write(draw, (28, 378), text, 18, SOFT)
     for i, item_id in enumerate(evidence):

@@ -181,7 +181,7 @@ def _print_findings(opened: object) -> None:
         "says",
         "when the image is",
         "support",
-        "wrong near it (others)",
+        "wrong then (others)",
         "p",
         "impact",
     ):

@@ -63,6 +63,29 @@ def test_a_link_is_answered_and_charted(run: Run, monkeypatch: pytest.MonkeyPatc
     assert len(app.get("vega_lite_chart")) == 1
 
 
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("select date '2026-02-28' as d", "2026-02-28"),
+        ("select timestamp '1600-01-01 10:00:00' as d", "1600-01-01 10:00:00.000000"),
+        ("select date '290000-01-01' as d", "<value out of range: 105200797>"),
+        ("select 'infinity'::timestamp as d", "<value out of range: 9223372036854775807>"),
+    ],
+)
+def test_times_that_no_data_frame_holds_end_no_page(
+    run: Run, monkeypatch: pytest.MonkeyPatch, query: str, shown: str
+) -> None:
+    app = opened(run, monkeypatch, query)
+    assert not app.exception
+    assert app.dataframe[0].value.to_dict("list") == {"d": [shown]}
+
+
+def test_nested_times_that_no_data_frame_holds_are_told_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = opened(run, monkeypatch, "select [date '290000-01-01'] as d")
+    assert not app.exception
+    assert "Cast what is nested to text" in app.error[0].value
+
+
 def test_another_query_than_the_answered_one_is_not_run_before_it_is_asked(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -502,6 +502,20 @@ def test_of_groups_with_one_name_the_confirmed_speaks_else_the_larger() -> None:
     assert found["b"]["exemplars"] == ["r", "s", "p"]
 
 
+def test_what_labelled_images_show_joins_the_disagreement_of_the_same_name_and_class() -> None:
+    shared = {"model_id": "f", "concept": "{} on sand", "support": 3, "verdict": "confirmed"}
+    pair = {**shared, "failure_mode_id": "pair", "kind": "disagreement", "source": "search", "found_by": ["2-x"]}
+    pair |= {"class_name": "water bottle", "evidence": ["p"], "evidence_rate": 0.5}
+    labels = {**shared, "failure_mode_id": "labels", "kind": "confusion", "source": "labels", "found_by": ["1-screen"]}
+    labels |= {"class_name": "Water_Bottle", "evidence": ["q", "p"], "evidence_rate": 0.9, "support": 30}
+    screen = {**shared, "failure_mode_id": "screen", "kind": "disagreement", "source": "screen"}
+    screen |= {"class_name": "water bottle"}
+    one, baseline = discover._merged([labels, pair, screen], discover.Options())
+    assert baseline["failure_mode_id"] == "screen"  # what screening alone finds stays apart, and speaks for none
+    assert (one["failure_mode_id"], one["evidence_rate"]) == ("pair", 0.5)
+    assert (one["found_by"], one["evidence"]) == (["1-screen", "2-x"], ["p", "q"])
+
+
 def test_what_a_neuron_shows_joins_the_disagreement_of_the_same_name() -> None:
     shared = {"source": "search", "model_id": "f", "class_name": "crab", "concept": "{} on sand", "support": 3}
     pair = {**shared, "failure_mode_id": "pair", "kind": "disagreement", "verdict": "hypothesis", "found_by": ["2-x"]}
@@ -574,22 +588,3 @@ def test_what_is_gained_and_what_is_lost_has_a_name() -> None:
     options = discover.Options(vocabulary=("red {}", "{} with a badge"))
     assert options.phrases == ("red {}", "{} with a badge", "not red {}", "{} not with a badge")
     assert [claims.concept_name(phrase) for phrase in options.phrases[2:]] == ["not red", "not with a badge"]
-
-
-def test_a_name_that_the_whole_pool_speaks_against_is_not_confirmed() -> None:
-    """The models disagree near the searches, but over the pool no more on images that show what the name says."""
-    strong = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
-
-    def verdict(impact_low: float | None) -> tuple[str, str | None]:
-        mode = {**strong, "name": "blue", "source": "search", "class_name": "car", "control_images": 200}
-        mode |= {} if impact_low is None else {"impact_low": impact_low}
-        discover._judge([mode], True, discover.Options())
-        return mode["verdict"], mode["reason"]
-
-    assert verdict(0.01) == ("confirmed", None)
-    told, reason = verdict(None)
-    assert told == "hypothesis"
-    assert "too few are wrong to say whether the name is why" in str(reason)
-    told, reason = verdict(-0.04)
-    assert told == "hypothesis"
-    assert "the name is not why" in str(reason)

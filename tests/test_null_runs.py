@@ -25,12 +25,12 @@ def test_a_null_run_keeps_how_often_each_class_is_called_what_and_nothing_else()
     assert (null.said["g"] == truth).all()
     assert Counter(zip(truth, null.said["f"], strict=True)) == Counter(zip(truth, f, strict=True))
     claim = Claim("disagreement", "search", "f", "g", "crab")
-    assert real.matched(claim, sand).p_value < 1e-100
+    assert d.matched(real.wrong(claim), sand, real.seen).p_value < 1e-100
     p_values = []
     for seed in range(60):
         empty = permuted(real, "g", seed)
         assert empty is not None
-        p_values.append(empty.matched(claim, sand).p_value)
+        p_values.append(d.matched(empty.wrong(claim), sand, empty.seen).p_value)
     assert np.mean(np.array(p_values) < 0.1) < 0.25
     assert permuted(None, "g", 0) is None
 

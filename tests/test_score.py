@@ -45,17 +45,25 @@ def test_every_figure_of_the_score(tmp_path: Path) -> None:
         mode("a", "car", "red {}"),  # false, and on a control
         mode("a", "fish", "purple {}", "hypothesis"),  # planted, absent from the pool: found as a hypothesis
         mode("a", "boat", "{} on water", "hypothesis"),  # planted, no more than a hypothesis: missed
-        mode("b", "bird", "{} on sky"),  # planted, but the class was not searched: does not count
+        mode("b", "bird", "{} on sky"),  # planted, but the class was not searched: true, and missed by none
         mode("a", "boat", "{} on water", source="screen"),  # the baseline's, planted
+        mode("b", "bird", "{} on sand", source="screen"),  # the baseline's, not searched: does not count
+        mode("a", "boat", "{} on water", source="labels"),  # planted, by labels
+        mode("b", "boat", "{} on snow", source="labels"),  # false
+        mode("b", "boat", "tree", source="labels"),  # labels that are confused: no planted mode, nor none
     ]
     found = score(run_with(tmp_path, searched, modes))
     search = found.search
-    assert (search.confirmed, search.true, search.on_controls) == (4, 1, 1)
+    assert (search.confirmed, search.true, search.on_controls) == (5, 2, 1)
     assert search.found == ("crab-on-sand", "purple-fish")
     assert search.missed == ("boat-on-water", "green-tree")
     assert search.hypotheses == ("boat-on-water", "purple-fish")
     assert len(search.false) == 3
-    assert (search.precision, search.recall) == (0.25, 0.5)
+    assert (search.precision, search.recall) == (0.4, 0.5)
+    assert (search.unconfirmed, search.confirmed_recall) == (("purple-fish",), pytest.approx(1 / 3))
+    labels = found.labels
+    assert (labels.confirmed, labels.true, labels.found) == (2, 1, ("boat-on-water",))
+    assert labels.false == ("b: boat {} on snow",)
     assert (found.screen.confirmed, found.screen.found, found.screen.precision) == (1, ("boat-on-water",), 1.0)
     assert found.screen.recall == pytest.approx(1 / 4)
 
@@ -67,10 +75,10 @@ def test_the_other_side_of_a_planted_mode_is_planted_too(tmp_path: Path) -> None
         {**mode("reference", "boat", "{} on sand"), "other_model_id": "a"},
         {**mode("reference", "crab", "{} on sand"), "other_model_id": "a"},
         {**mode("reference", "boat", "{} on grass"), "other_model_id": "a"},
-        {**mode("reference", "tree", "{} on sand"), "other_model_id": "a"},  # was not searched
+        {**mode("reference", "tree", "{} on sand"), "other_model_id": "a"},  # was not searched, and is true
     ]
     found = score(run_with(tmp_path, searched, modes, other={"reference": "a"})).search
-    assert (found.confirmed, found.true) == (3, 1)
+    assert (found.confirmed, found.true) == (4, 2)
     assert (found.found, found.missed) == (("crab-on-sand",), ())
     assert found.false == ("reference: crab {} on sand", "reference: boat {} on grass")
 

@@ -96,7 +96,11 @@ class Real:
 
     @property
     def seen(self) -> d.Names:
-        """What is on the images, as far as is known: their labels, else what the embedder sees."""
+        """What is on the images, as far as is known: their labels, else what the embedder sees.
+
+        Rates are compared within these classes, not within what a model of the pair says: which of the two is wrong is
+        not known, and among images of which the wrong one says the same there may be none to compare with.
+        """
         return self.said.get(None, self.said[EMBEDDER])
 
     def says(self, claim: Claim) -> tuple[d.Bools, d.Bools]:
@@ -108,14 +112,6 @@ class Real:
         """Where the model says the class and what it is held against does not, (p,)."""
         first, other = self.says(claim)
         return first & ~other
-
-    def matched(self, claim: Claim, shows: d.Bools) -> d.Evidence:
-        """How often that is so of images that show something (p,), and of others of the same classes.
-
-        Classes are what is `seen`, not what a model of the pair says: which of the two is wrong is not known, and among
-        images of which the wrong one says the same there may be none to compare with.
-        """
-        return d.matched(self.wrong(claim), shows, self.seen)
 
     def halves(self) -> tuple[Real, Real]:
         """Split by the images' hashes."""
@@ -190,18 +186,14 @@ def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Materia
     moved = d.shifts(own.starts, own.results, material.concepts)
     for chosen in d.groups(moved, options.group_distance, options.smallest_group):
         part, shift = own.part(chosen), moved[chosen]
-        explained = {row["item_id"] for row in part.rows if row.get("item_id")}
-        real = None if every is None else every.without(explained)
-        near = d.nearest(real.embeddings, part.results, options.neighbours) if real else None
-        told = contrast(claim, near, real) if real and near is not None else None
-        mode = named(claim, shift, controls, options, told)
-        if real and told is None:  # of a name that the searches alone propose real images can still be asked
-            mode |= {"reason": None, "unsure": mode["reason"]}
+        mode: Mode = {"support": len(chosen), "seeds": seeds, "found_by": sorted({row["stage"] for row in part.rows})}
         order = d.typical_first(shift)
-        mode |= {"support": len(chosen), "seeds": seeds, "found_by": sorted({row["stage"] for row in part.rows})}
         mode["exemplars"] = [part.rows[i]["explanation_id"] for i in order[: options.exemplars]]
-        if real:
-            mode |= evidence(mode, claim, part, real, options, told is not None)
+        if every is None:
+            mode |= named(claim, shift, controls, options)
+        else:
+            explained = {row["item_id"] for row in part.rows if row.get("item_id")}
+            mode |= evidence(claim, part, shift, controls, every.without(explained), options)
         found.append(Group(mode, part.rows[0]["stage"], part.column("image_id").tolist(), shift.mean(0)))
     return found
 
@@ -363,35 +355,46 @@ def described(claim: Claim, concept: str) -> Mode:
     }
 
 
-def evidence(mode: Mode, claim: Claim, searches: Searches, real: Real, options: Options, told: bool) -> Mode:
-    """What real images say of a named group of searches.
+def evidence(
+    claim: Claim, searches: Searches, shift: d.Floats, controls: d.Floats, real: Real, options: Options
+) -> Mode:
+    """The name of a group of searches, and what real images say of it: the columns of both.
 
-    Asked are those that are near what the searches made; those near what they began with are left out of both sides.
-    Where it happens to too few of these to have `told` the name, those are asked that have what the name says: how much
-    of it, one half of the images says, and the other is asked.
+    One half of the images proposes: which concept it is, by those nearest to what the searches made, and from where on
+    an image has it. The other half is asked: how often it happens to those that have it, and to others of the same
+    classes. Where it happens to too few near the searches to propose any, these name the group alone.
     """
-    if told:
-        near, begun = (d.nearest(real.embeddings, x, options.neighbours) for x in (searches.results, searches.starts))
-        away = np.setdiff1d(np.arange(len(real.ids)), begun)
-        naming = testing = real.part(away)
-        asked, whole = np.isin(away, near), real
-        wrong = np.flatnonzero(asked & testing.wrong(claim))
-    else:
-        naming, testing = real.halves()
-        wrong, whole = np.flatnonzero(naming.wrong(claim)), testing
+    naming, testing = real.halves()
+    near = d.nearest(naming.embeddings, searches.results, options.neighbours)
+    told = contrast(claim, near, naming)
+    mode = named(claim, shift, controls, options, told)
+    if told is None:  # of a name that the searches alone propose real images can still be asked
+        mode |= {"reason": None, "unsure": mode["reason"]}
+    wrong = np.flatnonzero(naming.wrong(claim))
+    if told is not None:
+        wrong = wrong[np.isin(wrong, near)]
     if len(wrong) < 2:
-        return rates(testing.matched(claim, asked)) if told else {}
-    shows = having(claim, mode["concept"], wrong, naming, whole, options)
-    facts = testing.matched(claim, asked if told else shows)
-    found = np.flatnonzero((asked if told else shows) & testing.wrong(claim))
+        return mode
+    shows = having(claim, mode["concept"], wrong, naming, testing, options)
+    found = np.flatnonzero(shows & testing.wrong(claim))
     found = found[np.argsort(-(testing.embeddings[found] @ searches.results.mean(0)), kind="stable")]
-    return rates(facts) | impact(claim, shows, whole) | {"evidence": testing.ids[found[:MOST_EVIDENCE]].tolist()}
+    mode |= asked(claim, shows, testing.seen, testing)
+    return mode | {"evidence": testing.ids[found[:MOST_EVIDENCE]].tolist()}
 
 
-def rates(facts: d.Evidence) -> Mode:
-    """Columns of the evidence; none where nothing could be compared."""
+def asked(claim: Claim, shows: d.Bools, strata: d.Names, real: Real) -> Mode:
+    """What real images say of those that show something (p,), against others of the same strata (p,): the columns of
+    that; none where nothing can be compared.
+
+    Prevalence is the share of all that shows it and could be mistaken for the class; `showing` names those on which
+    what is held against the model does not say the class, whether the model is wrong or right.
+    """
+    facts = d.matched(real.wrong(claim), shows, strata)
     if not facts.images:
         return {}
+    prevalence = facts.images / len(real.ids)
+    excess = {"impact": facts.rate - facts.control_rate, "impact_low": facts.low, "impact_high": facts.high}
+    _, other = real.says(claim)
     return {
         "evidence_rate": facts.rate,
         "control_rate": facts.control_rate,
@@ -400,15 +403,10 @@ def rates(facts: d.Evidence) -> Mode:
         "excess_low": facts.low,
         "excess_high": facts.high,
         "p_value": facts.p_value,
+        "prevalence": prevalence,
+        **{name: prevalence * value for name, value in excess.items()},
+        "showing": sorted(real.ids[shows & ~other])[:MOST_EVIDENCE],
     }
-
-
-def impact(claim: Claim, shows: d.Bools, real: Real) -> Mode:
-    """Prevalence: the share of the real images that shows the concept (p,) and could be mistaken for the class."""
-    facts = real.matched(claim, shows)
-    prevalence = facts.images / len(real.ids)
-    excess = {"impact": facts.rate - facts.control_rate, "impact_low": facts.low, "impact_high": facts.high}
-    return {"prevalence": prevalence, **{name: prevalence * value for name, value in excess.items()}}
 
 
 def screened(claim: Claim, naming: Real, testing: Real, options: Options) -> list[Mode]:
@@ -427,5 +425,5 @@ def screened(claim: Claim, naming: Real, testing: Real, options: Options) -> lis
         order = chosen[d.typical_first(naming.embeddings[chosen])]
         mode |= {"support": len(chosen), "evidence": naming.ids[order[:MOST_EVIDENCE]].tolist()}
         shows = having(claim, mode["concept"], chosen, naming, testing, options)
-        modes.append(mode | rates(testing.matched(claim, shows)) | impact(claim, shows, testing))
+        modes.append(mode | asked(claim, shows, testing.seen, testing))
     return modes

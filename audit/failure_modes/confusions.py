@@ -6,9 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from audit import discovery as d
 from audit.class_names import canonical
-from audit.failure_modes.claims import Claim, Group, Material, Mode, Real, described, rates, screened
+from audit.failure_modes.claims import Claim, Group, Material, Mode, Real, asked, described, screened
 
 
 def find(material: Material) -> list[Group]:
@@ -22,7 +21,8 @@ def find(material: Material) -> list[Group]:
             claim = Claim("confusion", "labels", model_id, None, name)
             modes += screened(claim, naming, testing, material.options)
             modes += _labels(claim, naming, testing, material.options.smallest_group)
-    return [Group(mode) for mode in modes]
+    stages = material.run.rows("select distinct stage from units where stage like '%-screen' order by stage")
+    return [Group(mode | {"found_by": [row["stage"] for row in stages]}) for mode in modes]
 
 
 def _labels(claim: Claim, naming: Real, testing: Real, fewest: int) -> list[Mode]:
@@ -32,14 +32,10 @@ def _labels(claim: Claim, naming: Real, testing: Real, fewest: int) -> list[Mode
     for label, count in sorted(counted.items()):
         if count < fewest:
             continue
-        mode = described(claim, label) | {"name": f"labelled {label}", "support": count}
-        shows, wrong = testing.said[None] == label, testing.wrong(claim)
-        could = testing.said[None] != canonical(claim.class_name)
-        together = np.full(int(could.sum()), "", object)  # one stratum: the labels themselves are compared
-        facts = d.matched(wrong[could], shows[could], together)
+        mode = described(claim, label) | {"name": f"labelled {label}", "support": count, "reason": None}
+        together = testing.said[None].copy()  # all labels but the class are one stratum: they themselves are compared
+        together[together != canonical(claim.class_name)] = ""
         own = np.flatnonzero((naming.said[None] == label) & naming.wrong(claim))
-        mode |= rates(facts) | {"evidence": naming.ids[own].tolist(), "reason": None}
-        share = float(shows.mean())
-        excess = {"impact": facts.rate - facts.control_rate, "impact_low": facts.low, "impact_high": facts.high}
-        modes.append(mode | {"prevalence": share} | {key: share * value for key, value in excess.items()})
+        shows = np.asarray(testing.said[None] == label)
+        modes.append(mode | asked(claim, shows, together, testing) | {"evidence": naming.ids[own].tolist()})
     return modes

@@ -14,7 +14,8 @@ def find(material: Material) -> list[Group]:
 
     Where that object is what the model said before, something that was added made it say another class; where it is
     what the model says afterwards, something that was taken away had. Where a label says that
-    the embedder is wrong, nothing is found; nor of a decision that had turned before anything was changed.
+    the embedder is wrong, nothing is found; nor of a decision that had turned before anything was changed, nor of one
+    between two phrases (option `attribute`): of those screening has no answers that real images could be asked for.
     """
     counterfactuals = ended(
         material.run,

@@ -1,8 +1,8 @@
 """Stage: failure modes of every kind, confirmed on real images; and the screen-only baseline.
 
-A mode is `confirmed` only if real images like those that the search made are wrong more often than others of the same
-classes, and if over all of them those that show what it is named after are too; else it is a `hypothesis`, and
-`reason` says why. The kinds are files of `audit/failure_modes`.
+A mode is `confirmed` only if the model is wrong on real images that show what it is named after, and more often than on
+others of the same classes; else it is a `hypothesis`, and `reason` says why. The images that are asked are not those
+that proposed the name. The kinds are files of `audit/failure_modes`.
 
 Of each mode between two models it is measured whether it is one of the other model only (DiG-IN Figs. 21, 22):
 `holds_against` every third model, the share of the group's images on which that model does not say the class either;
@@ -20,7 +20,7 @@ from audit.class_names import canonical
 from audit.config import Job
 from audit.errors import ConfigError
 from audit.failure_modes import confusions, disagreements, flips, spurious_neurons
-from audit.failure_modes.claims import Group, Material, Mode, Options, material, unit
+from audit.failure_modes.claims import MOST_EVIDENCE, Group, Material, Mode, Options, material, unit
 from audit.methods import Context, Counts, Payload
 from audit.results.schema import Rows
 from audit.screened import originals
@@ -28,7 +28,7 @@ from audit.screened import originals
 __all__ = ["Options", "check", "expected", "found_in", "plan", "run"]
 
 NEEDS, READS, ONCE = ("screen",), ("disagreement", "neuron", "uvce"), True
-VERSION = 7
+VERSION = 8
 
 
 def check(options: Options, job: Job) -> None:
@@ -90,51 +90,48 @@ def _doubt(mode: Mode, real: bool, options: Options, tests: int) -> tuple[str, s
     rate, control_rate, images = mode["evidence_rate"], mode["control_rate"], mode["evidence_images"]
     larger = rate > control_rate and rate - control_rate >= options.excess
     if mode["p_corrected"] < options.level and larger:
-        if mode.get("impact_low") is None:
-            why = f"of the {images} real images like them too few are wrong to say whether the name is why"
-            return why, f"more real images that are {mode['name']} and not {mode['class_name']}"
-        if mode["impact_low"] > 0:
-            return None
-        why = f"the name is not why: over all real images it happens no more often to those that are {mode['name']}"
-        return why, "a phrase of the vocabulary for what those have in common on which it happens"
-    which = "nearest to the results" if mode["source"] == "search" else "that show it"
+        return None
     why = (
-        f"real images do not show it: it happens to {rate:.0%} of the {images} {which}, "
+        f"real images do not show it: it happens to {rate:.0%} of the {images} that show it, "
         f"and to {control_rate:.0%} of others of the same classes"
     )
     if not larger:
-        return why, f"real images like them to which it happens at least {options.excess:.0%} more often than to others"
+        return (
+            why,
+            f"real images that show it, to which it happens at least {options.excess:.0%} more often than to others",
+        )
     others = mode["control_images"]
     control = min((control_rate * others + 1) / (others + 2), 0.9 * rate)  # none of a few is no proof of none
     needed = d.images_needed(rate, control, options.level / tests)
     more = needed - images if needed > images else images  # so many should have done: it was bad luck, or there is none
-    return why, f"about {more} more real images like them, should it happen to as many of those"
+    return why, f"about {more} more real images that show it, should it happen to as many of those"
 
 
 def _merged(modes: list[Mode], options: Options) -> list[Mode]:
     """Modes with one name become one, whatever found them.
 
-    Of those with one id the confirmed, else the best supported, speaks for all. What single models were found to do
-    joins the same finding against another model, unless it alone is confirmed. `found_by`, `neurons` and exemplars are
-    those of all.
+    Of those with one id the confirmed, else the best supported, speaks for all. What a single model was found to do, by
+    its neurons, counterfactuals or labelled images, joins the same finding against another model, unless it alone is
+    confirmed. `found_by`, `neurons`, exemplars and evidence are those of all; figures are those of the one that speaks.
     """
     kept: dict[str, Mode] = {}
     pairs: dict[tuple[str, ...], str] = {}
     for mode in sorted(modes, key=_standing):
-        place = tuple(str(mode[column]) for column in ("source", "model_id", "class_name", "concept"))
-        of_one_model = mode["kind"] in ("neuron", "flip")
-        own = str(mode["failure_mode_id"])
-        key = pairs.get(place, own) if of_one_model else own
-        best = kept.setdefault(key, mode)
-        if mode["source"] == "search":
+        place = str(mode["model_id"]), canonical(mode["class_name"]), str(mode["concept"])
+        key = str(mode["failure_mode_id"])
+        if mode["source"] != "screen":
+            if mode["kind"] != "disagreement":
+                key = pairs.get(place, key)
             pairs.setdefault(place, key)
+        best = kept.setdefault(key, mode)
         if best is mode:
             continue
         for name in ("found_by", "neurons"):
             if mode.get(name):
                 best[name] = sorted({*best.get(name, []), *mode[name]})
-        together = dict.fromkeys([*best.get("exemplars", []), *mode.get("exemplars", [])])
-        best["exemplars"] = list(together)[: options.exemplars]
+        for name, most in (("exemplars", options.exemplars), ("evidence", MOST_EVIDENCE)):
+            if mode.get(name):
+                best[name] = list(dict.fromkeys([*best.get(name, []), *mode[name]]))[:most]
     return list(kept.values())
 
 

@@ -196,7 +196,7 @@ TABLES: dict[str, pa.Schema] = {
                 _S,
                 "search (optimised images), labels (labelled images), or screen (the baseline without search)",
             ),
-            "found_by": (pa.list_(_S), "stages whose searches show it"),
+            "found_by": (pa.list_(_S), "stages whose searches or labelled images show it"),
             "neurons": (pa.list_(_S), "neuron ids whose searches show it"),
             "model_id": (_S, "model that says the class"),
             "other_model_id": (_S, "what is held against it: a model, embedder, or NULL for the labels"),
@@ -211,7 +211,7 @@ TABLES: dict[str, pa.Schema] = {
             "effect": (_F, "shift towards the concept against the controls, in standard deviations of the controls"),
             "effect_low": (_F, "lower end of its 95 % interval"),
             "effect_high": (_F, "upper end of its 95 % interval"),
-            "evidence_rate": (_F, "share of wrong ones of the real images nearest to the group (screen: that show it)"),
+            "evidence_rate": (_F, "share of wrong ones of the real images that show the concept"),
             "control_rate": (_F, "the same share of other real images that are held to be of the same classes"),
             "excess_low": (_F, "lower end of the 95 % interval of their difference"),
             "excess_high": (_F, "upper end of it"),
@@ -227,6 +227,11 @@ TABLES: dict[str, pa.Schema] = {
             "evidence": (
                 pa.list_(_S),
                 "item ids of real images that confirm it, nearest first; pictures of the first are kept",
+            ),
+            "showing": (
+                pa.list_(_S),
+                "item ids of real images that show the concept and are held to be of another class, whether the model "
+                "is wrong or right: of those asked the first 1000 by id",
             ),
         },
     ),

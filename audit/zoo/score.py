@@ -19,7 +19,11 @@ from audit.zoo.world import Mode, World, load_world
 
 @dataclass(frozen=True)
 class Counts:
-    """Of the modes that one source confirmed, how many are planted; and of the planted ones, how many it found."""
+    """Of the modes that one source confirmed, how many are planted; and of the planted ones, how many it found.
+
+    found: confirmed, or listed as a hypothesis where the pool has no scene that could confirm it; the latter are
+    `unconfirmed` too.
+    """
 
     confirmed: int
     true: int
@@ -27,6 +31,7 @@ class Counts:
     found: tuple[str, ...]
     missed: tuple[str, ...]
     hypotheses: tuple[str, ...]
+    unconfirmed: tuple[str, ...]
     false: tuple[str, ...]
 
     @property
@@ -38,31 +43,43 @@ class Counts:
         total = len(self.found) + len(self.missed)
         return len(self.found) / total if total else None
 
+    @property
+    def confirmed_recall(self) -> float | None:
+        """Without those that nothing could confirm, on either side."""
+        total = len(self.found) + len(self.missed) - len(self.unconfirmed)
+        return (len(self.found) - len(self.unconfirmed)) / total if total else None
+
+    def as_dict(self) -> dict[str, Any]:
+        shares = {name: getattr(self, name) for name in ("precision", "recall", "confirmed_recall")}
+        return {**self.__dict__, **shares}
+
 
 @dataclass(frozen=True)
 class Score:
-    """`search`: the generative search; `screen`: the screen-only baseline on the same pool."""
+    """`search`: the generative search; `labels`: what labelled images alone show, and no search; `screen`: the baseline
+    without search or labels, on the same pool."""
 
     search: Counts
+    labels: Counts
     screen: Counts
 
+    def by_source(self) -> dict[str, Counts]:
+        return {"search": self.search, "labels": self.labels, "screen": self.screen}
+
     def as_dict(self) -> dict[str, Any]:
-        return {
-            name: {**counts.__dict__, "precision": counts.precision, "recall": counts.recall}
-            for name, counts in (("search", self.search), ("screen", self.screen))
-        }
+        return {name: counts.as_dict() for name, counts in self.by_source().items()}
 
     def print(self, console: Console) -> None:
         table = Table(title="against the planted failure modes", title_justify="left")
         for column in ("", "confirmed", "of them planted", "on controls", "precision", "planted found", "recall"):
             table.add_column(column, justify="right" if column else "left")
-        for name, c in (("search", self.search), ("screen only", self.screen)):
+        for name, c in self.by_source().items():
             planted = f"{len(c.found)}/{len(c.found) + len(c.missed)}"
             table.add_row(
                 name, str(c.confirmed), str(c.true), str(c.on_controls), _share(c.precision), planted, _share(c.recall)
             )
         console.print(table)
-        for name, c in (("search", self.search), ("screen only", self.screen)):
+        for name, c in self.by_source().items():
             console.print(f"{name}: found {_list(c.found)}; missed {_list(c.missed)}", highlight=False)
             console.print(f"  planted, as hypotheses: {_list(c.hypotheses)}; false: {_list(c.false)}", highlight=False)
 
@@ -90,11 +107,12 @@ def _zoo_models(run: Run) -> dict[str, str]:
 
 
 def score(run: Run) -> Score:
-    """Score a run on an embedded world. Modes count, planted or found, which the run searched: of a pair of models the
-    class that the first is to say and the other not.
+    """Score a run on an embedded world.
 
-    A planted mode is found when it is confirmed or, where the pool has no scene that could confirm it, when it is
-    listed as a hypothesis. Precision is over confirmed modes. Raises ConfigError where no planted classifier ran.
+    Planted modes count which the run searched: of a pair of models the class that the first is to say and the other
+    not, of a neuron its class. Precision is over all modes that are confirmed and about a planted classifier; of the
+    baseline, over those that were searched. Labels that are confused with each other are no planted modes and do not
+    count: why a model confuses them is not said. Raises ConfigError where no planted classifier ran.
     """
     return score_of(run, run.rows("select * from failure_modes order by failure_mode_id"))
 
@@ -106,12 +124,16 @@ def score_of(run: Run, found: list[dict[str, Any]]) -> Score:
         raise ConfigError("this run audits none of the world's classifiers with planted failure modes")
     searches = run.rows(
         "select distinct model_id, other_model_id, target_class as class_name from explanations "
-        "where method = 'disagreement'"
+        "where method in ('disagreement', 'neuron')"
     )
     searched = {claim for row in searches for claim in _claims(row, planted)}
     modes = [mode for mode in world.modes if _claim_of(mode) in searched]
-    rows = [row for row in found if searched.intersection(_claims(row, planted))]
-    return Score(*(_counts([r for r in rows if r["source"] == s], modes, planted, world) for s in ("search", "screen")))
+    rows: dict[str, list[dict[str, Any]]] = {"search": [], "labels": [], "screen": []}
+    for row in found:
+        claims = _claims(row, planted)
+        if claims and "{}" in row["concept"] and (row["source"] != "screen" or searched.intersection(claims)):
+            rows[row["source"]].append(row)
+    return Score(*(_counts(own, modes, planted, world) for own in rows.values()))
 
 
 def _claims(row: Mapping[str, Any], planted: Mapping[str, str]) -> list[tuple[str, str, bool]]:
@@ -144,7 +166,9 @@ def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str,
     matched = [planted_mode(row, world, planted) for row in confirmed]
     supposed = [planted_mode(row, world, planted) for row in rows if row["verdict"] != "confirmed"]
     hypotheses = {mode.id for mode in supposed if mode}
-    found = {mode.id for mode in matched if mode} | {m.id for m in modes if m.pool == 0 and m.id in hypotheses}
+    confirms = {mode.id for mode in matched if mode}
+    unconfirmed = {mode.id for mode in modes if mode.pool == 0 and mode.id in hypotheses - confirms}
+    found = confirms | unconfirmed
     return Counts(
         len(confirmed),
         sum(mode is not None for mode in matched),
@@ -152,6 +176,7 @@ def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str,
         tuple(mode.id for mode in modes if mode.id in found),
         tuple(mode.id for mode in modes if mode.id not in found),
         tuple(sorted(hypotheses)),
+        tuple(sorted(unconfirmed)),
         tuple(
             f"{r['model_id']}: {r['class_name']} {r['name']}" for r, m in zip(confirmed, matched, strict=True) if not m
         ),
