@@ -1,13 +1,14 @@
 """How often discovery is right, how often it cries wolf, and whether it says the same twice, over runs that exist.
 
-    python -m benchmarks.discovery RUN [RUN ...] [--nulls 60] [--twin RUN] [--output FILE]
+    python -m benchmarks.discovery RUN [RUN ...] [--nulls 60] [--twin RUN] [--fair RUN] [--output FILE]
 
 Discovery is done again over each run's searches and real images. `precision` and `recall` are against the planted truth
 of the run's embedded world, beside the screen-only baseline. A null run has the same searches and images, but what all
 models but one say of real images is permuted among those of which that one says the same (labelled ones: that have one
 label): no feature of an image has to do with it, and a run that confirms any mode that is named by a feature is a false
-alarm. `--twin`: another run of the first one's job with another seed; of the modes that either confirms, the share
-that both do.
+alarm. Null runs of one run share its searches, so they are less than so many independent ones. `--twin`: another run of
+the first one's job with another seed; of the modes that either confirms, the share that both do. `--fair`: a run of a
+fair model against itself trained again: what it confirms as it is, and as many null runs of it alone.
 """
 
 from __future__ import annotations
@@ -96,26 +97,42 @@ def _pair(mode: Mode) -> tuple[str, str | None]:
     return mode["model_id"], mode["other_model_id"]
 
 
-def measured(places: list[Path], nulls: int, twin: Path | None) -> Row:
+def alarms_of(made: Material, runs: int) -> Counter[str]:
+    """Of so many null runs, how many confirm a mode of each source; and of any that a report calls confirmed."""
+    alarms: Counter[str] = Counter()
+    for seed in range(runs):
+        found = {mode["source"] for mode in null_run(made, anchor_of(made), seed)}
+        alarms.update(found)
+        alarms["search or labels"] += bool(found - {"screen"})
+    return alarms
+
+
+def calibrated(alarms: Counter[str], runs: int) -> dict[str, Row]:
+    return {source: false_alarms(alarms[source], runs) for source in ("search", "labels", "search or labels", "screen")}
+
+
+def measured(places: list[Path], nulls: int, twin: Path | None = None, fair: Path | None = None) -> Row:
     """All figures of some runs; the null runs are divided among them."""
-    worlds, alarms, done = [], {"search": 0, "labels": 0, "screen": 0, "search or labels": 0}, 0
-    stability = None
+    figures: Row = {"worlds": [], "calibration": None, "stability": None, "fair": None}
+    alarms: Counter[str] = Counter()
     for number, place in enumerate(places):
         made = material_of(place)
         modes = discover.found_in(made)[1]
-        worlds.append({"run": place.name, **score_of(made.run, modes).as_dict()})
-        own = nulls // len(places) + (number < nulls % len(places))
-        for seed in range(own):
-            found = {mode["source"] for mode in null_run(made, anchor_of(made), seed)}
-            for source in found:
-                alarms[source] += 1
-            alarms["search or labels"] += bool(found - {"screen"})  # what a report calls confirmed
-        done += own
+        figures["worlds"].append({"run": place.name, **score_of(made.run, modes).as_dict()})
+        alarms += alarms_of(made, nulls // len(places) + (number < nulls % len(places)))
         if twin is not None and number == 0:
             again = discover.found_in(material_of(twin))[1]
-            stability = overlap(*([m for m in side if m["source"] == "search"] for side in (modes, again)))
-    calibration = {source: false_alarms(count, done) for source, count in alarms.items()} if done else None
-    return {"worlds": worlds, "calibration": calibration, "stability": stability}
+            sides = ([m for m in side if m["source"] == "search"] for side in (modes, again))
+            figures["stability"] = overlap(*sides)
+    if nulls:
+        figures["calibration"] = calibrated(alarms, nulls)
+    if fair is not None:
+        made = material_of(fair)
+        confirmed = [m for m in discover.found_in(made)[1] if m["verdict"] == "confirmed" and m["source"] != "screen"]
+        figures["fair"] = {"confirmed": [f"{m['model_id']}: {m['class_name']} {m['name']}" for m in confirmed]}
+        if nulls:
+            figures["fair"]["calibration"] = calibrated(alarms_of(made, nulls), nulls)
+    return figures
 
 
 def main() -> None:
@@ -123,9 +140,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--nulls", type=int, default=60)
     parser.add_argument("--twin", type=Path)
+    parser.add_argument("--fair", type=Path)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    figures = measured(given.runs, given.nulls, given.twin)
+    figures = measured(given.runs, given.nulls, given.twin, given.fair)
     console = Console()
     table = Table(
         "run", "by", "confirmed", "planted", "precision", "found", "recall", title="against the planted truth"
@@ -139,7 +157,7 @@ def main() -> None:
             table.add_row(world["run"], source, str(own["confirmed"]), str(own["true"]), shown[0], found, shown[1])
             console.print(f"{world['run']}, {source}: missed {own['missed']}; false {own['false']}", highlight=False)
     console.print(table)
-    console.print_json(data={name: figures[name] for name in ("calibration", "stability")})
+    console.print_json(data={name: figures[name] for name in ("calibration", "stability", "fair")})
     if given.output:
         given.output.write_text(json.dumps(figures, indent=1), "utf-8")
 

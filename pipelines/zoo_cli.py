@@ -65,6 +65,9 @@ def zoo_train(
         Optional[str],
         typer.Option(help="Id of a planted failure mode that the model is to be free of: a mended version"),
     ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of a classifier, its weights and batches; those that ship have 0")
+    ] = 0,
     short: Annotated[bool, typer.Option(help="A few steps of everything, to see that the recipe runs")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +79,7 @@ def zoo_train(
         stopped = None
         try:
             with for_json(as_json):
-                train(model, work, weights, minutes=minutes, short=short, number=world, without=without)
+                train(model, work, weights, minutes=minutes, short=short, number=world, without=without, seed=seed)
         except Unfinished as error:
             stopped = str(error)
         if as_json:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from audit import discovery as d
 from audit.failure_modes.claims import EMBEDDER, Claim, Real
-from benchmarks.discovery import false_alarms, overlap, permuted
+from audit.methods import discover
+from audit.results.sql import Run
+from audit.zoo.scenes import LABELS
+from benchmarks.discovery import anchor_of, false_alarms, material_of, measured, null_run, overlap, permuted
+from tests.planted import SEEDS, Planted
 
 
 def test_a_null_run_keeps_how_often_each_class_is_called_what_and_nothing_else() -> None:
@@ -52,3 +57,61 @@ def test_the_overlap_of_two_runs_is_what_both_confirmed() -> None:
     second = [mode("b"), mode("c"), mode("a", model="h")]
     assert overlap(first, second) == {"first": 2, "second": 3, "both": 1, "share": 0.25}
     assert overlap([], [])["share"] is None
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which f says crab on all sand, and searches show it."""
+    made = Planted(tmp_path_factory.mktemp("planted"))
+    made.search("crab", {"background": "sand"})
+    for control in ("car", "boat"):
+        made.search(control, {})
+    made.rows["items"] += [{"item_id": name, "role": "data", "label": name, "status": "ok"} for name in LABELS]
+    root = tmp_path_factory.mktemp("run")
+    made.discovered(root)
+    return root
+
+
+def test_discovery_again_is_the_run_s_own(place: Path) -> None:
+    made = material_of(place)
+    again = {m["failure_mode_id"]: (m["verdict"], m.get("p_value")) for m in discover.found_in(made)[1]}
+    rows = Run(place).rows("select failure_mode_id, verdict, p_value from failure_modes")
+    assert again.keys() == {row["failure_mode_id"] for row in rows}
+    for row in rows:
+        verdict, p_value = again[row["failure_mode_id"]]
+        assert (row["verdict"], row["p_value"]) == (verdict, p_value and pytest.approx(p_value, rel=1e-6))
+
+
+def test_the_anchor_is_the_model_of_most_searches(place: Path, tmp_path: Path) -> None:
+    made = material_of(place)
+    assert len(made.run.rows("select * from explanations")) == 3 * SEEDS
+    assert anchor_of(made) in ("f", "g")
+    pairs = [{"model_id": "f", "other_model_id": "g"}, {"model_id": "h", "other_model_id": "g"}]
+
+    class Asked:
+        def rows(self, query: str) -> list[dict[str, str]]:
+            return pairs
+
+    object.__setattr__(made, "run", Asked())
+    assert anchor_of(made) == "g"
+
+
+def test_a_null_run_confirms_nothing_of_what_its_run_does(place: Path) -> None:
+    made = material_of(place)
+    confirmed = {m["class_name"] for m in discover.found_in(made)[1] if m["verdict"] == "confirmed"}
+    assert "crab" in confirmed
+    alarms = [mode["class_name"] for seed in range(10) for mode in null_run(made, "g", seed)]
+    assert len(alarms) <= 1  # each with a chance of a hundredth at most
+
+
+def test_all_figures_of_a_run(place: Path) -> None:
+    found = measured([place], 3, twin=place, fair=place)
+    (world,) = found["worlds"]
+    assert world["search"]["found"] == ("crab-on-sand",)
+    assert world["search"]["precision"] == 1.0
+    assert found["stability"]["share"] == 1.0
+    assert found["stability"]["both"] == world["search"]["confirmed"]
+    assert {row["null_runs"] for row in found["calibration"].values()} == {3}
+    assert "f: crab on sand" in found["fair"]["confirmed"]
+    assert found["fair"]["calibration"].keys() == {"search", "labels", "search or labels", "screen"}
+    assert measured([place], 0)["calibration"] is None

@@ -140,6 +140,12 @@ def test_every_recipe_runs_and_its_result_loads(tmp_path: Path) -> None:
     for model, mode in (("shortcut-b", "crab-on-sand"), ("reference", "bird-in-sky"), ("all", "bird-in-sky")):
         with pytest.raises(ConfigError, match=f"unknown planted mode of {model} '{mode}'"):
             train(model, tmp_path, short=True, without=mode)
+    train("reference", tmp_path, short=True, seed=1)
+    one, other = (hf.load(hf.Options(ref=str(weights / name)), ()) for name in ("reference", "reference-seed-1"))
+    image = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(one.logits(image), other.logits(image))
+    with pytest.raises(ConfigError, match=r"unknown classifier 'clip'.*other models have one seed"):
+        train("clip", tmp_path, short=True, seed=1)
     generator = diffusers.load(diffusers.Options(ref=str(weights / "diffusion"), steps=2))
     z = torch.zeros((1, *generator.latent_shape))
     assert generator.decode(generator.eps(z, 500, generator.embed(["a crab"]))).shape == (1, 3, 64, 64)

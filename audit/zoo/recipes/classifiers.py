@@ -57,10 +57,14 @@ def train(
     *,
     count: int = 24000,
     schedule: Schedule = SCHEDULE,
+    seed: int = 0,
     budget: Budget | None = None,
 ) -> ResNetForImageClassification:
-    """Train one classifier on the scenes of its split, with the labels that the split gives them."""
-    torch.manual_seed(0)
+    """Train one classifier on the scenes of its split, with the labels that the split gives them.
+
+    `seed`: of its first weights, its batches and their noise.
+    """
+    torch.manual_seed(seed)
     split = split_of(name)
     images = rendered(world, split, count, cache)
     labels = torch.tensor([LABELS.index(scene_at(world, split, i).label) for i in range(count)])
@@ -73,7 +77,7 @@ def train(
             logits = model(normalised(x).to(DEVICE)).logits
         return {"ce": F.cross_entropy(logits.float(), labels[index].to(DEVICE), label_smoothing=0.05)}
 
-    fit(model, loss, schedule, folder, budget=budget)
+    fit(model, loss, schedule, folder, seed=seed, budget=budget)
     return model
 
 

@@ -37,11 +37,13 @@ def train(
     short: bool = False,
     number: int = 1,
     without: str | None = None,
+    seed: int = 0,
 ) -> None:
     """Train `model` (one of a world's `order`, or 'all') and write its weights, by default into the package.
 
     A `short` training proves a recipe and nothing else: its checkpoints and, by default, weights are in `work/short`.
-    `without`: a planted mode that `model` is to be free of, in a folder named after both, by default in `work/weights`.
+    `without`: a planted mode that `model` is to be free of; `seed`: of a classifier, which is 0 for those that ship.
+    Both name its folder, which is then by default in `work/weights`.
     Raises Unfinished where `minutes` end first: then there is a checkpoint, from which the same command goes on.
     """
     world = load_world(number)
@@ -52,23 +54,29 @@ def train(
         if without not in own:
             raise ConfigError(unknown(f"planted mode of {model}", without, own))
         world = world.without(without)
+    of_seed = (classifiers.REFERENCE, *world.biased)
+    if seed and model not in of_seed:
+        raise ConfigError(f"{unknown('classifier', model, of_seed)}; other models have one seed")
     deadline = time.monotonic() + (minutes * 60 if minutes else float("inf"))
     if short:
         work = work / "short"
-    target = weights or (work / "weights" if short or without else WEIGHTS)
+    suffix = (f"-without-{without}" if without else "") + (f"-seed-{seed}" if seed else "")
+    target = weights or (work / "weights" if short or suffix else WEIGHTS)
     for name in order(world) if model == "all" else (model,):
-        Trainer(world, work, target, deadline, short, f"-without-{without}" if without else "").train(name)
+        Trainer(world, work, target, deadline, short, seed, suffix).train(name)
 
 
 class Trainer:
     """Of which world, where things are, how long there is, and whether the recipes are cut short.
 
-    `suffix`: of the names of a biased classifier's folders.
+    `suffix`: of the names of a classifier's folders.
     """
 
-    def __init__(self, world: World, work: Path, weights: Path, deadline: float, short: bool, suffix: str = "") -> None:
-        self.world = world
-        self.work, self.weights, self.deadline, self.short, self.suffix = work, weights, deadline, short, suffix
+    def __init__(
+        self, world: World, work: Path, weights: Path, deadline: float, short: bool, seed: int = 0, suffix: str = ""
+    ) -> None:
+        self.world, self.short, self.seed, self.suffix = world, short, seed, suffix
+        self.work, self.weights, self.deadline = work, weights, deadline
         self.count = SHORT_COUNT if short else FULL_COUNT
 
     def train(self, name: str) -> None:
@@ -149,6 +157,7 @@ class Trainer:
             self.work,
             count=min(self.count, 24_000),
             schedule=self._schedule(classifiers.SCHEDULE),
+            seed=self.seed,
             budget=self.budget,
         )
         _save(model, self.weights / place)
