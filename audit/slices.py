@@ -33,9 +33,9 @@ def write_slice(run: Run, failure_mode_id: str, folder: Path) -> Slice:
     """Write the images that are a mode's evidence, as their data set has them, to a new folder with `metadata.csv`.
 
     Its columns: file_name; suggested_label, the data set's or, for images of the pool, what the mode's other model
-    says, which nobody has checked; says, what the mode's model says; item_id and uri in the run. The folder is a
-    `folder` source of a job file. Raises
-    ConfigError for a mode that the run does not have or that has no real images, and where the folder exists.
+    says, which nobody has checked, and empty where none is held against it; says, what the mode's model says; item_id
+    and uri in the run. The folder is a `folder` source of a job file. Raises ConfigError for a mode that the run does
+    not have or that has no real images, and where the folder exists.
     """
     modes = {row["failure_mode_id"]: row for row in run.rows("select * from failure_modes")}
     if failure_mode_id not in modes:

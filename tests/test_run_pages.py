@@ -38,10 +38,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     no run, not whole, not finished, or leads elsewhere."""
     root = tmp_path_factory.mktemp("runs")
     made = {
-        "v1": ([search("crab", "gone", "abc"), search("crab", "red")], said("pool", "v", dict.fromkeys("xyz", "boat"))),
+        "v1": (
+            [search("crab", "gone", "abcde"), search("crab", "red")],
+            said("pool", "v", {**dict.fromkeys("abcde", "crab"), **dict.fromkeys("vwxyz", "boat")}),
+        ),
         "v2": (
-            [search("crab", "added", "xyz"), search("crab", "red")],
-            said("pool", "v", dict.fromkeys("abc", "boat")),
+            [search("crab", "added", "vwxyz"), search("crab", "red")],
+            said("pool", "v", {**dict.fromkeys("abcde", "boat"), **dict.fromkeys("vwxyz", "crab")}),
         ),
     }
     made["v1"][0].append(search("boat", "old"))
