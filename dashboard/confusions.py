@@ -139,8 +139,10 @@ def _cell_of(frame: pd.DataFrame) -> tuple[str | None, str | None]:
 
 @st.cache_data(max_entries=16)
 def _models(_run: Run, of: Snapshot) -> list[Row]:  # noqa: ARG001
+    """The one that is wrong most often first."""
     return _run.rows(
-        "select distinct model_id from predictions where role = 'data' and correct is not null order by model_id"
+        "select model_id from predictions where role = 'data' and correct is not null group by model_id "
+        "order by avg(correct::int), model_id"
     )
 
 

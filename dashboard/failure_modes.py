@@ -168,8 +168,15 @@ def _figures(mode: Row) -> None:
     if mode["effect"] is not None:
         cells[1].metric("shift against controls", f"{mode['effect']:.1f} sd", help=_interval(mode, "effect", "{:.1f}"))
     if mode["evidence_rate"] is not None:
-        others = None if mode["control_rate"] is None else f"{mode['control_rate']:.0%} of {sentences.control(mode)}"
-        cells[2].metric("of real images that show it", f"{mode['evidence_rate']:.0%}", others, delta_color="off")
+        others = None if mode["control_rate"] is None else f"{mode['control_rate']:.1%} of others"
+        cells[2].metric(
+            "of real images that show it",
+            f"{mode['evidence_rate']:.0%}",
+            others,
+            delta_color="off",
+            delta_arrow="off",
+            help=f"others: {sentences.control(mode)}",
+        )
     if mode["impact"] is not None:
         cells[3].metric("impact", f"{mode['impact']:.1%}", help=_interval(mode, "impact", "{:.2%}"))
 

@@ -6,6 +6,7 @@ run has no rows is left out, with a line that says so.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -134,4 +135,8 @@ def _wait(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(Path, sys.argv[2:3]))
+    parser = argparse.ArgumentParser(prog="python docs/screenshots.py", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", nargs="?", default=DOCS)
+    given = parser.parse_args()
+    main(given.run, given.folder)
