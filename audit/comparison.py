@@ -54,9 +54,7 @@ class Change:
     @property
     def shown(self) -> Row:
         """The row that is confirmed; of two, the later one."""
-        row = self.after if _confirmed(self.after) else self.before
-        assert row is not None
-        return row
+        return _shown(self.before, self.after)
 
     @property
     def ids(self) -> list[str]:
@@ -113,12 +111,15 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
         old = [mode for mode in earlier if mode["model_id"] == old_id]
         new = [mode for mode in later if mode["model_id"] == new_id]
         twins = twins_of(old, new)
-        for i, mode in enumerate(old):
-            twin = new[twins[i]] if i in twins else None
-            if "confirmed" in (mode["verdict"], twin and twin["verdict"]):
-                changes.append(_change(mode, twin, before, after, old_id, new_id))
-        alone = (mode for j, mode in enumerate(new) if j not in twins.values() and mode["verdict"] == "confirmed")
-        changes += (_change(None, mode, before, after, old_id, new_id) for mode in alone)
+        alone = set(range(len(new))) - set(twins.values())
+        found: list[tuple[Row | None, Row | None]] = [
+            *((mode, new[twins[i]] if i in twins else None) for i, mode in enumerate(old)),
+            *((None, new[j]) for j in sorted(alone)),
+        ]
+        found = [two for two in found if any(map(_confirmed, two))]
+        asked = {item_id for two in found if not all(map(_confirmed, two)) for item_id in _shown(*two)["showing"] or ()}
+        answers = _answers(before, old_id, asked), _answers(after, new_id, asked)
+        changes += (_change(*two, (old_id, new_id), answers) for two in found)
     changes.sort(key=lambda change: (_ORDER.index(change.status), -_impact(change), change.class_name, change.name))
     return Comparison(tuple(changes), tuple(_accuracy(before, after, *pair) for pair in pairs.items()))
 
@@ -130,13 +131,16 @@ def twins_of(first: list[Row], second: list[Row]) -> dict[int, int]:
     """Which modes are the same in two lists, by their places: of one class, and of one concept or, where they are named
     otherwise, with half of the evidence in common. Each is the twin of one at most."""
     found: dict[int, int] = {}
+    free: dict[str, list[int]] = {}
+    for j, mode in enumerate(second):
+        free.setdefault(canonical(mode["class_name"]), []).append(j)
     for same in (_same_concept, _same_evidence):
-        for i, a in enumerate(first):
-            for j, b in enumerate(second):
-                if i in found or j in found.values() or canonical(a["class_name"]) != canonical(b["class_name"]):
-                    continue
-                if same(a, b):
-                    found[i] = j
+        for i, mode in enumerate(first):
+            left = free.get(canonical(mode["class_name"]), [])
+            twin = None if i in found else next((j for j in left if same(mode, second[j])), None)
+            if twin is not None:
+                found[i] = twin
+                left.remove(twin)
     return found
 
 
@@ -182,44 +186,52 @@ def _impact(change: Change) -> float:
     return max((row["impact"] or 0.0) for row in (change.before, change.after) if row is not None)
 
 
-def _change(old: Row | None, new: Row | None, before: Run, after: Run, old_id: str, new_id: str) -> Change:
-    """At least one of the two modes is confirmed."""
-    was, is_ = _confirmed(old), _confirmed(new)
-    shown = new if is_ else old
-    assert shown is not None
-    told = new_id, shown["class_name"], shown["name"], old, new
-    if was and is_:
+def _change(
+    old: Row | None, new: Row | None, models: tuple[str, str], answers: tuple[dict[str, str], dict[str, str]]
+) -> Change:
+    """At least one of the two modes is confirmed; `models` and `answers`: before and after, of images at least that
+    show what only one run confirmed."""
+    shown, was = _shown(old, new), _confirmed(old)
+    told = models[1], shown["class_name"], shown["name"], old, new
+    if was and _confirmed(new):
         return Change("unchanged", *told, None, None, None, "both runs confirmed it")
-    asked = shown["showing"] or []
-    earlier, later = (_says(*side, shown["class_name"], asked) for side in ((before, old_id), (after, new_id)))
-    images = earlier.keys() & later.keys()
-    said, says = (sum(answers[image] for image in images) for answers in (earlier, later))
-    only = [sum(a[i] and not b[i] for i in images) for a, b in ((earlier, later), (later, earlier))]
-    first, second = (said, says) if was else (says, said)  # of the run that confirmed it, and of the other
-    more, fewer = only if was else reversed(only)
-    counts = *told, len(images), said, says
+    name = canonical(shown["class_name"])
+    images = [item_id for item_id in shown["showing"] or () if all(item_id in side for side in answers)]
+    earlier, later = ({item_id for item_id in images if side[item_id] == name} for side in answers)
+    first, second = (earlier, later) if was else (later, earlier)  # of the run that confirmed it, and of the other
+    counts = *told, len(images), len(earlier), len(later)
     if not first:
         why = f"the {'second' if was else 'first'} run did not confirm it, and has screened none of its real images"
         return Change("unclear", *counts, why)
-    why = f"of {len(images)} real images {old_id} said {shown['class_name']} on {said}, {new_id} on {says}"
-    if second >= THERE * first:
+    why = f"of {len(images)} real images {models[0]} said {shown['class_name']} on {len(earlier)}, "
+    why += f"{models[1]} on {len(later)}"
+    if len(second) >= THERE * len(first):
         return Change("unchanged", *counts, why)
-    if second <= GONE * first and stats.binomtest(more, more + fewer, alternative="greater").pvalue < LEVEL:
+    only, others = len(first - second), len(second - first)
+    if len(second) <= GONE * len(first) and stats.binomtest(only, only + others, alternative="greater").pvalue < LEVEL:
         return Change("fixed" if was else "new", *counts, why)
     return Change("unclear", *counts, why)
+
+
+def _shown(old: Row | None, new: Row | None) -> Row:
+    """Of two modes, the one that is confirmed; the later one where both are."""
+    row = new if _confirmed(new) else old
+    assert row is not None
+    return row
 
 
 def _confirmed(mode: Row | None) -> bool:
     return mode is not None and mode["verdict"] == "confirmed"
 
 
-def _says(run: Run, model_id: str, class_name: str, item_ids: list[str]) -> dict[str, bool]:
-    """Of some real images those that a run has screened with a model, and whether that says a class on them."""
+def _answers(run: Run, model_id: str, item_ids: set[str]) -> dict[str, str]:
+    """Of some real images those that a run has screened with a model, and what it says of them."""
+    if not item_ids:
+        return {}
     rows = run.rows(
-        "select item_id, canonical(any_value(predicted)) = canonical(?) as says from predictions "
-        "where role in ('data', 'pool') and status = 'ok' and model_id = ? and item_id in (select unnest(?)) "
-        "group by item_id",
-        [class_name, model_id, item_ids],
+        "select item_id, canonical(any_value(predicted)) as says from predictions where role in ('data', 'pool') "
+        "and status = 'ok' and model_id = ? and item_id in (select unnest(?)) group by item_id",
+        [model_id, sorted(item_ids)],
     )
     return {row["item_id"]: row["says"] for row in rows}
 

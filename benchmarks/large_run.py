@@ -276,6 +276,7 @@ def _discovered(
             row["evidence"] = [str(one) for one in rng.choice(ids, 12)] + [
                 item_id(items + int(n)) for n in rng.integers(0, items, 88)
             ]
+            row["showing"] = row["evidence"]
         rows.append(row)
     neurons = [
         {"neuron_id": mode_id(-1 - number), "stage": "2-neuron", "model_id": MODELS[number % 3], "neuron": number}

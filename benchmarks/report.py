@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from audit.results.sql import Run
-from benchmarks.large_run import explanation_id, make, mode_id
+from benchmarks.large_run import MODELS, explanation_id, make, mode_id
 from benchmarks.sessions import served
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
@@ -45,6 +45,13 @@ PAGES = {
     "explanations, page 50,000": ("/explanations?page=50000", "main h4"),
     "one explanation": ("/explanation?id={explanation}", "main img[alt^='result']"),
     "neurons": ("/neurons", "main h3"),
+    "one neuron": ("/neuron?id={neuron}", "main h1"),
+    "classes": ("/classes", "main [data-testid=stDataFrame]"),
+    "one class": ("/classes?name=class+003", "main h2"),
+    "confusions": ("/confusions", "main [data-testid=stVegaLiteChart]"),
+    "runs": ("/runs", "main [data-testid=stDataFrame]"),
+    "compare, two models of the run": ("/compare?with={run}&old={old}&new={new}", "main h3"),
+    "blinded comparison": ("/study", "main [data-testid=stSelectbox]"),
     "real images by words": ("/retrieval", "main [data-testid=stForm]"),
     "SQL": ("/sql", "main textarea"),
 }
@@ -108,6 +115,7 @@ def measure(run: Path, repeats: int, views: int, names: Sequence[str]) -> dict[s
     pages = {name: PAGES[name] for name in names}
     there = Run(run).rows("select failure_mode_id from failure_modes where len(exemplars) > 0 order by 1 limit 1")
     ids = {"mode": there[0]["failure_mode_id"] if there else mode_id(0), "explanation": explanation_id(0)}
+    ids |= {"neuron": mode_id(-1), "run": run.name, "old": MODELS[0], "new": MODELS[1]}
     painted: dict[str, list[float]] = {name: [] for name in pages}
     worked: dict[str, list[float]] = {name: [] for name in pages}
     changed: dict[str, list[float]] = {name: [] for name in CHANGES}
