@@ -1,11 +1,12 @@
 """What changed between two audits, or between two models of one: failure modes new, fixed and unchanged, and accuracy.
 
 Real images decide before names do. A mode that one run confirmed is there in the other as well if it is confirmed
-there, or if the other's model says the mode's class on at least half as many of the images that show the mode's
-concept; and it is gone if on a quarter as many at most, and too few for chance (McNemar's exact test). Asked are all
-images that show it, right or wrong: had one asked only those that one of the models gets wrong, the other would seem
-better for every mistake that training anew moves elsewhere. A search that found nothing is no proof that there is
-nothing, so without such images the answer is `unclear`.
+there, or if it happens to at least half as many of the images that show its concept; and it is gone if to a quarter as
+many at most, and too few for chance (McNemar's exact test). It happens to an image where the mode's model says the
+class and the one that is held against it does not. Asked are images that show the concept, right or wrong: had one
+asked only those that one of the models gets wrong, the other would seem better for every mistake that training anew
+moves elsewhere. A search that found nothing is no proof that there is nothing, so without such images the answer is
+`unclear`. A mode is the model's that is at fault, as far as that is known.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from audit.errors import ConfigError
 from audit.results.sql import Run
 
 Row = dict[str, Any]
+_Said = dict[str, dict[str, str]]
 Status = Literal["new", "fixed", "unchanged", "unclear"]
 
-THERE, GONE = 0.5, 0.25  # how often the other model says the class, as a share of how often the first one does
-LEVEL = 0.05  # p-value under which it says it less often than the first one
+THERE, GONE = 0.5, 0.25  # how often it happens in the other run, as a share of how often in the first one
+LEVEL = 0.05  # p-value under which it happens less often than in the first one
 FEWEST = 3  # images in common that can make modes of two names one
 SHARED = 0.5  # of the evidence of the smaller one, with which modes of two names are one
 
@@ -36,8 +38,9 @@ class Change:
     """A failure mode that at least one of the runs confirmed.
 
     before, after: its rows of `failure_modes`, None where a run has none of it. Of `images` that show its concept in
-    the run that confirmed it, and that both screened, the earlier model says the class on `said` and the later one on
-    `says`; None where both confirmed it. `reason`: what the status rests on.
+    the run that confirmed it, and that both screened, it happened to `happened` before and happens to `happens` after;
+    None where both confirmed it. `model_id`: the model at fault, as the later run calls it. `reason`: what the status
+    rests on.
     """
 
     status: Status
@@ -47,8 +50,8 @@ class Change:
     before: Row | None
     after: Row | None
     images: int | None
-    said: int | None
-    says: int | None
+    happened: int | None
+    happens: int | None
     reason: str
 
     @property
@@ -66,7 +69,13 @@ class Change:
         told: Row = {key: getattr(self, key) for key in ("status", "model_id", "class_name", "name")}
         for side, row in (("before", self.before), ("after", self.after)):
             told |= {f"{side}_{key}": row and row[key] for key in ("failure_mode_id", "verdict", "impact")}
-        return {**told, "images": self.images, "said": self.said, "says": self.says, "reason": self.reason}
+        return {
+            **told,
+            "images": self.images,
+            "happened": self.happened,
+            "happens": self.happens,
+            "reason": self.reason,
+        }
 
 
 @dataclass(frozen=True)
@@ -101,16 +110,18 @@ class Comparison:
 def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) -> Comparison:
     """Compare two runs, which may be one and the same.
 
-    models: what a model of `before` is called in `after`, where it is called otherwise. Only models that both runs have
-    are compared. Raises ConfigError for a model that its run does not have, and where none are left.
+    models: which to compare, by their names in `before`, and what they are called in `after`; by default those of one
+    name. Raises ConfigError for a model that its run does not have, and where none are left.
     """
     pairs = pairs_of(before, after, models)
+    taken = {*pairs, *pairs.values()}
+    called = {name: name for name in models_of(before) if name in models_of(after) and name not in taken} | pairs
     changes: list[Change] = []
     earlier, later = before.failure_modes(), after.failure_modes()
     for old_id, new_id in pairs.items():
-        old = [mode for mode in earlier if mode["model_id"] == old_id]
-        new = [mode for mode in later if mode["model_id"] == new_id]
-        twins = twins_of(old, new)
+        old = [mode for mode in earlier if owner(mode) == old_id]
+        new = [mode for mode in later if owner(mode) == new_id]
+        twins = twins_of(old, new, called)
         alone = set(range(len(new))) - set(twins.values())
         found: list[tuple[Row | None, Row | None]] = [
             *((mode, new[twins[i]] if i in twins else None) for i, mode in enumerate(old)),
@@ -118,8 +129,8 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
         ]
         found = [two for two in found if any(map(_confirmed, two))]
         asked = {item_id for two in found if not all(map(_confirmed, two)) for item_id in _shown(*two)["showing"] or ()}
-        answers = _answers(before, old_id, asked), _answers(after, new_id, asked)
-        changes += (_change(*two, (old_id, new_id), answers) for two in found)
+        answers = _answers(before, asked), _answers(after, asked)
+        changes += (_change(*two, (old_id, new_id), called, answers) for two in found)
     changes.sort(key=lambda change: (_ORDER.index(change.status), -_impact(change), change.class_name, change.name))
     return Comparison(tuple(changes), tuple(_accuracy(before, after, *pair) for pair in pairs.items()))
 
@@ -127,14 +138,21 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
 _ORDER = ("new", "unclear", "unchanged", "fixed")
 
 
-def twins_of(first: list[Row], second: list[Row]) -> dict[int, int]:
-    """Which modes are the same in two lists, by their places: of one class, and of one concept or, where they are named
-    otherwise, with half of the evidence in common. Each is the twin of one at most."""
+def owner(mode: Row) -> str:
+    """The model whose failure a mode is: the one at fault or, where that is not known, the one that says the class."""
+    return str(mode.get("at_fault") or mode["model_id"])
+
+
+def twins_of(first: list[Row], second: list[Row], called: Mapping[str, str] | None = None) -> dict[int, int]:
+    """Which modes are the same in two lists, by their places: of one class, and of one concept and, if there is such a
+    one, with the same model held against it; or, where they are named otherwise, with half of the evidence in common.
+    Each is the twin of one at most. called: what models of the first list are called in the second."""
     found: dict[int, int] = {}
     free: dict[str, list[int]] = {}
     for j, mode in enumerate(second):
         free.setdefault(canonical(mode["class_name"]), []).append(j)
-    for same in (_same_concept, _same_evidence):
+    first = [{**mode, "other_model_id": (called or {}).get(o := mode["other_model_id"], o)} for mode in first]
+    for same in (_same_pair, _same_concept, _same_evidence):
         for i, mode in enumerate(first):
             left = free.get(canonical(mode["class_name"]), [])
             twin = None if i in found else next((j for j in left if same(mode, second[j])), None)
@@ -144,14 +162,23 @@ def twins_of(first: list[Row], second: list[Row]) -> dict[int, int]:
     return found
 
 
+def _same_pair(a: Row, b: Row) -> bool:
+    return _same_concept(a, b) and bool(a["other_model_id"] == b["other_model_id"])
+
+
 def _same_concept(a: Row, b: Row) -> bool:
-    return bool(a["concept"] == b["concept"])
+    return bool(a["concept"] == b["concept"]) and _says(a) == _says(b)
 
 
 def _same_evidence(a: Row, b: Row) -> bool:
     one, other = set(a["evidence"] or ()), set(b["evidence"] or ())
     smaller = min(len(one), len(other))
-    return smaller >= FEWEST and len(one & other) >= SHARED * smaller
+    return smaller >= FEWEST and len(one & other) >= SHARED * smaller and _says(a) == _says(b)
+
+
+def _says(mode: Row) -> bool:
+    """Whether it is the model at fault that says the class, and not one that misses it."""
+    return owner(mode) == mode["model_id"]
 
 
 def models_of(run: Run) -> list[str]:
@@ -187,30 +214,49 @@ def _impact(change: Change) -> float:
 
 
 def _change(
-    old: Row | None, new: Row | None, models: tuple[str, str], answers: tuple[dict[str, str], dict[str, str]]
+    old: Row | None, new: Row | None, pair: tuple[str, str], called: Mapping[str, str], answers: tuple[_Said, _Said]
 ) -> Change:
-    """At least one of the two modes is confirmed; `models` and `answers`: before and after, of images at least that
-    show what only one run confirmed."""
+    """At least one of the two modes is confirmed; `answers`: before and after, of images at least that show what only
+    one run confirmed."""
     shown, was = _shown(old, new), _confirmed(old)
-    told = models[1], shown["class_name"], shown["name"], old, new
+    told = pair[1], shown["class_name"], shown["name"], old, new
     if was and _confirmed(new):
         return Change("unchanged", *told, None, None, None, "both runs confirmed it")
-    name = canonical(shown["class_name"])
-    images = [item_id for item_id in shown["showing"] or () if all(item_id in side for side in answers)]
-    earlier, later = ({item_id for item_id in images if side[item_id] == name} for side in answers)
-    first, second = (earlier, later) if was else (later, earlier)  # of the run that confirmed it, and of the other
+    there: Mapping[str, str] = called if was else {after: before for before, after in called.items()}
+    both = []
+    for name in (shown["model_id"], shown["other_model_id"]):
+        rival = name in pair and name != owner(shown)  # of the two that are compared: what one says decides
+        both.append((name, there[name]) if name in there and not rival else (None, None))
+    says, misses = both if was else ((second, first) for first, second in both)  # before, after
+    happened, happens = (_happens(shown, says[i], misses[i], answers[i]) for i in (0, 1))
+    images = happened.keys() & happens.keys()
+    earlier, later = ({image for image in images if side[image]} for side in (happened, happens))
+    first, second = (earlier, later) if was else (later, earlier)  # in the run that confirmed it, and in the other
     counts = *told, len(images), len(earlier), len(later)
     if not first:
         why = f"the {'second' if was else 'first'} run did not confirm it, and has screened none of its real images"
         return Change("unclear", *counts, why)
-    why = f"of {len(images)} real images {models[0]} said {shown['class_name']} on {len(earlier)}, "
-    why += f"{models[1]} on {len(later)}"
+    why = (
+        f"of {len(images)} real images that show it, it happened to {len(earlier)} before, and happens to {len(later)}"
+    )
     if len(second) >= THERE * len(first):
         return Change("unchanged", *counts, why)
-    only, others = len(first - second), len(second - first)
-    if len(second) <= GONE * len(first) and stats.binomtest(only, only + others, alternative="greater").pvalue < LEVEL:
+    only, added = len(first - second), len(second - first)
+    if len(second) <= GONE * len(first) and stats.binomtest(only, only + added, alternative="greater").pvalue < LEVEL:
         return Change("fixed" if was else "new", *counts, why)
     return Change("unclear", *counts, why)
+
+
+def _happens(mode: Row, says: str | None, misses: str | None, answers: _Said) -> dict[str, bool]:
+    """Of a mode's images of which a run has answers, to which it happens: `says` is in this run the model that says the
+    class, `misses` the one that does not; None where that is no model that both runs have, and is not asked."""
+    name = canonical(mode["class_name"])
+    told = [(answers.get(model, {}), it_says) for model, it_says in ((says, True), (misses, False)) if model]
+    return {
+        item_id: all((side[item_id] == name) is it_says for side, it_says in told)
+        for item_id in mode["showing"] or ()
+        if told and all(item_id in side for side, _ in told)
+    }
 
 
 def _shown(old: Row | None, new: Row | None) -> Row:
@@ -224,16 +270,19 @@ def _confirmed(mode: Row | None) -> bool:
     return mode is not None and mode["verdict"] == "confirmed"
 
 
-def _answers(run: Run, model_id: str, item_ids: set[str]) -> dict[str, str]:
-    """Of some real images those that a run has screened with a model, and what it says of them."""
-    if not item_ids:
-        return {}
-    rows = run.rows(
-        "select item_id, canonical(any_value(predicted)) as says from predictions where role in ('data', 'pool') "
-        "and status = 'ok' and model_id = ? and item_id in (select unnest(?)) group by item_id",
-        [model_id, sorted(item_ids)],
-    )
-    return {row["item_id"]: row["says"] for row in rows}
+def _answers(run: Run, item_ids: set[str]) -> _Said:
+    """What each model of a run says of some real images, of those that it screened."""
+    said: dict[str, dict[str, str]] = {}
+    if item_ids:
+        rows = run.rows(
+            "select model_id, item_id, canonical(any_value(predicted)) as says from predictions "
+            "where role in ('data', 'pool') and status = 'ok' and item_id in (select unnest(?)) "
+            "group by model_id, item_id",
+            [sorted(item_ids)],
+        )
+        for row in rows:
+            said.setdefault(row["model_id"], {})[row["item_id"]] = row["says"]
+    return said
 
 
 def _accuracy(before: Run, after: Run, old_id: str, new_id: str) -> Accuracy:

@@ -33,7 +33,7 @@ class Interval:
 class Evidence:
     """How often something happens to images that show a feature, and to others of the same strata.
 
-    images, control_images: of the strata that hold both, and in which it happens at all. rate: over the former.
+    images, control_images: of the strata that hold both. rate: over the former.
     control_rate: what it would be if the images that show the feature did as the others of their strata do. low, high:
     95 % interval of the excess, rate - control_rate. p_value: one-sided, that it is above 0.
     """
@@ -106,13 +106,12 @@ def matched(happens: Bools, shows: Bools, strata: Names) -> Evidence:
     The test is exact: given how many images of each stratum show the feature, and to how many it happens, the number
     of those with both is hypergeometric, and the strata are independent of each other (Birch's test; with one stratum,
     Fisher's). The interval: Wilson's of each rate, put together by MOVER (Zou and Donner 2008, eq. 6), which is
-    Newcombe's for one stratum. Strata in which all images show the feature, or none, tell nothing, and neither do those
-    in which it happens to none.
+    Newcombe's for one stratum. Strata in which all images show the feature, or none, tell nothing.
     """
     seen, tail, parts = 0, np.ones(1), []
     for name in sorted(set(strata[shows])):
         inside, outside = happens[(strata == name) & shows], happens[(strata == name) & ~shows]
-        if not len(outside) or not (inside.any() or outside.any()):
+        if not len(outside):
             continue
         hits, size, total = int(inside.sum()), len(inside), len(inside) + len(outside)
         among = hits + int(outside.sum())
@@ -173,7 +172,10 @@ def separation(along: Floats, inside: Bools, outside: Bools, strata: Names, fewe
 
 
 def halves(along: Floats) -> Floats:
-    """For each concept, where the values (p, c) fall into two parts with the least variance within (Otsu 1979)."""
+    """For each concept, where the values (p, c) fall into two parts with the least variance within (Otsu 1979).
+
+    p >= 2.
+    """
     ordered = np.sort(along, axis=0).astype(np.float64)
     count = np.arange(1, len(ordered))[:, None]
     below = ordered.cumsum(0)[:-1]

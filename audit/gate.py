@@ -1,7 +1,8 @@
 """Rules that a run has to keep before a model ships: on the number of failure modes, and on any number of SQL.
 
-A gate never passes for want of knowledge: a rule about failure modes needs a run that looked for them, a rule about new
-ones needs the run of before, and a query that gives no number fails.
+A gate does not pass for want of knowledge: a rule about failure modes needs a run that looked for them and had real
+images to confirm them on, a rule about new ones needs the run of before, and a query that gives no number fails. Of
+what is `unclear` against the run of before a rule says itself whether it counts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from xml.etree import ElementTree
 from pydantic import Field, model_validator
 
 from audit.class_names import canonical
-from audit.comparison import Status, compare, models_of, pairs_of
+from audit.comparison import Status, compare, models_of, owner, pairs_of
 from audit.config import AnyPlace, Frozen, Names, checked, parse_yaml
 from audit.errors import ConfigError, unknown
 from audit.results.sql import Run
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 class Modes(Frozen):
     """Which failure modes a rule counts."""
 
-    model: str | None = Field(None, description="of this model; default: of all")
+    model: str | None = Field(None, description="of this model, which is at fault; default: of all")
     classes: Names | None = Field(None, description="of these classes; default: of all")
     verdict: Literal["confirmed", "hypothesis", "any"] = Field("confirmed", description="of the audit")
     status: Annotated[tuple[Status, ...], Field(strict=False)] | None = Field(
@@ -136,10 +137,9 @@ def _outcome(rule: Rule, value: float | None, modes: tuple[str, ...] = ()) -> Ou
 def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcome:
     wanted = rule.failure_modes
     assert wanted is not None
-    if not run.rows("select 1 from units where stage like '%-discover' and status = 'ok' limit 1"):
-        raise ConfigError(
-            f"rule {rule.name!r}: {run.location} looked for no failure modes: its job has no stage 'discover'"
-        )
+    for query, why in _NEEDS:
+        if not run.rows(f"{query} limit 1"):
+            raise ConfigError(f"rule {rule.name!r}: {run.location} looked for no failure modes: {why}")
     _check_names(rule.name, wanted, run)
     excused = _reviewed(run, wanted.unless) | (_reviewed(baseline, wanted.unless, True) if baseline else set())
     if wanted.status is None:
@@ -149,13 +149,24 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
         raise ConfigError(f"rule {rule.name!r} needs the run of before; name it with --baseline, or in the rules file")
     else:
         _check_compared(rule, rules, run, baseline)
-        changes = [change for change in compare(baseline, run, rules.models).changes if change.status in wanted.status]
+        pairs = _pairs(baseline, run, rules.models)
+        changes = [change for change in compare(baseline, run, pairs).changes if change.status in wanted.status]
         words = [
             f"{_words(change.shown)} ({change.status}: {change.reason})"
             for change in changes
             if _counts(change.shown, wanted) and excused.isdisjoint(change.ids)
         ]
     return _outcome(rule, float(len(words)), tuple(words))
+
+
+_NEEDS = (
+    ("select 1 from units where stage like '%-discover' and status = 'ok'", "its job has no stage 'discover'"),
+    ("select 1 from items where role = 'data' and label is not null", "none of its images has a label"),
+    (
+        "select 1 from arrays where name = 'embedding' and role in ('data', 'pool') and values is not null",
+        "it has no embedding of a real image that could confirm any",
+    ),
+)
 
 
 def _check_names(rule: str, wanted: Modes, run: Run) -> None:
@@ -178,20 +189,27 @@ def _check_names(rule: str, wanted: Modes, run: Run) -> None:
 
 def _check_compared(rule: Rule, rules: Rules, run: Run, baseline: Run) -> None:
     """What a model that has no older version did is neither new nor old."""
-    wanted, compared = rule.failure_modes, pairs_of(baseline, run, rules.models).values()
+    wanted, compared = rule.failure_modes, _pairs(baseline, run, rules.models).values()
     assert wanted is not None
     for mode in run.failure_modes():
-        if mode["verdict"] == "confirmed" and mode["model_id"] not in compared and _counts(mode, wanted):
+        if mode["verdict"] == "confirmed" and owner(mode) not in compared and _counts(mode, wanted):
             raise ConfigError(
-                f"rule {rule.name!r}: {baseline.location} has no model {mode['model_id']!r}, for which failure modes "
+                f"rule {rule.name!r}: {baseline.location} has no model {owner(mode)!r}, for which failure modes "
                 f"are confirmed now; it has: {', '.join(models_of(baseline))}. Say in the rules file which one it was, "
-                f"as models: {{old: {mode['model_id']}}}, or which model the rule is about"
+                f"as models: {{old: {owner(mode)}}}, or which model the rule is about"
             )
+
+
+def _pairs(baseline: Run, run: Run, models: Mapping[str, str]) -> dict[str, str]:
+    """What is compared: models that are called otherwise, and all others of one name."""
+    others = () if baseline.location == run.location else models_of(baseline)
+    same = {name: name for name in others if name in models_of(run) and name not in {*models, *models.values()}}
+    return pairs_of(baseline, run, {**same, **models})
 
 
 def _counts(mode: Row, wanted: Modes) -> bool:
     return (
-        wanted.model in (None, mode["model_id"])
+        wanted.model in (None, owner(mode))
         and (wanted.classes is None or canonical(mode["class_name"]) in map(canonical, wanted.classes))
         and (mode["impact"] or 0.0) >= wanted.least_impact
     )

@@ -39,10 +39,15 @@ class Screened:
     checks: Names
 
     def ranking(self, weights: NDArray[np.float64], class_name: str) -> suspects.Ranking:
-        """The units' order of suspicion for a class; weights (units,) are those from unit to class."""
+        """The units' order of suspicion for a class; weights (units,) are those from unit to class.
+
+        Triggers are told by images that propose failure modes alone, as what is asked of the others must not be why a
+        unit was chosen: they count as if the check saw the class, and so are on neither side.
+        """
         name = canonical(class_name)
         labelled, says, sees = self.labels == name, self.says == name, self.checks == name
-        return suspects.rank(self.activations.astype(np.float64), weights, labelled, says, sees)
+        apart = sees | ~naming_half(self.ids)
+        return suspects.rank(self.activations.astype(np.float64), weights, labelled, says, apart)
 
 
 def screened(
@@ -73,6 +78,11 @@ def screened(
         names(table["predicted"]),
         checked,
     )
+
+
+def naming_half(item_ids: Names) -> NDArray[np.bool_]:
+    """Which images propose what a failure mode might be, (n,): half of them, by their hashes. The others are asked."""
+    return np.array([int(item_id[:8], 16) % 2 == 0 for item_id in item_ids], np.bool_)
 
 
 def matrix(column: pa.ChunkedArray) -> Floats:

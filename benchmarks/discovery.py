@@ -87,8 +87,8 @@ def overlap(first: list[Mode], second: list[Mode]) -> Row:
     one, other = ([m for m in modes if m["verdict"] == "confirmed"] for modes in (first, second))
     shared = 0
     for pair in {_pair(mode) for mode in one}:
-        sides = ([{"evidence": [], **m} for m in side if _pair(m) == pair] for side in (one, other))
-        shared += len(twins_of(*sides))
+        first, second = ([{"evidence": [], **m} for m in side if _pair(m) == pair] for side in (one, other))
+        shared += len(twins_of(first, second))
     union = len(one) + len(other) - shared
     return {"first": len(one), "second": len(other), "both": shared, "share": shared / union if union else None}
 

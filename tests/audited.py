@@ -13,6 +13,7 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from pipelines.units import write_plan
 
+EMBEDDED = {"role": "data", "name": "embedding", "values": [1.0]}
 STAGES = ("0-inventory", "1-screen", "2-discover")
 
 
@@ -30,6 +31,11 @@ def said(role: str, model: str, answers: dict[str, str], label: str | None = Non
         | {"correct": None if label is None else name == label}
         for item, name in answers.items()
     ]
+
+
+def against(answers: dict[str, str], model: str = "v", other: str = "boat") -> list[dict[str, Any]]:
+    """Predictions of a model for images of the pool, and of the reference, which says `other` on all of them."""
+    return [*said("pool", model, answers), *said("pool", "reference", dict.fromkeys(answers, other))]
 
 
 def audited(
@@ -57,8 +63,8 @@ def audited(
     for stage in STAGES:
         write_plan(store, stage, iter([Unit(f"u{stage[0]}", stage, "{}")]))
     rows: dict[str, Rows] = {
-        "0-inventory": {},
-        "1-screen": {"predictions": predictions},
+        "0-inventory": {"items": [{"item_id": "one", "role": "data", "label": "crab"}]},
+        "1-screen": {"predictions": predictions, "arrays": [{"subject_id": "one", **EMBEDDED}]},
         "2-discover": {"failure_modes": modes},
     }
     for stage in done:

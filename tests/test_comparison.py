@@ -13,7 +13,7 @@ from audit.comparison import Comparison, compare, twins_of
 from audit.errors import ConfigError
 from audit.results.sql import Run
 from pipelines.cli import app
-from tests.audited import audited, mode, said
+from tests.audited import against, audited, mode, said
 
 
 def on(letters: str, crabs: int) -> dict[str, str]:
@@ -22,7 +22,7 @@ def on(letters: str, crabs: int) -> dict[str, str]:
 
 
 def changed(found: Comparison) -> list[tuple[str, str, int | None, int | None, int | None]]:
-    return [(c.status, c.name, c.images, c.said, c.says) for c in found.changes]
+    return [(c.status, c.name, c.images, c.happened, c.happens) for c in found.changes]
 
 
 @pytest.mark.parametrize(
@@ -33,21 +33,46 @@ def test_real_images_tell_what_became_of_a_mode_that_is_not_confirmed_again(
 ) -> None:
     """Of eight images that the first run gets wrong: up to a quarter is gone, from a half on is there."""
     modes = [mode("crab", "on sand", evidence="abcdefgh")]
-    before = audited(tmp_path / "a", modes, said("pool", "v", on("abcdefghz", 8)))  # z is another image
-    after = audited(tmp_path / "b", [], said("pool", "v", on("abcdefgh", crabs)))
+    before = audited(tmp_path / "a", modes, against(on("abcdefghz", 8)))  # z is another image
+    after = audited(tmp_path / "b", [], against(on("abcdefgh", crabs)))
     assert changed(compare(before, after)) == [(status, "on sand", 8, 8, crabs)]
     assert changed(compare(after, before)) == [({"fixed": "new"}.get(status, status), "on sand", 8, crabs, 8)]
+
+
+@pytest.mark.parametrize("directions", [("reference", "v"), ("v", "reference")])
+def test_a_mode_is_the_model_s_that_is_at_fault_whatever_it_was_held_against(
+    tmp_path: Path, directions: tuple[str, str]
+) -> None:
+    """Version 2 of v misses fish where the reference sees them, or says fish where it sees none; version 1 did not."""
+    says, misses = directions
+    name = "fish" if misses == "v" else "crab"
+    found = mode(name, "not on water", evidence="abcdefgh", at_fault="v", model_id=says, other_model_id=misses)
+    before = audited(tmp_path / "a", [], against(dict.fromkeys("abcdefgh", "fish"), other="fish"))
+    after = audited(tmp_path / "b", [found], against(dict.fromkeys("abcdefgh", "crab"), other="fish"))
+    assert changed(compare(before, after)) == [("new", "not on water", 8, 0, 8)]
+    assert changed(compare(after, before)) == [("fixed", "not on water", 8, 8, 0)]
+    assert compare(before, after).changes[0].model_id == "v"
+    alone = [row for row in against(dict.fromkeys("abcdefgh", "crab"), other="fish") if row["model_id"] == "v"]
+    assert changed(compare(before, audited(tmp_path / "c", [found], alone, ("v",)))) == [
+        ("new", "not on water", 8, 0, 8)  # there is no reference to ask: v alone is asked
+    ]
+
+
+def test_of_two_modes_of_a_name_the_twin_is_the_one_against_the_same_model(tmp_path: Path) -> None:
+    both = [mode("crab", "on sand", other_model_id=other, failure_mode_id=other) for other in ("g", "reference")]
+    found = compare(audited(tmp_path / "a", both, []), audited(tmp_path / "b", both[1:], []))
+    assert [(c.status, c.ids) for c in found.changes] == [("unclear", ["g"]), ("unchanged", ["reference", "reference"])]
 
 
 def test_a_mode_of_a_low_rate_is_not_fixed_by_mistakes_that_move(tmp_path: Path) -> None:
     """The model is wrong on four of 26 images that show it: on other four afterwards, or on three, or on none."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     modes = [mode("crab", "on sand", evidence="abcd", showing=list(letters))]
-    before = audited(tmp_path / "a", modes, said("pool", "v", on(letters, 4)))
+    before = audited(tmp_path / "a", modes, against(on(letters, 4)))
 
     def after(name: str, crabs: str) -> Comparison:
         answers = {letter: "crab" if letter in crabs else "boat" for letter in letters}
-        return compare(before, audited(tmp_path / name, [], said("pool", "v", answers)))
+        return compare(before, audited(tmp_path / name, [], against(answers)))
 
     assert changed(after("moved", "wxyz")) == [("unchanged", "on sand", 26, 4, 4)]
     assert changed(after("fewer", "xyz")) == [("unchanged", "on sand", 26, 4, 3)]
@@ -57,30 +82,30 @@ def test_a_mode_of_a_low_rate_is_not_fixed_by_mistakes_that_move(tmp_path: Path)
 def test_what_both_confirm_is_unchanged_and_what_neither_confirms_is_no_change(tmp_path: Path) -> None:
     both = mode("crab", "on sand", evidence="abc")
     guess = mode("crab", "red", "hypothesis")
-    before = audited(tmp_path / "a", [both, guess], said("pool", "v", on("abc", 0)))
-    after = audited(tmp_path / "b", [both, guess], said("pool", "v", on("abc", 0)))
+    before = audited(tmp_path / "a", [both, guess], against(on("abc", 0)))
+    after = audited(tmp_path / "b", [both, guess], against(on("abc", 0)))
     assert changed(compare(before, after)) == [("unchanged", "on sand", None, None, None)]
 
 
 def test_without_real_images_nobody_can_tell(tmp_path: Path) -> None:
     modes = [mode("crab", "on sand", evidence="abc")]
-    before = audited(tmp_path / "a", modes, said("pool", "v", on("abc", 3)))
-    after = audited(tmp_path / "b", [mode("crab", "on sand", "hypothesis")], said("pool", "v", on("xy", 0)))
+    before = audited(tmp_path / "a", modes, against(on("abc", 3)))
+    after = audited(tmp_path / "b", [mode("crab", "on sand", "hypothesis")], against(on("xy", 0)))
     found = compare(before, after)
     assert changed(found) == [("unclear", "on sand", 0, 0, 0)]
     assert found.changes[0].reason == "the second run did not confirm it, and has screened none of its real images"
     assert found.changes[0].ids == ["crab on sand", "crab on sand"]  # the hypothesis is its other side
-    older = audited(tmp_path / "older", [{**modes[0], "showing": None}], said("pool", "v", on("abc", 3)))
+    older = audited(tmp_path / "older", [{**modes[0], "showing": None}], against(on("abc", 3)))
     assert changed(compare(older, after)) == [("unclear", "on sand", 0, 0, 0)]
 
 
 def test_other_answers_than_the_model_s_own_count_for_nothing(tmp_path: Path) -> None:
     """Images of another model, and without an answer."""
     modes = [mode("crab", "on sand", evidence="abcdef")]
-    before = audited(tmp_path / "a", modes, said("pool", "v", on("abcdef", 6)))
+    before = audited(tmp_path / "a", modes, against(on("abcdef", 6)))
     failed = [{**row, "status": "failed", "predicted": None} for row in said("pool", "v", on("f", 1))]
-    others = [*said("pool", "reference", on("abcdef", 6)), *failed]
-    after = audited(tmp_path / "b", [], [*said("pool", "v", on("abcde", 0)), *others])
+    others = [*said("pool", "w", on("abcdef", 6)), *said("pool", "reference", on("f", 0)), *failed]
+    after = audited(tmp_path / "b", [], [*against(on("abcde", 0)), *others])
     assert changed(compare(before, after)) == [("fixed", "on sand", 5, 5, 0)]
 
 
@@ -104,12 +129,12 @@ def test_new_ones_come_first_then_by_impact(tmp_path: Path) -> None:
     before = audited(
         tmp_path / "a",
         [mode("crab", "fixed", evidence="abcde"), mode("crab", "small", impact=0.1), mode("crab", "large", impact=0.3)],
-        said("pool", "v", answers),
+        against(answers),
     )
     after = audited(
         tmp_path / "b",
         [mode("crab", "added", evidence="vwxyz", impact=None), mode("crab", "small"), mode("crab", "large")],
-        said("pool", "v", {**on("abcde", 0), **on("vwxyz", 5)}),
+        against({**on("abcde", 0), **on("vwxyz", 5)}),
     )
     found = compare(before, after)
     assert [c.name for c in found.changes] == ["added", "large", "small", "fixed"]
@@ -127,23 +152,27 @@ def test_accuracy_on_the_images_that_both_have(tmp_path: Path) -> None:
 
 def test_two_models_of_one_run(tmp_path: Path) -> None:
     old = {**mode("crab", "on sand", evidence="abcde"), "model_id": "v1"}
-    answers = [*said("pool", "v1", on("abcde", 5)), *said("pool", "v2", on("abcde", 0))]
-    run = audited(tmp_path / "a", [old], answers, ("v1", "v2"))
+    answers = [*against(on("abcde", 5), "v1"), *said("pool", "v2", on("abcde", 0))]
+    run = audited(tmp_path / "a", [old], answers, ("v1", "v2", "reference"))
     found = compare(run, run, {"v1": "v2"})
     assert changed(found) == [("fixed", "on sand", 5, 5, 0)]
     assert found.changes[0].model_id == "v2"
-    with pytest.raises(ConfigError, match="within one run, name the two models to compare; it has: v1, v2"):
+    between = {**old, "other_model_id": "v2"}  # what a search for images on which the two differ found
+    direct = audited(tmp_path / "direct", [between], answers, ("v1", "v2", "reference"))
+    assert changed(compare(direct, direct, {"v1": "v2"})) == [("fixed", "on sand", 5, 5, 0)]
+    assert changed(compare(direct, direct, {"v2": "v1"})) == [("new", "on sand", 5, 0, 5)]
+    with pytest.raises(ConfigError, match="within one run, name the two models to compare; it has: v1, v2, reference"):
         compare(run, run)
-    with pytest.raises(ConfigError, match="the second run has no model 'v3'; it has: v1, v2"):
+    with pytest.raises(ConfigError, match="the second run has no model 'v3'; it has: v1, v2, reference"):
         compare(run, run, {"v1": "v3"})
-    with pytest.raises(ConfigError, match=r"no model of one name \(first: v1, v2; second: w\)"):
+    with pytest.raises(ConfigError, match=r"no model of one name \(first: v1, v2, reference; second: w\)"):
         compare(run, audited(tmp_path / "b", [], [], ("w",)))
 
 
 def test_the_command_compares_finished_runs_only(tmp_path: Path) -> None:
     modes = [mode("crab", "on sand", evidence="abcde")]
-    audited(tmp_path / "a", modes, said("pool", "v", on("abcde", 5)))
-    audited(tmp_path / "b", [], said("pool", "v", on("abcde", 0)))
+    audited(tmp_path / "a", modes, against(on("abcde", 5)))
+    audited(tmp_path / "b", [], against(on("abcde", 0)))
     audited(tmp_path / "c", [], [], done=("0-inventory", "1-screen"))
     shell = CliRunner()
     told = shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
@@ -154,12 +183,12 @@ def test_the_command_compares_finished_runs_only(tmp_path: Path) -> None:
         "crab on sand",
         None,
     )
-    assert "of 5 real images v said crab on 5, v on 0" in " ".join(
+    assert "of 5 real images that show it, it happened to 5 before, and happens to 0" in " ".join(
         shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b")]).stdout.split()
     )
     unfinished = shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "c")])
     assert unfinished.exit_code == 2
     assert "is not finished: stage 2-discover has done 0 of 1 units" in " ".join(unfinished.output.split())
     one = shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "a"), "--model", "v=reference", "--json"])
-    assert json.loads(one.stdout)["failure_modes"][0]["status"] == "unclear"
+    assert json.loads(one.stdout)["failure_modes"][0]["status"] == "fixed"  # the reference is right on all of them
     assert shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--model", "v"]).exit_code == 2

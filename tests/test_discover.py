@@ -50,7 +50,7 @@ def test_the_planted_mode_is_confirmed_and_named(found: tuple[Run, list[dict[str
     sand = [load_scene(run, item_id).background for item_id in first["evidence"]]
     assert set(sand[:12]) == {"sand"}
     assert sand.count("sand") > 0.9 * len(sand)
-    assert 12 < len(sand) <= first["evidence_images"]
+    assert len(sand) > 12
     stored = run.rows("select image_id from images where kind = 'original'")
     assert set(first["evidence"][:12]) <= {row["image_id"] for row in stored}
 
@@ -60,10 +60,14 @@ def test_a_mode_is_found_against_another_model_whatever_its_group_was_merged_int
 
     def group(stage: str, other: str) -> claims.Group:
         mode = {"kind": "disagreement", "model_id": "f", "other_model_id": other, "class_name": "crab"}
-        mode |= {"concept": "{} on sand", "failure_mode_id": f"against {other}", "verdict": "confirmed"}
+        mode |= {"concept": "{} on sand", "failure_mode_id": f"against {other}", "verdict": "confirmed", "support": 9}
         return claims.Group(mode, stage, [], np.array([1.0, 2.0 if other == "g" else 1.0]))
 
     every = [group(stage, other) for stage in ("2-x", "3-x") for other in ("g", "h")]
+    smaller = [group(g.stage, g.mode["other_model_id"]) for g in every]  # of the same name, and no more than hypotheses
+    for g in smaller:
+        g.mode.update(verdict="hypothesis", support=3)
+        every.append(claims.Group(g.mode, g.stage, [], np.array([-1.0, 0.0])))
     asked = [
         {"stage": s, "model_id": "f", "other_model_id": o, "target_class": "crab"} for s in ("2-x", "3-x") for o in "gh"
     ]

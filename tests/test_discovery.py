@@ -121,6 +121,20 @@ def test_matched_evidence_keeps_its_level_and_its_interval_covers() -> None:
     assert np.mean(covered) >= 0.93
 
 
+def test_rates_are_of_all_strata_also_of_those_in_which_it_happens_to_none() -> None:
+    """500 classes with one image that shows it, wrong with a chance of 3 %, and five that do not and are right."""
+    rng, covered, rates = np.random.default_rng(4), 0, []
+    for _ in range(20):
+        strata = np.repeat([f"{i:03d}" for i in range(500)], 6).astype(object)
+        shows = np.tile([True] + [False] * 5, 500)
+        found = d.matched(shows & (rng.random(3000) < 0.03), shows, strata)
+        assert (found.images, found.control_images) == (500, 2500)
+        covered += found.low <= 0.03 <= found.high
+        rates.append(found.rate)
+    assert np.mean(rates) == pytest.approx(0.03, abs=0.005)
+    assert covered >= 18
+
+
 def test_nothing_to_compare_is_no_evidence() -> None:
     nobody = d.matched(np.ones(4, bool), np.ones(4, bool), np.full(4, "car", object))
     assert (nobody.images, nobody.p_value, nobody.rate) == (0, 1.0, 0.0)

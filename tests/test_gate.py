@@ -16,7 +16,7 @@ from audit.gate import Outcome, check, junit, load_rules
 from audit.results.sql import Run
 from audit.reviews import review
 from pipelines.cli import app
-from tests.audited import audited, mode, said
+from tests.audited import against, audited, mode, said
 
 NO_NEW = "- {name: nothing new, failure_modes: {status: [new, unclear]}, at_most: 0}"
 
@@ -30,20 +30,20 @@ def outcomes(folder: Path, rules: str, run: Run, baseline: Run | None = None) ->
 def before(tmp_path: Path) -> Run:
     """Has a mode of its own, and was right on the images of another one."""
     answers = {**dict.fromkeys("abcde", "crab"), **dict.fromkeys("uvxyz", "boat")}
-    return audited(tmp_path / "before", [mode("crab", "on sand", evidence="abcde")], said("pool", "v", answers))
+    return audited(tmp_path / "before", [mode("crab", "on sand", evidence="abcde")], against(answers))
 
 
 @pytest.fixture
 def worse(tmp_path: Path) -> Run:
     """One more mode."""
     modes = [mode("crab", "on sand", evidence="abcde"), mode("crab", "red", evidence="uvxyz", impact=0.02)]
-    return audited(tmp_path / "worse", modes, said("pool", "v", dict.fromkeys("abcdeuvxyz", "crab")))
+    return audited(tmp_path / "worse", modes, against(dict.fromkeys("abcdeuvxyz", "crab")))
 
 
 @pytest.fixture
 def better(tmp_path: Path) -> Run:
     """One mode fewer."""
-    return audited(tmp_path / "better", [], said("pool", "v", dict.fromkeys("abcdeuvxyz", "boat")))
+    return audited(tmp_path / "better", [], against(dict.fromkeys("abcdeuvxyz", "boat")))
 
 
 def test_a_new_confirmed_mode_is_blocked_and_a_fixed_one_is_not(
@@ -52,7 +52,8 @@ def test_a_new_confirmed_mode_is_blocked_and_a_fixed_one_is_not(
     found = outcomes(tmp_path, NO_NEW, worse, before)[0]
     assert (found.passed, found.value, found.message) == (False, 1.0, "1; at most 0 is wanted")
     assert found.modes == (
-        "v says “crab” for what is red, impact 2.00% (new: of 5 real images v said crab on 0, v on 5)",
+        "v says “crab” for what is red, impact 2.00% "
+        "(new: of 5 real images that show it, it happened to 0 before, and happens to 5)",
     )
     assert outcomes(tmp_path, NO_NEW, better, before)[0].passed
 
@@ -110,7 +111,7 @@ def test_what_a_person_called_expected_blocks_nothing(
 
 def test_what_was_let_pass_as_a_hypothesis_is_blocked_once_it_is_confirmed(tmp_path: Path, worse: Run) -> None:
     guess = mode("crab", "red", "hypothesis")
-    before = audited(tmp_path / "guessed", [guess], said("pool", "v", dict.fromkeys("abcdeuvxyz", "boat")))
+    before = audited(tmp_path / "guessed", [guess], against(dict.fromkeys("abcdeuvxyz", "boat")))
     review(before, "crab red", "not a failure", reviewer="Ada")
     rules = "- {name: r, failure_modes: {least_impact: 0.0}, at_most: 0}"
     assert outcomes(tmp_path, rules, worse, before)[0].value == 2
@@ -165,7 +166,7 @@ def test_a_model_that_the_run_before_has_not_passes_no_rule_on_what_is_new(tmp_p
     """A version of another name: with confirmed modes it has to be said which one it was; without, it is no matter."""
     answers = [
         *said("pool", "v2", dict.fromkeys("abcdeuvxyz", "crab")),
-        *said("pool", "v", dict.fromkeys("abcde", "crab")),
+        *against(dict.fromkeys("abcde", "crab")),
     ]
     modes = [mode("crab", "red", evidence="uvxyz", model_id="v2")]
     renamed = audited(tmp_path / "renamed", modes, answers, models=("v2", "v", "reference"))

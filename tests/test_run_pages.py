@@ -19,7 +19,7 @@ from audit.results.progress import stages_of
 from audit.results.sql import Run
 from audit.runs import beside, open_beside, unfinished
 from dashboard import comparing, siblings
-from tests.audited import audited, mode, said
+from tests.audited import against, audited, mode, said
 from tests.report_server import CHROMIUM, served
 
 HOSTILE = "<b>*half*"
@@ -40,11 +40,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = {
         "v1": (
             [search("crab", "gone", "abcde"), search("crab", "red")],
-            said("pool", "v", {**dict.fromkeys("abcde", "crab"), **dict.fromkeys("vwxyz", "boat")}),
+            against({**dict.fromkeys("abcde", "crab"), **dict.fromkeys("vwxyz", "boat")}),
         ),
         "v2": (
             [search("crab", "added", "vwxyz"), search("crab", "red")],
-            said("pool", "v", {**dict.fromkeys("abcde", "boat"), **dict.fromkeys("vwxyz", "crab")}),
+            against({**dict.fromkeys("abcde", "boat"), **dict.fromkeys("vwxyz", "crab")}),
         ),
     }
     made["v1"][0].append(search("boat", "old"))

@@ -6,6 +6,7 @@ them, or the embedder as a zero-shot classifier, or their labels. Embeddings hav
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -18,11 +19,12 @@ from audit.class_names import canonical
 from audit.config import Frozen, Phrases, Template, digest
 from audit.methods import Context
 from audit.results.sql import Run
-from audit.screened import matrix, names
+from audit.screened import matrix, names, naming_half
 
 Mode = dict[str, Any]
 
 EMBEDDER = "embedder"  # as a zero-shot classifier over the data set's classes
+BEFALLEN = 0.95  # share of the images on which it happens whose classes are compared
 MOST_EVIDENCE = 1000  # real images that a mode names; the pictures of the first `exemplars` are kept with the run
 
 VOCABULARY = (
@@ -114,13 +116,9 @@ class Real:
         return first & ~other
 
     def halves(self) -> tuple[Real, Real]:
-        """Split by the images' hashes."""
-        even = np.array([int(item_id[:8], 16) % 2 == 0 for item_id in self.ids], bool)
-        return self.part(np.flatnonzero(even)), self.part(np.flatnonzero(~even))
-
-    def without(self, item_ids: set[str]) -> Real:
-        """All but some images."""
-        return self.part(np.flatnonzero(~np.isin(self.ids, sorted(item_ids)))) if item_ids else self
+        """Those that propose, and those that are asked."""
+        naming = naming_half(self.ids)
+        return self.part(np.flatnonzero(naming)), self.part(np.flatnonzero(~naming))
 
     def part(self, chosen: d.Ints) -> Real:
         """The images at these places."""
@@ -179,21 +177,24 @@ class Searches:
 def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Material, seeds: int) -> list[Group]:
     """Groups of searches that moved alike, each with its name and what real images say; controls: shifts (m, c).
 
-    seeds: of how many searches these are the ones that bear the claim out. Images that a group's searches explain are
-    no evidence for it: they were chosen because of what the model says of them.
+    seeds: of how many searches these are the ones that bear the claim out. Searches that explain images which are asked
+    propose nothing: those images may have been chosen because of what the model says of them.
     """
     found, every, options = [], material.pool or material.data, material.options
+    halves = None if every is None else every.halves()
+    if halves is not None:
+        asked_ids = set(halves[1].ids)
+        own = own.part(np.array([row.get("item_id") not in asked_ids for row in own.rows], np.bool_))
     moved = d.shifts(own.starts, own.results, material.concepts)
     for chosen in d.groups(moved, options.group_distance, options.smallest_group):
         part, shift = own.part(chosen), moved[chosen]
         mode: Mode = {"support": len(chosen), "seeds": seeds, "found_by": sorted({row["stage"] for row in part.rows})}
         order = d.typical_first(shift)
         mode["exemplars"] = [part.rows[i]["explanation_id"] for i in order[: options.exemplars]]
-        if every is None:
+        if halves is None:
             mode |= named(claim, shift, controls, options)
         else:
-            explained = {row["item_id"] for row in part.rows if row.get("item_id")}
-            mode |= evidence(claim, part, shift, controls, every.without(explained), options)
+            mode |= evidence(claim, part, shift, controls, *halves, options)
         found.append(Group(mode, part.rows[0]["stage"], part.column("image_id").tolist(), shift.mean(0)))
     return found
 
@@ -251,7 +252,7 @@ def _real(role: str, context: Context, concepts: d.Floats, check: Check) -> Real
         f"where a.role = ? and name = 'embedding' and values is not null {labelled} order by subject_id",
         [*models, role],
     )
-    if not len(table):
+    if len(table) < 2:
         return None
     embeddings = unit(matrix(table["values"]))
     assert callable(check.of_real)
@@ -356,16 +357,21 @@ def described(claim: Claim, concept: str) -> Mode:
 
 
 def evidence(
-    claim: Claim, searches: Searches, shift: d.Floats, controls: d.Floats, real: Real, options: Options
+    claim: Claim,
+    searches: Searches,
+    shift: d.Floats,
+    controls: d.Floats,
+    naming: Real,
+    testing: Real,
+    options: Options,
 ) -> Mode:
     """The name of a group of searches, and what real images say of it: the columns of both.
 
     One half of the images proposes: which concept it is, by those nearest to what the searches made, and from where on
-    an image has it. The other half is asked: how often it happens to those that have it, and to others of the same
-    classes. Where it happens to too few near the searches to propose any, these name the group alone.
+    an image has it. The other half is asked. Where it happens to too few near the searches to propose any, these name
+    the group alone.
     """
-    naming, testing = real.halves()
-    near = d.nearest(naming.embeddings, searches.results, options.neighbours)
+    near = d.nearest(naming.embeddings, searches.results, options.neighbours) if len(naming.ids) else np.zeros(0, int)
     told = contrast(claim, near, naming)
     mode = named(claim, shift, controls, options, told)
     if told is None:  # of a name that the searches alone propose real images can still be asked
@@ -373,29 +379,47 @@ def evidence(
     wrong = np.flatnonzero(naming.wrong(claim))
     if told is not None:
         wrong = wrong[np.isin(wrong, near)]
-    if len(wrong) < 2:
-        return mode
-    shows = having(claim, mode["concept"], wrong, naming, testing, options)
-    found = np.flatnonzero(shows & testing.wrong(claim))
-    found = found[np.argsort(-(testing.embeddings[found] @ searches.results.mean(0)), kind="stable")]
-    mode |= asked(claim, shows, testing.seen, testing)
-    return mode | {"evidence": testing.ids[found[:MOST_EVIDENCE]].tolist()}
+    return mode | compared(claim, mode["concept"], wrong, searches.results.mean(0), naming, testing, options)
 
 
-def asked(claim: Claim, shows: d.Bools, strata: d.Names, real: Real) -> Mode:
-    """What real images say of those that show something (p,), against others of the same strata (p,): the columns of
-    that; none where nothing can be compared.
+def compared(
+    claim: Claim, concept: str, wrong: d.Ints, towards: d.Floats, naming: Real, testing: Real, options: Options
+) -> Mode:
+    """What the images that are asked say of a concept that those of the other half propose which are `wrong`.
 
-    Prevalence is the share of all that shows it and could be mistaken for the class; `showing` names those on which
-    what is held against the model does not say the class, whether the model is wrong or right.
+    That half says as well which classes it befalls: the fewest that make up `BEFALLEN` of all to which it happens and
+    that have it. Only images of those are compared, as others dilute both rates alike. towards (d,): evidence goes by
+    nearness to it.
     """
-    facts = d.matched(real.wrong(claim), shows, strata)
-    if not facts.images:
+    if len(wrong) < 2:
         return {}
+    proposed, shows = (having(claim, concept, wrong, naming, half, options) for half in (naming, testing))
+    befallen = _most(naming.seen[proposed & naming.wrong(claim)])
+    return asked(claim, shows, np.isin(testing.seen, befallen), testing.seen, towards, testing)
+
+
+def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards: d.Floats, real: Real) -> Mode:
+    """What real images say of those that show something (p,), against others of the same strata (p,): the columns of
+    that; without figures where nothing can be compared. among (p,): which are compared.
+
+    Prevalence is the share of all that are compared and show it. `showing` names such images whether the model is wrong
+    or right, but for those of the class itself where a label or the embedder tells.
+    """
+    wrong = real.wrong(claim)
+    found = np.flatnonzero(shows & wrong)
+    found = found[np.argsort(-(real.embeddings[found] @ towards), kind="stable")]
+    told = {"evidence": real.ids[found[:MOST_EVIDENCE]].tolist()}
+    facts = d.matched(wrong[among], shows[among], strata[among])
+    if not facts.images:
+        return told
+    by_model = claim.other_model_id not in (None, EMBEDDER)
+    blind = by_model and np.mean(real.seen[found] == canonical(claim.class_name)) > 0.5 if len(found) else False
     prevalence = facts.images / len(real.ids)
     excess = {"impact": facts.rate - facts.control_rate, "impact_low": facts.low, "impact_high": facts.high}
-    _, other = real.says(claim)
+    known = shows & among if by_model else shows & among & ~real.says(claim)[1]
     return {
+        **told,
+        "at_fault": claim.other_model_id if blind else claim.model_id,
         "evidence_rate": facts.rate,
         "control_rate": facts.control_rate,
         "evidence_images": facts.images,
@@ -405,14 +429,26 @@ def asked(claim: Claim, shows: d.Bools, strata: d.Names, real: Real) -> Mode:
         "p_value": facts.p_value,
         "prevalence": prevalence,
         **{name: prevalence * value for name, value in excess.items()},
-        "showing": sorted(real.ids[shows & ~other])[:MOST_EVIDENCE],
+        "showing": sorted(real.ids[known])[:MOST_EVIDENCE],
     }
+
+
+def _most(classes: d.Names) -> list[str]:
+    """The most frequent of some names, as few as make up `BEFALLEN` of all."""
+    chosen: list[str] = []
+    counted, left = Counter(classes.tolist()), BEFALLEN * len(classes)
+    for name, count in sorted(counted.items(), key=lambda each: (-each[1], each[0])):
+        if left <= 0:
+            break
+        chosen.append(name)
+        left -= count
+    return chosen
 
 
 def screened(claim: Claim, naming: Real, testing: Real, options: Options) -> list[Mode]:
     """What real images alone show: groups of those that are wrong, alike in embeddings.
 
-    Groups, names and thresholds come from one half of the images, tests and impact from the other.
+    Groups, names and thresholds come from one half of the images, tests, impact and evidence from the other.
     """
     modes = []
     wrong = naming.wrong(claim)
@@ -422,8 +458,7 @@ def screened(claim: Claim, naming: Real, testing: Real, options: Options) -> lis
         told = contrast(claim, chosen, naming)
         both = np.concatenate([naming.along, -naming.along], 1)
         mode = named(claim, both[chosen], both[~wrong], options, told)
-        order = chosen[d.typical_first(naming.embeddings[chosen])]
-        mode |= {"support": len(chosen), "evidence": naming.ids[order[:MOST_EVIDENCE]].tolist()}
-        shows = having(claim, mode["concept"], chosen, naming, testing, options)
-        modes.append(mode | asked(claim, shows, testing.seen, testing))
+        mode |= {"support": len(chosen)}
+        towards = naming.embeddings[chosen].mean(0)
+        modes.append(mode | compared(claim, mode["concept"], chosen, towards, naming, testing, options))
     return modes

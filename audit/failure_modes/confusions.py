@@ -33,9 +33,9 @@ def _labels(claim: Claim, naming: Real, testing: Real, fewest: int) -> list[Mode
         if count < fewest:
             continue
         mode = described(claim, label) | {"name": f"labelled {label}", "support": count, "reason": None}
-        together = testing.said[None].copy()  # all labels but the class are one stratum: they themselves are compared
-        together[together != canonical(claim.class_name)] = ""
-        own = np.flatnonzero((naming.said[None] == label) & naming.wrong(claim))
-        shows = np.asarray(testing.said[None] == label)
-        modes.append(mode | asked(claim, shows, together, testing) | {"evidence": naming.ids[own].tolist()})
+        labels = testing.said[None]
+        among = np.asarray(labels != canonical(claim.class_name))
+        together = np.full(len(labels), "", object)  # one stratum: labels themselves are compared
+        towards = naming.embeddings[(naming.said[None] == label) & naming.wrong(claim)].mean(0)
+        modes.append(mode | asked(claim, np.asarray(labels == label), among, together, towards, testing))
     return modes

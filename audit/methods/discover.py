@@ -1,8 +1,8 @@
 """Stage: failure modes of every kind, confirmed on real images; and the screen-only baseline.
 
-A mode is `confirmed` only if the model is wrong on real images that show what it is named after, and more often than on
-others of the same classes; else it is a `hypothesis`, and `reason` says why. The images that are asked are not those
-that proposed the name. The kinds are files of `audit/failure_modes`.
+A mode is `confirmed` only if the model is wrong on real images that show what it is named after, and more often than
+on others of the same classes (of a label: than on all others); else it is a `hypothesis`, and `reason` says why. The
+images that are asked are not those that proposed the name. The kinds are files of `audit/failure_modes`.
 
 Of each mode between two models it is measured whether it is one of the other model only (DiG-IN Figs. 21, 22):
 `holds_against` every third model, the share of the group's images on which that model does not say the class either;
@@ -168,11 +168,11 @@ def _alike(groups: list[Group], every: list[Group], context: Context) -> list[di
     searched = context.run.rows(
         "select distinct stage, model_id, other_model_id, target_class from explanations order by all"
     )
-    by_place = {
-        (g.stage, *(g.mode[k] for k in ("model_id", "class_name", "concept", "other_model_id"))): g
-        for g in every
-        if g.mode["kind"] == "disagreement"
-    }
+    by_place: dict[tuple[str, ...], Group] = {}
+    for g in sorted(every, key=lambda each: _standing(each.mode)):
+        if g.mode["kind"] == "disagreement":
+            place = (g.mode[k] for k in ("model_id", "class_name", "concept", "other_model_id"))
+            by_place.setdefault((g.stage, *place), g)
     measured = []
     for group, row in product(groups, searched):
         own, other = group.mode, row["other_model_id"]

@@ -39,7 +39,7 @@ from audit.results.schema import Rows
 from audit.screened import Screened, originals, screened
 
 NEEDS, READS = ("adequacy",), ("screen",)
-VERSION = 1
+VERSION = 2
 
 PRESETS = {
     # DiG-IN Table E.1, for Stable Diffusion at 512 x 512.

@@ -200,6 +200,11 @@ TABLES: dict[str, pa.Schema] = {
             "neurons": (pa.list_(_S), "neuron ids whose searches show it"),
             "model_id": (_S, "model that says the class"),
             "other_model_id": (_S, "what is held against it: a model, embedder, or NULL for the labels"),
+            "at_fault": (
+                _S,
+                "which model is wrong: other_model_id if most of the evidence is of the class, as its label or the "
+                "embedder has it, else model_id; NULL without figures of real images",
+            ),
             "class_name": (_S, "class that model_id says"),
             "name": (_S, "what the images share, in words"),
             "concept": (_S, "vocabulary entry behind the name"),
@@ -209,17 +214,17 @@ TABLES: dict[str, pa.Schema] = {
             "support": (_I, "seeds (search) or images (screen) in the group"),
             "seeds": (_I, "searches for the class that ended, in disagreement or not"),
             "effect": (_F, "shift towards the concept against the controls, in standard deviations of the controls"),
-            "effect_low": (_F, "lower end of its 95 % interval"),
+            "effect_low": (_F, "lower end of its 95 % interval, as if the group had not been chosen for its shift"),
             "effect_high": (_F, "upper end of its 95 % interval"),
             "evidence_rate": (_F, "share of wrong ones of the real images that show the concept"),
-            "control_rate": (_F, "the same share of other real images that are held to be of the same classes"),
+            "control_rate": (_F, "the same share of other real images of the classes that it befalls"),
             "excess_low": (_F, "lower end of the 95 % interval of their difference"),
             "excess_high": (_F, "upper end of it"),
             "evidence_images": (_I, "real images in the evidence arm"),
             "control_images": (_I, "real images in the control arm"),
             "p_value": (_F, "one-sided, before correction"),
             "p_corrected": (_F, "after Holm's correction over all modes of the stage"),
-            "prevalence": (_F, "share of the real images that shows the concept and could be taken for the class"),
+            "prevalence": (_F, "share of the real images that is of the classes it befalls and shows the concept"),
             "impact": (_F, "prevalence times excess rate: share of the real images that is wrong because of it"),
             "impact_low": (_F, "lower end of its 95 % interval"),
             "impact_high": (_F, "upper end of its 95 % interval"),
@@ -230,8 +235,8 @@ TABLES: dict[str, pa.Schema] = {
             ),
             "showing": (
                 pa.list_(_S),
-                "item ids of real images that show the concept and are held to be of another class, whether the model "
-                "is wrong or right: of those asked the first 1000 by id",
+                "item ids of real images of the classes that it befalls which show the concept, whether a model is "
+                "wrong or right: of those asked the first 1000 by id",
             ),
         },
     ),

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from audit.class_names import canonical
 from audit.errors import ConfigError
 from audit.results.sql import Run
 from audit.zoo.world import Mode, World, load_world
@@ -110,9 +111,10 @@ def score(run: Run) -> Score:
     """Score a run on an embedded world.
 
     Planted modes count which the run searched: of a pair of models the class that the first is to say and the other
-    not, of a neuron its class. Precision is over all modes that are confirmed and about a planted classifier; of the
-    baseline, over those that were searched. Labels that are confused with each other are no planted modes and do not
-    count: why a model confuses them is not said. Raises ConfigError where no planted classifier ran.
+    not, of a neuron its class. Precision is over all modes that are confirmed and about a planted classifier, each
+    once against however many others it was found; of the baseline, over those that were searched. Labels that are
+    confused with each other are no planted modes and do not count: why a model confuses them is not said. Raises
+    ConfigError where no planted classifier ran.
     """
     return score_of(run, run.rows("select * from failure_modes order by failure_mode_id"))
 
@@ -131,7 +133,7 @@ def score_of(run: Run, found: list[dict[str, Any]]) -> Score:
     rows: dict[str, list[dict[str, Any]]] = {"search": [], "labels": [], "screen": []}
     for row in found:
         claims = _claims(row, planted)
-        if claims and "{}" in row["concept"] and (row["source"] != "screen" or searched.intersection(claims)):
+        if claims and "{}" in (row["concept"] or "") and (row["source"] != "screen" or searched.intersection(claims)):
             rows[row["source"]].append(row)
     return Score(*(_counts(own, modes, planted, world) for own in rows.values()))
 
@@ -139,11 +141,11 @@ def score_of(run: Run, found: list[dict[str, Any]]) -> Score:
 def _claims(row: Mapping[str, Any], planted: Mapping[str, str]) -> list[tuple[str, str, bool]]:
     """What a search or a mode is about: a planted classifier, a class, and whether it says that class or misses it."""
     says, misses = planted.get(row["model_id"]), planted.get(row["other_model_id"])
-    return [(name, row["class_name"], name is says) for name in (says, misses) if name is not None]
+    return [(name, canonical(row["class_name"]), name is says) for name in (says, misses) if name is not None]
 
 
 def _claim_of(mode: Mode) -> tuple[str, str, bool]:
-    return mode.classifier, mode.class_name, mode.taken_for is None
+    return mode.classifier, canonical(mode.class_name), mode.taken_for is None
 
 
 def planted_mode(row: Mapping[str, Any], world: World, planted: Mapping[str, str]) -> Mode | None:
@@ -162,7 +164,8 @@ def planted_mode(row: Mapping[str, Any], world: World, planted: Mapping[str, str
 
 
 def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str, str], world: World) -> Counts:
-    confirmed = [row for row in rows if row["verdict"] == "confirmed"]
+    once = {(*_claims(row, planted), row["concept"]): row for row in rows if row["verdict"] == "confirmed"}
+    confirmed = list(once.values())
     matched = [planted_mode(row, world, planted) for row in confirmed]
     supposed = [planted_mode(row, world, planted) for row in rows if row["verdict"] != "confirmed"]
     hypotheses = {mode.id for mode in supposed if mode}
@@ -172,7 +175,9 @@ def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str,
     return Counts(
         len(confirmed),
         sum(mode is not None for mode in matched),
-        sum(row["class_name"] in world.controls and not m for row, m in zip(confirmed, matched, strict=True)),
+        sum(
+            canonical(row["class_name"]) in world.controls and not m for row, m in zip(confirmed, matched, strict=True)
+        ),
         tuple(mode.id for mode in modes if mode.id in found),
         tuple(mode.id for mode in modes if mode.id not in found),
         tuple(sorted(hypotheses)),
