@@ -8,8 +8,15 @@ Row = dict[str, Any]
 
 
 def claim(mode: Row) -> str:
-    """A failure mode in a few words."""
+    """A failure mode in a few words, of the model at fault."""
+    if misses(mode):
+        return f"{mode['other_model_id']} misses “{mode['class_name']}” in what is {mode['name']}"
     return f"{mode['model_id']} says “{mode['class_name']}” for what is {mode['name']}"
+
+
+def misses(mode: Row) -> bool:
+    """Whether the model at fault is the one that does not say the class."""
+    return mode.get("at_fault") not in (None, mode["model_id"])
 
 
 def sentence(mode: Row) -> str:

@@ -168,7 +168,9 @@ def run(
 
 
 def _print_findings(opened: object) -> None:
+    from audit.comparison import owner
     from audit.results.sql import Run
+    from audit.sentences import misses
 
     assert isinstance(opened, Run)
     modes = opened.failure_modes()
@@ -192,8 +194,8 @@ def _print_findings(opened: object) -> None:
             rates = f"{mode['evidence_rate']:.0%} ({mode['control_rate']:.0%})"
         cells = [
             mode["verdict"],
-            mode["model_id"],
-            mode["class_name"],
+            owner(mode),
+            f"not {mode['class_name']}" if misses(mode) else mode["class_name"],
             mode["name"],
             f"{mode['support']}/{mode['seeds']}" if mode["seeds"] else str(mode["support"]),
         ]

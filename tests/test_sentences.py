@@ -21,17 +21,17 @@ RATES = {"evidence_rate": 0.8, "control_rate": 0.1, "evidence_images": 20}
         (
             {"other_model_id": "w", **RATES},
             "3 of 8 searches ended in images that v takes for crab and w does not. What they gained: on sand. Of 20 "
-            "real images like them the models disagree on 80%, of others of the same classes on 10%.",
+            "real images that are on sand the models disagree on 80%, of others of the same classes on 10%.",
         ),
         (
             {"kind": "confusion", "source": "labels", **RATES},
             "3 labelled images are alike that v wrongly takes for crab. What they share: on sand. Of 20 real images "
-            "like them it happens on 80%, of others of the same classes on 10%.",
+            "that are on sand it happens on 80%, of others of the same classes on 10%.",
         ),
         (
             {"kind": "confusion", "source": "labels", "concept": "car", "name": "labelled car", **RATES},
-            "v says crab on 3 images labelled car. Of 20 real images labelled car it happens on 80%, of those with "
-            "other labels on 10%.",
+            "v says crab on 3 images labelled car. Of 20 real images that are labelled car it happens on 80%, "
+            "of those with other labels on 10%.",
         ),
         (
             {"other_model_id": "w", "seeds": None, **RATES, "control_rate": None},
@@ -40,7 +40,7 @@ RATES = {"evidence_rate": 0.8, "control_rate": 0.1, "evidence_images": 20}
         (
             {"source": "screen", "other_model_id": "w", "seeds": None, **RATES},
             "3 images of the pool are alike that v takes for crab and w does not. What they share: on sand. Of 20 real "
-            "images like them the models disagree on 80%, of others of the same classes on 10%.",
+            "images that are on sand the models disagree on 80%, of others of the same classes on 10%.",
         ),
         (
             {"kind": "neuron"},
@@ -53,6 +53,12 @@ def test_a_sentence_says_what_was_found(columns: dict[str, Any], words: str) -> 
     assert sentences.sentence({**MODE, **columns}) == words
     name = columns.get("name", "on sand")
     assert sentences.claim({**MODE, **columns}) == f"v says “crab” for what is {name}"
+
+
+def test_a_claim_is_about_the_model_at_fault() -> None:
+    blind = {**MODE, "model_id": "reference", "other_model_id": "v", "at_fault": "v", "class_name": "fish"}
+    assert sentences.claim({**blind, "name": "not on water"}) == "v misses “fish” in what is not on water"
+    assert sentences.claim({**MODE, "at_fault": "v"}) == "v says “crab” for what is on sand"
 
 
 def test_what_figures_count_follows_from_where_a_mode_is_from() -> None:

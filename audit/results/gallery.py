@@ -144,7 +144,7 @@ def values_of(run: Run, table: str, column: str, condition: str = "true") -> lis
 def _modes(chosen: Modes) -> tuple[str, list[Any]]:
     found = [
         ("m.class_name = ?", chosen.class_name),
-        ("m.model_id = ?", chosen.model_id),
+        ("coalesce(m.at_fault, m.model_id) = ?", chosen.model_id),
         ("m.kind = ?", chosen.kind),
         ("(coalesce(len(m.evidence), 0) > 0) = ?", chosen.evidence),
         ("m.effect >= ?", chosen.least_effect),

@@ -52,8 +52,8 @@ def modes(run: Run, most: int = 200) -> list[Row]:
     """What the first failure modes are called, confirmed ones first, by impact; without their lists of
     exemplars and evidence. `audit.results.gallery` has all of them by the page."""
     return run.rows(
-        "select failure_mode_id, model_id, other_model_id, class_name, name, concept, verdict, kind from failure_modes "
-        "where source <> 'screen' order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id "
+        "select failure_mode_id, model_id, other_model_id, at_fault, class_name, name, concept, verdict, kind "
+        "from failure_modes where source <> 'screen' order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id "
         "limit ?",
         [most],
     )
