@@ -53,8 +53,8 @@ def modes(run: Run, most: int = 200) -> list[Row]:
     exemplars and evidence. `audit.results.gallery` has all of them by the page."""
     return run.rows(
         "select failure_mode_id, model_id, other_model_id, at_fault, class_name, name, concept, verdict, kind "
-        "from failure_modes where source <> 'screen' order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id "
-        "limit ?",
+        "from failure_modes where source <> 'screen' "
+        "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id limit ?",
         [most],
     )
 
