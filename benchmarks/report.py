@@ -51,7 +51,7 @@ PAGES = {
     "confusions": ("/confusions", "main [data-testid=stVegaLiteChart]"),
     "runs": ("/runs", "main [data-testid=stDataFrame]"),
     "compare, two models of the run": ("/compare?with={run}&old={old}&new={new}", "main h3"),
-    "blinded comparison": ("/study", "main [data-testid=stSelectbox]"),
+    "blinded comparison": ("/study", "main [data-testid=stAlert]"),
     "real images by words": ("/retrieval", "main [data-testid=stForm]"),
     "SQL": ("/sql", "main textarea"),
 }

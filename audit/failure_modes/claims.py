@@ -177,6 +177,8 @@ class Searches:
 def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Material, seeds: int) -> list[Group]:
     """Groups of searches that moved alike, each with its name and what real images say; controls: shifts (m, c).
 
+    Those that moved like no others are a last group, if it has a sure name: from few different starts one and the same
+    feature is reached in as many ways, and it is the real images near the results that tell which it is.
     seeds: of how many searches these are the ones that bear the claim out. Searches that explain images which are asked
     propose nothing: those images may have been chosen because of what the model says of them.
     """
@@ -186,7 +188,9 @@ def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Materia
         asked_ids = set(halves[1].ids)
         own = own.part(np.array([row.get("item_id") not in asked_ids for row in own.rows], np.bool_))
     moved = d.shifts(own.starts, own.results, material.concepts)
-    for chosen in d.groups(moved, options.group_distance, options.smallest_group):
+    alike = d.groups(moved, options.group_distance, options.smallest_group)
+    rest = np.setdiff1d(np.arange(len(moved)), np.concatenate(alike) if alike else [])
+    for chosen in [*alike, *([rest] if len(rest) >= options.smallest_group else [])]:
         part, shift = own.part(chosen), moved[chosen]
         mode: Mode = {"support": len(chosen), "seeds": seeds, "found_by": sorted({row["stage"] for row in part.rows})}
         order = d.typical_first(shift)
@@ -195,6 +199,8 @@ def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Materia
             mode |= named(claim, shift, controls, options)
         else:
             mode |= evidence(claim, part, shift, controls, *halves, options)
+        if chosen is rest and (mode["reason"] or mode.get("unsure")):
+            continue
         found.append(Group(mode, part.rows[0]["stage"], part.column("image_id").tolist(), shift.mean(0)))
     return found
 
