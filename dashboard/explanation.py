@@ -163,7 +163,7 @@ def _measurements(run: Run, row: Row) -> None:
 def _modes(run: Run, row: Row, page: Any) -> None:
     """The failure modes that rest on it."""
     modes = run.rows(
-        "select * from failure_modes where list_contains(exemplars, ?) order by source, verdict",
+        "select * exclude (showing) from failure_modes where list_contains(exemplars, ?) order by source, verdict",
         [row["explanation_id"]],
     )
     if modes:

@@ -67,11 +67,14 @@ def count_modes(run: Run, chosen: Modes) -> int:
 
 
 def modes(run: Run, chosen: Modes, sort: str, number: int, size: int) -> list[Row]:
-    """Page `number`, from 1, of failure modes; `reviewed` is a person's last verdict. `sort`: of `MODE_SORTS`."""
+    """Page `number`, from 1, of failure modes; `reviewed` is a person's last verdict. `sort`: of `MODE_SORTS`.
+
+    Without `showing`, which no list has a use for and which is most of the table.
+    """
     condition, values = _modes(chosen)
     return run.rows(
-        f"select m.*, v.verdict as reviewed {_MODES}{condition} order by {MODE_SORTS[sort]}, m.failure_mode_id "
-        "limit ? offset ?",
+        f"select m.* exclude (showing), v.verdict as reviewed {_MODES}{condition} "
+        f"order by {MODE_SORTS[sort]}, m.failure_mode_id limit ? offset ?",
         [*values, size, (number - 1) * size],
     )
 
@@ -96,7 +99,7 @@ def related(run: Run, mode: Row, most: int) -> list[Row]:
         "with shared as (select failure_mode_id, count(distinct item_id) as shared from "
         "(select failure_mode_id, unnest(evidence) as item_id from failure_modes where source <> 'screen') "
         "where item_id in (select unnest(?)) group by all) "
-        "select * exclude (evidence, exemplars) from (select m.*, coalesce(shared, 0) as shared, "
+        "select * exclude (evidence, exemplars) from (select m.* exclude (showing), coalesce(shared, 0) as shared, "
         "canonical(class_name) = canonical(?) as same_class, model_id = ? as same_model "
         "from failure_modes m left join shared using (failure_mode_id) where source <> 'screen' "
         "and failure_mode_id <> ?) where shared > 0 or same_class or same_model "

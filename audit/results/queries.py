@@ -60,7 +60,8 @@ def modes(run: Run, most: int = 200) -> list[Row]:
 
 
 def mode(run: Run, failure_mode_id: str) -> Row | None:
-    rows = run.rows("select * from failure_modes where failure_mode_id = ?", [failure_mode_id])
+    """All columns but `showing`."""
+    rows = run.rows("select * exclude (showing) from failure_modes where failure_mode_id = ?", [failure_mode_id])
     return rows[0] if rows else None
 
 
