@@ -266,7 +266,7 @@ def test_images_that_propose_a_name_are_not_those_that_are_asked() -> None:
         results = np.stack([embedding("boat", rng.normal() * SAND, rng.normal() * RED, rng=rng) for _ in range(6)])
         made = claims.Searches([{"explanation_id": str(i)} for i in range(6)], results, results)
         shift, controls = 0.1 * rng.normal(size=(6, len(CONCEPTS))), 0.1 * rng.normal(size=(20, len(CONCEPTS)))
-        mode = claims.evidence(claim, made, shift, controls, *pool.halves(), options)
+        mode = claims.evidence(claim, made, shift, controls, *pool.halves(), options)[0]
         tested += "p_value" in mode
         above += mode.get("impact_low", 0.0) > 0
     assert tested > 150
@@ -284,7 +284,7 @@ def test_rates_are_of_all_images_of_one_half_that_show_the_name() -> None:
     claim = claims.Claim("disagreement", "search", "f", EMBEDDER, "crab")
     shift, controls = (results - starts) @ CONCEPTS.T, 0.05 * rng.normal(size=(12, len(CONCEPTS)))
     options = Options(vocabulary=VOCABULARY, neighbours=400)  # all that are on sand, so that all tell from where on
-    mode = claims.evidence(claim, made, shift, controls, *pool.halves(), options)
+    (mode,) = claims.evidence(claim, made, shift, controls, *pool.halves(), options)
     assert mode["name"] == "on sand"
     half = np.array([int(i, 16) % 2 == 1 for i in pool.ids])
     on_sand = pool.along[:, 0] > 0.25  # far from both kinds
@@ -379,5 +379,5 @@ def test_one_real_image_is_none(tmp_path: Path) -> None:
     made = claims.Searches([{"explanation_id": str(i)} for i in range(3)], results, results)
     for naming, testing in (halves, halves[::-1]):
         shift, controls = (np.random.default_rng(n).normal(size=(n, len(CONCEPTS))) for n in (3, 6))
-        mode = claims.evidence(claim, made, shift, controls, naming, testing, Options(vocabulary=VOCABULARY))
+        (mode,) = claims.evidence(claim, made, shift, controls, naming, testing, Options(vocabulary=VOCABULARY))
         assert "p_value" not in mode

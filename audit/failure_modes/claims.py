@@ -192,16 +192,16 @@ def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Materia
     rest = np.setdiff1d(np.arange(len(moved)), np.concatenate(alike) if alike else [])
     for chosen in [*alike, *([rest] if len(rest) >= options.smallest_group else [])]:
         part, shift = own.part(chosen), moved[chosen]
-        mode: Mode = {"support": len(chosen), "seeds": seeds, "found_by": sorted({row["stage"] for row in part.rows})}
+        common: Mode = {"support": len(chosen), "seeds": seeds, "found_by": sorted({row["stage"] for row in part.rows})}
         order = d.typical_first(shift)
-        mode["exemplars"] = [part.rows[i]["explanation_id"] for i in order[: options.exemplars]]
-        if halves is None:
-            mode |= named(claim, shift, controls, options)
-        else:
-            mode |= evidence(claim, part, shift, controls, *halves, options)
-        if chosen is rest and (mode["reason"] or mode.get("unsure")):
-            continue
-        found.append(Group(mode, part.rows[0]["stage"], part.column("image_id").tolist(), shift.mean(0)))
+        common["exemplars"] = [part.rows[i]["explanation_id"] for i in order[: options.exemplars]]
+        modes = [named(claim, shift, controls, options)]
+        if halves is not None:
+            modes = evidence(claim, part, shift, controls, *halves, options)
+        for mode in modes:
+            if chosen is not rest or not (mode["reason"] or mode.get("unsure")):
+                images = part.column("image_id").tolist()
+                found.append(Group(common | mode, part.rows[0]["stage"], images, shift.mean(0)))
     return found
 
 
@@ -370,22 +370,27 @@ def evidence(
     naming: Real,
     testing: Real,
     options: Options,
-) -> Mode:
-    """The name of a group of searches, and what real images say of it: the columns of both.
+) -> list[Mode]:
+    """The names of a group of searches, and what real images say of each: the columns of both.
 
     One half of the images proposes: which concept it is, by those nearest to what the searches made, and from where on
-    an image has it. The other half is asked. Where it happens to too few near the searches to propose any, these name
-    the group alone.
+    an image has it. The other half is asked. Where it happens to too few near the searches to propose any, there is the
+    name that the searches alone have, and beside it what all those to which it happens propose, if the searches moved
+    along that.
     """
     near = d.nearest(naming.embeddings, searches.results, options.neighbours) if len(naming.ids) else np.zeros(0, int)
-    told = contrast(claim, near, naming)
-    mode = named(claim, shift, controls, options, told)
-    if told is None:  # of a name that the searches alone propose real images can still be asked
-        mode |= {"reason": None, "unsure": mode["reason"]}
-    wrong = np.flatnonzero(naming.wrong(claim))
-    if told is not None:
-        wrong = wrong[np.isin(wrong, near)]
-    return mode | compared(claim, mode["concept"], wrong, searches.results.mean(0), naming, testing, options)
+    wrong, told = naming.wrong(claim), contrast(claim, near, naming)
+    first = named(claim, shift, controls, options, told)
+    names = [(first, np.intersect1d(near, np.flatnonzero(wrong)))]
+    if told is None:
+        first |= {"reason": None, "unsure": first["reason"]}  # real images can still be asked
+        names = [(first, np.flatnonzero(wrong))]
+        told = contrast(claim, np.arange(len(wrong)), naming)
+        second = None if told is None else named(claim, shift, controls, options, told)
+        if second and not second["reason"] and second["concept"] != first["concept"]:
+            names.append((second, np.flatnonzero(wrong)))
+    towards = searches.results.mean(0)
+    return [mode | compared(claim, mode["concept"], of, towards, naming, testing, options) for mode, of in names]
 
 
 def compared(
