@@ -456,12 +456,17 @@ def test_the_contrast_is_between_wrong_and_right_images_of_one_class() -> None:
     tree = [0.0] * 30 + [1.0] * 10
     seen = ["crab"] * 10 + ["car"] * 20 + ["tree"] * 10
     made = real(np.eye(40), np.stack([sand, snow, tree], 1), f=["crab"] * 20 + seen[20:], g=seen, seen=seen)
-    told = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "crab"), np.arange(40), made)
+    told = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "crab"), np.arange(40), made, 0.5)
     assert told is not None
     # cars on sand against cars on snow: sand 1, snow 0, trees none on either side; and not on snow as surely
     assert told.tolist() == [1.0, 0.0, 0.5, 0.0, 1.0, 0.5]
-    agree = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "tree"), np.arange(40), made)
+    agree = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "tree"), np.arange(40), made, 0.5)
     assert agree is None
+    noise = np.random.default_rng(0).normal(size=(40, 3))  # no phrase tells them apart
+    blurred = real(np.eye(40), noise, f=["crab"] * 20 + seen[20:], g=seen, seen=seen)
+    claim = claims.Claim("disagreement", "search", "f", "g", "crab")
+    assert claims.contrast(claim, np.arange(40), blurred, 0.5) is not None
+    assert claims.contrast(claim, np.arange(40), blurred, 0.9) is None
 
 
 def test_what_a_model_is_blind_to_is_named_by_what_it_lacks_and_what_snow_is_not_by_not_being_water() -> None:
@@ -474,11 +479,14 @@ def test_what_a_model_is_blind_to_is_named_by_what_it_lacks_and_what_snow_is_not
     def name(wrong: Any) -> str:
         said = ["fish" if not w else "none" for w in wrong]
         made = real(np.eye(80), along, f=fish, g=said, seen=fish)
-        told = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "fish"), np.arange(80), made)
+        told = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "fish"), np.arange(80), made, 0.5)
         assert told is not None
         return options.phrases[int(told.argmax())]
 
     assert name(ground != 0) == "{} not on water"  # g knows fish on water only
+    along[:, 1] = np.array([0.0, 0.4, 1.0, 0.5])[ground]  # all are more like snow than water is
+    assert name(ground != 0) == "{} not on water"
+    along[:, 1] = ground == 2
     assert name(ground == 2) == "{} on snow"  # g does not know fish on snow
 
 

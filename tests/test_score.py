@@ -11,7 +11,8 @@ import pytest
 from audit.errors import ConfigError
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.zoo.score import score
+from audit.zoo.score import score, score_of
+from audit.zoo.world import load_world, scene_at
 
 MODELS = {"a": {"ref": "zoo:shortcut-a"}, "b": {"ref": "zoo:shortcut-b"}, "reference": {"ref": "zoo:reference"}}
 
@@ -81,6 +82,28 @@ def test_the_other_side_of_a_planted_mode_is_planted_too(tmp_path: Path) -> None
     assert (found.confirmed, found.true) == (4, 2)
     assert (found.found, found.missed) == (("crab-on-sand",), ())
     assert found.false == ("reference: crab {} on sand", "reference: boat {} on grass")
+
+
+def test_what_is_true_of_the_scenes_is_not_false_for_not_being_planted(tmp_path: Path) -> None:
+    """Model a says crab for half of what is on grass, and the reference never; nobody planted that."""
+    run = run_with(tmp_path, [("a", "crab")], [])
+    drawn = [scene_at(load_world(), "pool", position).scene for position in range(600)]
+    items, said = [], []
+    for position, scene in enumerate(drawn):
+        misled = scene.background == "grass" and position % 2 == 0
+        items.append({"item_id": str(position), "role": "pool", "position": position, "status": "ok"})
+        for model, name in (("a", "Crab" if misled else scene.object), ("reference", scene.object)):
+            said.append({"item_id": str(position), "role": "pool", "model_id": model, "predicted": name})
+    run.store.commit("v", "0-inventory", {"items": items, "predictions": [{**row, "status": "ok"} for row in said]})
+    run.refresh()
+    concepts = ("{} on grass", "{} not on sand", "{} on snow", "red {}", "{} not on grass", "{} with a badge")
+    found = [mode("a", "crab", concept) for concept in concepts]
+    found = [{**row, "name": row["concept"], "failure_mode_id": str(i)} for i, row in enumerate(found)]
+    for other in ("reference", None):
+        counted = score_of(run, [{**row, "other_model_id": other} for row in found]).search
+        assert counted.natural == ("a: crab {} on grass", "a: crab {} not on sand")  # what is on grass is not on sand
+        assert counted.correct == pytest.approx(2 / 6)
+        assert (counted.true, counted.precision) == (0, 0.0)
 
 
 def test_a_blind_class_is_found_where_the_model_misses_it(tmp_path: Path) -> None:

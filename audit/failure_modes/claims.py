@@ -25,6 +25,7 @@ Mode = dict[str, Any]
 
 EMBEDDER = "embedder"  # as a zero-shot classifier over the data set's classes
 BEFALLEN = 0.95  # share of the images on which it happens whose classes are compared
+ALIKE = 0.02  # difference in AUC within which names tell equally well
 MOST_EVIDENCE = 1000  # real images that a mode names; the pictures of the first `exemplars` are kept with the run
 
 VOCABULARY = (
@@ -56,6 +57,7 @@ class Options(Frozen):
     smallest_control: int = Field(6, ge=2, description="searches for other classes that a pair needs for names")
     neighbours: int = Field(20, ge=1, description="nearest real images of one search, in the evidence")
     name_level: float = Field(0.05, gt=0, lt=1, description="p-value under which a group moved along its name")
+    name_auc: float = Field(0.8, ge=0.5, le=1, description="least AUC of a name that real images propose")
     level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which evidence confirms")
     excess: float = Field(0.1, ge=0, le=1, description="least excess disagreement that confirms")
     exemplars: int = Field(12, ge=1, description="exemplars, and pictures of real images, kept for a mode")
@@ -286,19 +288,28 @@ def concept_name(phrase: str) -> str:
     return " ".join(phrase.replace("{}", " ").split())
 
 
-def contrast(claim: Claim, near: d.Ints, real: Real) -> d.Floats | None:
-    """How well each phrase tells those of some real images that are wrong from right ones, (2c,); None with too few.
+def contrast(claim: Claim, near: d.Ints, real: Real, least: float) -> d.Floats | None:
+    """How well each phrase tells those of some real images that are wrong from right ones, (2c,); None with too few,
+    and where no AUC is as high as `least`.
 
     Right are the images of which the model says what is held against it; compared are images of one class, as far as
     that is known. For a phrase it is the AUC of its direction. For its negation it is that of not having what it says:
-    by direction alone "not on water" would be what snow is most of all.
+    by direction alone "not on water" would be what snow is most of all. Where several tell about as well, all but
+    the one that most wrong ones have and right ones have not get `ALIKE` less: what is wrong anywhere but on water is
+    all more like snow than water is, but not on snow.
     """
     wrong = np.zeros(len(real.ids), bool)
     wrong[near[real.wrong(claim)[near]]] = True
     right = real.said[claim.model_id] == real.said[claim.other_model_id]
     told = d.separation(real.along, wrong, right, real.seen)
     lacks = d.separation((real.along < real.halfway).astype(float), wrong, right, real.seen)
-    return None if told is None or lacks is None else np.concatenate([told, lacks])
+    if told is None or lacks is None:
+        return None
+    tells, has = np.concatenate([told, lacks]), np.concatenate([1 - lacks, lacks])
+    if tells.max() < least:
+        return None
+    alike = tells > tells.max() - ALIKE
+    return np.asarray(tells - ALIKE * (alike & (has < has[alike].max())))
 
 
 def having(claim: Claim, concept: str, wrong: d.Ints, naming: Real, testing: Real, options: Options) -> d.Bools:
@@ -379,13 +390,13 @@ def evidence(
     along that.
     """
     near = d.nearest(naming.embeddings, searches.results, options.neighbours) if len(naming.ids) else np.zeros(0, int)
-    wrong, told = naming.wrong(claim), contrast(claim, near, naming)
+    wrong, told = naming.wrong(claim), contrast(claim, near, naming, options.name_auc)
     first = named(claim, shift, controls, options, told)
     names = [(first, np.intersect1d(near, np.flatnonzero(wrong)))]
     if told is None:
         first |= {"reason": None, "unsure": first["reason"]}  # real images can still be asked
         names = [(first, np.flatnonzero(wrong))]
-        told = contrast(claim, np.arange(len(wrong)), naming)
+        told = contrast(claim, np.arange(len(wrong)), naming, options.name_auc)
         second = None if told is None else named(claim, shift, controls, options, told)
         if second and not second["reason"] and second["concept"] != first["concept"]:
             names.append((second, np.flatnonzero(wrong)))
@@ -466,7 +477,7 @@ def screened(claim: Claim, naming: Real, testing: Real, options: Options) -> lis
     members = np.flatnonzero(wrong)[:2000]
     for group in d.groups(naming.embeddings[members], options.group_distance, options.smallest_group):
         chosen = members[group]
-        told = contrast(claim, chosen, naming)
+        told = contrast(claim, chosen, naming, options.name_auc)
         both = np.concatenate([naming.along, -naming.along], 1)
         mode = named(claim, both[chosen], both[~wrong], options, told)
         mode |= {"support": len(chosen)}

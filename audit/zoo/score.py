@@ -6,24 +6,30 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from audit import discovery as d
 from audit.class_names import canonical
 from audit.errors import ConfigError
 from audit.results.sql import Run
-from audit.zoo.world import Mode, World, load_world
+from audit.zoo.scenes import EMPTY, Scene
+from audit.zoo.world import Mode, World, load_world, scene_at
 
 
 @dataclass(frozen=True)
 class Counts:
     """Of the modes that one source confirmed, how many are planted; and of the planted ones, how many it found.
 
-    found: confirmed, or listed as a hypothesis where the pool has no scene that could confirm it; the latter are
-    `unconfirmed` too.
+    natural: of the confirmed ones that are not planted those that are true all the same, by the scenes of the pool: a
+    model has weaknesses that nobody planted. false: the others. found: confirmed, or listed as a hypothesis where the
+    pool has no scene that could confirm it; the latter are `unconfirmed` too.
     """
 
     confirmed: int
@@ -33,11 +39,18 @@ class Counts:
     missed: tuple[str, ...]
     hypotheses: tuple[str, ...]
     unconfirmed: tuple[str, ...]
+    natural: tuple[str, ...]
     false: tuple[str, ...]
 
     @property
     def precision(self) -> float | None:
+        """The share that is planted."""
         return self.true / self.confirmed if self.confirmed else None
+
+    @property
+    def correct(self) -> float | None:
+        """The share that is true, planted or not."""
+        return 1 - len(self.false) / self.confirmed if self.confirmed else None
 
     @property
     def recall(self) -> float | None:
@@ -51,7 +64,7 @@ class Counts:
         return (len(self.found) - len(self.unconfirmed)) / total if total else None
 
     def as_dict(self) -> dict[str, Any]:
-        shares = {name: getattr(self, name) for name in ("precision", "recall", "confirmed_recall")}
+        shares = {name: getattr(self, name) for name in ("precision", "correct", "recall", "confirmed_recall")}
         return {**self.__dict__, **shares}
 
 
@@ -72,17 +85,34 @@ class Score:
 
     def print(self, console: Console) -> None:
         table = Table(title="against the planted failure modes", title_justify="left")
-        for column in ("", "confirmed", "of them planted", "on controls", "precision", "planted found", "recall"):
+        for column in (
+            "",
+            "confirmed",
+            "of them planted",
+            "true",
+            "on controls",
+            "precision",
+            "planted found",
+            "recall",
+        ):
             table.add_column(column, justify="right" if column else "left")
         for name, c in self.by_source().items():
             planted = f"{len(c.found)}/{len(c.found) + len(c.missed)}"
             table.add_row(
-                name, str(c.confirmed), str(c.true), str(c.on_controls), _share(c.precision), planted, _share(c.recall)
+                name,
+                str(c.confirmed),
+                str(c.true),
+                str(c.true + len(c.natural)),
+                str(c.on_controls),
+                _share(c.precision),
+                planted,
+                _share(c.recall),
             )
         console.print(table)
         for name, c in self.by_source().items():
             console.print(f"{name}: found {_list(c.found)}; missed {_list(c.missed)}", highlight=False)
-            console.print(f"  planted, as hypotheses: {_list(c.hypotheses)}; false: {_list(c.false)}", highlight=False)
+            console.print(f"  planted, as hypotheses: {_list(c.hypotheses)}", highlight=False)
+            console.print(f"  true, though not planted: {_list(c.natural)}; false: {_list(c.false)}", highlight=False)
 
 
 def world_of(run: Run) -> World:
@@ -135,7 +165,7 @@ def score_of(run: Run, found: list[dict[str, Any]]) -> Score:
         claims = _claims(row, planted)
         if claims and "{}" in (row["concept"] or "") and (row["source"] != "screen" or searched.intersection(claims)):
             rows[row["source"]].append(row)
-    return Score(*(_counts(own, modes, planted, world) for own in rows.values()))
+    return Score(*(_counts(own, modes, planted, world, Scenes(run, world)) for own in rows.values()))
 
 
 def _claims(row: Mapping[str, Any], planted: Mapping[str, str]) -> list[tuple[str, str, bool]]:
@@ -163,7 +193,52 @@ def planted_mode(row: Mapping[str, Any], world: World, planted: Mapping[str, str
     return None
 
 
-def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str, str], world: World) -> Counts:
+class Scenes:
+    """The scenes of a run's pool, and what its models say of them."""
+
+    def __init__(self, run: Run, world: World) -> None:
+        self.run, self.world = run, world
+
+    @cached_property
+    def places(self) -> list[int]:
+        rows = self.run.rows("select distinct position from items where role = 'pool' and status = 'ok' order by 1")
+        return [row["position"] for row in rows]
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        return [scene_at(self.world, "pool", place).scene for place in self.places]
+
+    def says(self, model_id: str, class_name: str) -> NDArray[np.bool_]:
+        rows = self.run.rows(
+            "select i.position from items i join predictions p using (item_id, role) where role = 'pool' "
+            "and model_id = ? and canonical(predicted) = canonical(?)",
+            [model_id, class_name],
+        )
+        return np.isin(self.places, [row["position"] for row in rows])
+
+    def bear_out(self, row: Mapping[str, Any]) -> bool:
+        """Whether a mode is true: on scenes with its feature the model is wrong more often than on others of the same
+        objects (`discovery.matched` under .01). By what was drawn, and not by an embedder's eyes."""
+        shows = np.array([_has(scene, row["concept"]) for scene in self.scenes], np.bool_)
+        objects = np.array([scene.object for scene in self.scenes], object)
+        other = objects == canonical(row["class_name"])
+        if row["other_model_id"] in _zoo_models(self.run):
+            other = self.says(row["other_model_id"], row["class_name"])
+        wrong = self.says(row["model_id"], row["class_name"]) & ~other
+        return bool(len(shows)) and d.matched(wrong, shows, objects).p_value < 0.01
+
+
+def _has(scene: Scene, concept: str) -> bool:
+    """Whether a scene has what a phrase says: '{} on sand', 'red {}', 'striped {}', '{} with a badge', or 'not' so."""
+    words = concept.replace("{}", " ").split()
+    feature = words[-1]
+    has = feature in (scene.background, *(() if scene.object == EMPTY else (scene.colour, scene.pattern)))
+    return (has or (feature == "badge" and scene.badge)) is not ("not" in words)
+
+
+def _counts(
+    rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str, str], world: World, scenes: Scenes
+) -> Counts:
     once = {(*_claims(row, planted), row["concept"]): row for row in rows if row["verdict"] == "confirmed"}
     confirmed = list(once.values())
     matched = [planted_mode(row, world, planted) for row in confirmed]
@@ -172,6 +247,9 @@ def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str,
     confirms = {mode.id for mode in matched if mode}
     unconfirmed = {mode.id for mode in modes if mode.pool == 0 and mode.id in hypotheses - confirms}
     found = confirms | unconfirmed
+    others = [row for row, mode in zip(confirmed, matched, strict=True) if not mode]
+    natural = [scenes.bear_out(row) for row in others]
+    words = [f"{row['model_id']}: {row['class_name']} {row['name']}" for row in others]
     return Counts(
         len(confirmed),
         sum(mode is not None for mode in matched),
@@ -182,9 +260,8 @@ def _counts(rows: list[dict[str, Any]], modes: list[Mode], planted: Mapping[str,
         tuple(mode.id for mode in modes if mode.id not in found),
         tuple(sorted(hypotheses)),
         tuple(sorted(unconfirmed)),
-        tuple(
-            f"{r['model_id']}: {r['class_name']} {r['name']}" for r, m in zip(confirmed, matched, strict=True) if not m
-        ),
+        tuple(word for word, true in zip(words, natural, strict=True) if true),
+        tuple(word for word, true in zip(words, natural, strict=True) if not true),
     )
 
 
