@@ -59,7 +59,7 @@ class Options(Frozen):
     name_level: float = Field(0.05, gt=0, lt=1, description="p-value under which a group moved along its name")
     name_auc: float = Field(0.8, ge=0.5, le=1, description="least AUC of a name that real images propose")
     level: float = Field(0.01, gt=0, lt=1, description="corrected p-value under which evidence confirms")
-    excess: float = Field(0.1, ge=0, le=1, description="least excess disagreement that confirms")
+    excess: float = Field(0.05, ge=0, le=1, description="least excess disagreement that confirms")
     exemplars: int = Field(12, ge=1, description="exemplars, and pictures of real images, kept for a mode")
 
     @property
