@@ -320,20 +320,19 @@ def test_without_real_images_the_name_is_corrected_for_all_that_could_have_been(
         ({}, "confirmed"),
         ({"p_value": 0.0099}, "confirmed"),
         ({"p_value": 0.0101}, "hypothesis"),
-        ({"evidence_rate": 0.2001}, "confirmed"),
-        ({"evidence_rate": 0.1999}, "hypothesis"),
+        ({"evidence_rate": 0.1501}, "confirmed"),
+        ({"evidence_rate": 0.1499}, "hypothesis"),
         ({"reason": "a doubt"}, "hypothesis"),
         ({"p_value": None}, "hypothesis"),
     ],
 )
 def test_each_condition_of_a_confirmation_is_needed(change: dict[str, Any], verdict: str) -> None:
-    """Level .01, least excess .1."""
+    """Level .01, least excess .05."""
     mode = {"evidence_rate": 0.4, "control_rate": 0.1, "evidence_images": 50, "p_value": 1e-6, "reason": None}
     mode |= {
         "name": "blue",
         "class_name": "car",
         "source": "search",
-        "impact_low": 0.01,
         "control_images": 200,
         **change,
     }
