@@ -211,7 +211,7 @@ def test_two_models_of_one_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     app.selectbox[1].set_value("v")
     app.selectbox[2].set_value("reference").run()
     assert "before: v of v2" in app.text[0].value
-    assert statuses(app) == [("added", "unclear"), ("red", "unclear")]
+    assert statuses(app) == [("red", "unclear"), ("added", "fixed")]  # the reference is right on its images
     half = page(root / "v2", monkeypatch, "compare_page", **{"with": "v1", "old": "v"})
     assert half.info[0].value == "Choose a model on both sides, or none."
 
