@@ -49,7 +49,7 @@ class Cluster:
                 configure_logging=False,
                 **(resources or {}),
             )
-        except Exception as error:  # a bare one where Ray's own processes start too slowly
+        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             where = address or "an embedded cluster"
             hint = "'audit doctor' checks Ray."
             if address and os.environ.get("RAY_AUTH_MODE") != "token":
