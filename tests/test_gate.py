@@ -181,6 +181,41 @@ def test_a_model_that_the_run_before_has_not_passes_no_rule_on_what_is_new(tmp_p
     assert outcomes(tmp_path, NO_NEW, quiet, before)[0].passed
 
 
+@pytest.mark.parametrize(
+    ("done", "why"),
+    [
+        (("1-screen", "2-discover"), "none of its images has a label"),
+        (("0-inventory", "2-discover"), "it has no embedding of a real image that could confirm any"),
+    ],
+)
+def test_a_run_that_could_confirm_nothing_passes_no_rule_on_failure_modes(
+    tmp_path: Path, done: tuple[str, ...], why: str
+) -> None:
+    run = audited(tmp_path / "run", [], [], done=done)
+    with pytest.raises(ConfigError, match=f"looked for no failure modes: {why}"):
+        outcomes(tmp_path, "- {name: r, failure_modes: {}, at_most: 0}", run)
+
+
+def test_a_rule_on_renamed_models_holds_for_all_others_too(tmp_path: Path) -> None:
+    """v became v2, w kept its name: a new mode of w is one."""
+    models = {"before": ("v", "w", "reference"), "after": ("v2", "w", "reference")}
+    images = dict.fromkeys("abcde", "boat")
+    before = audited(tmp_path / "before", [], against(images, "w"), models["before"])
+    modes = [mode("crab", "red", evidence="abcde", model_id="w")]
+    after = audited(tmp_path / "after", modes, against(dict.fromkeys("abcde", "crab"), "w"), models["after"])
+    (tmp_path / "renamed.yaml").write_text(f"version: 1\nmodels: {{v: v2}}\nrules:\n{NO_NEW}\n", "utf-8")
+    (found,) = check(load_rules(tmp_path / "renamed.yaml"), after, before)
+    assert (found.passed, found.value) == (False, 1.0)
+
+
+def test_a_rule_on_a_model_counts_what_it_is_at_fault_for(tmp_path: Path) -> None:
+    blind = mode("fish", "not on water", model_id="reference", other_model_id="v", at_fault="v")
+    run = audited(tmp_path / "run", [blind], [])
+    for model, value in (("v", 1.0), ("reference", 0.0)):
+        rule = f"- {{name: r, failure_modes: {{model: {model}}}, at_most: 0}}"
+        assert outcomes(tmp_path, rule, run)[0].value == value
+
+
 def test_a_run_that_looked_for_nothing_passes_no_rule_on_failure_modes(tmp_path: Path) -> None:
     run = audited(tmp_path / "run", [], [], done=("0-inventory", "1-screen"))
     with pytest.raises(ConfigError, match="looked for no failure modes"):

@@ -29,6 +29,7 @@ from audit.predictions import rows_for, to_tensor
 from audit.results.schema import to_table
 from audit.results.sql import Run
 from audit.results.store import Store
+from audit.screened import Screened
 from audit.sentences import neuron_name
 from audit.zoo.export import export
 from audit.zoo.measure import load
@@ -618,3 +619,18 @@ def test_the_measure_of_planted_features_is_the_definition(run: Run, tmp_path: P
     pair = [replace(crab, searches=4, triggered=0.5), replace(crab, searches=2, triggered=1.0)]
     assert Report((*pair, replace(crab, kind="colour", triggered=0.0, searches=9))).triggering == pytest.approx(4 / 6)
     assert Report((replace(crab, searches=None, triggered=None),)).triggering is None
+
+
+def test_images_that_are_asked_rank_no_unit() -> None:
+    """Unit 0 tells triggers among images of even hashes, unit 1 among those of odd ones, which counts for nothing."""
+    rng = np.random.default_rng(0)
+    ids = np.array([f"{i:08x}" for i in range(200)], object)
+    even = np.arange(200) % 2 == 0
+    triggered = rng.random(200) < 0.3
+    units = 0.1 * rng.random((200, 2)) + np.stack([triggered & even, triggered & ~even], 1) + 1.0
+    says = np.where(triggered, "crab", "boat").astype(object)
+    images = Screened(ids, units.astype(np.float32), np.full(200, "", object), says, np.full(200, "boat", object))
+    ranking = images.ranking(np.ones(2), "crab")
+    assert ranking.trigger_auc is not None
+    assert ranking.trigger_auc[0] == 1.0
+    assert 0.3 < ranking.trigger_auc[1] < 0.7
