@@ -45,7 +45,7 @@ $(AGAIN)/training.json: | $(VENV)/installed
 	$(AUDIT) zoo train reference --seed 1
 
 # Five drawn worlds, one of them with a second seed, and a fair model against itself: how much of what was planted is
-# found, how often discovery cries wolf. Two hours on 2 cores.
+# found, how often discovery cries wolf. An hour or more on 2 cores.
 discovery: $(VENV)/installed work/world/pool $(AGAIN)/training.json $(foreach n,2 3 4 5 6,work/world-$(n)/pool)
 	for n in 2 3 4 5 6; do sed "s/world-2/world-$$n/" examples/world.yaml > work/world-$$n.yaml || exit 1; done
 	sed "s/^name: .*/name: world-2-again/; s/^seed: .*/seed: 1/" examples/world.yaml > work/world-2-again.yaml

@@ -22,6 +22,7 @@ from scipy import stats
 from audit.class_names import canonical
 from audit.errors import ConfigError
 from audit.results.sql import Run
+from audit.sentences import misses
 
 Row = dict[str, Any]
 _Said = dict[str, dict[str, str]]
@@ -114,8 +115,7 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
     name. Raises ConfigError for a model that its run does not have, and where none are left.
     """
     pairs = pairs_of(before, after, models)
-    taken = {*pairs, *pairs.values()}
-    called = {name: name for name in models_of(before) if name in models_of(after) and name not in taken} | pairs
+    called = with_namesakes(before, after, pairs)
     changes: list[Change] = []
     earlier, later = before.failure_modes(), after.failure_modes()
     for old_id, new_id in pairs.items():
@@ -167,18 +167,13 @@ def _same_pair(a: Row, b: Row) -> bool:
 
 
 def _same_concept(a: Row, b: Row) -> bool:
-    return bool(a["concept"] == b["concept"]) and _says(a) == _says(b)
+    return bool(a["concept"] == b["concept"]) and misses(a) == misses(b)
 
 
 def _same_evidence(a: Row, b: Row) -> bool:
     one, other = set(a["evidence"] or ()), set(b["evidence"] or ())
     smaller = min(len(one), len(other))
-    return smaller >= FEWEST and len(one & other) >= SHARED * smaller and _says(a) == _says(b)
-
-
-def _says(mode: Row) -> bool:
-    """Whether it is the model at fault that says the class, and not one that misses it."""
-    return owner(mode) == mode["model_id"]
+    return smaller >= FEWEST and len(one & other) >= SHARED * smaller and misses(a) == misses(b)
 
 
 def models_of(run: Run) -> list[str]:
@@ -207,6 +202,13 @@ def pairs_of(before: Run, after: Run, models: Mapping[str, str] | None = None) -
             "which"
         )
     return both
+
+
+def with_namesakes(before: Run, after: Run, models: Mapping[str, str]) -> dict[str, str]:
+    """What models of `before` are called in `after`: as given, and all others of one name by that."""
+    named = {*models, *models.values()}
+    both = {name: name for name in models_of(before) if name in models_of(after) and name not in named}
+    return {**both, **models}
 
 
 def _impact(change: Change) -> float:

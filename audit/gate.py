@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from pydantic import Field, model_validator
 
 from audit.class_names import canonical
-from audit.comparison import Status, compare, models_of, owner, pairs_of
+from audit.comparison import Status, compare, models_of, owner, pairs_of, with_namesakes
 from audit.config import AnyPlace, Frozen, Names, checked, parse_yaml
 from audit.errors import ConfigError, unknown
 from audit.results.sql import Run
@@ -148,8 +148,10 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
     elif baseline is None:
         raise ConfigError(f"rule {rule.name!r} needs the run of before; name it with --baseline, or in the rules file")
     else:
-        _check_compared(rule, rules, run, baseline)
-        pairs = _pairs(baseline, run, rules.models)
+        within = baseline.location == run.location
+        models = rules.models if within else with_namesakes(baseline, run, rules.models)
+        pairs = pairs_of(baseline, run, models)
+        _check_compared(rule, run, baseline, pairs)
         changes = [change for change in compare(baseline, run, pairs).changes if change.status in wanted.status]
         words = [
             f"{_words(change.shown)} ({change.status}: {change.reason})"
@@ -187,9 +189,9 @@ def _check_names(rule: str, wanted: Modes, run: Run) -> None:
             raise ConfigError(f"rule {rule!r}: {unknown('class', name, known.values())}")
 
 
-def _check_compared(rule: Rule, rules: Rules, run: Run, baseline: Run) -> None:
+def _check_compared(rule: Rule, run: Run, baseline: Run, pairs: Mapping[str, str]) -> None:
     """What a model that has no older version did is neither new nor old."""
-    wanted, compared = rule.failure_modes, _pairs(baseline, run, rules.models).values()
+    wanted, compared = rule.failure_modes, pairs.values()
     assert wanted is not None
     for mode in run.failure_modes():
         if mode["verdict"] == "confirmed" and owner(mode) not in compared and _counts(mode, wanted):
@@ -198,13 +200,6 @@ def _check_compared(rule: Rule, rules: Rules, run: Run, baseline: Run) -> None:
                 f"are confirmed now; it has: {', '.join(models_of(baseline))}. Say in the rules file which one it was, "
                 f"as models: {{old: {owner(mode)}}}, or which model the rule is about"
             )
-
-
-def _pairs(baseline: Run, run: Run, models: Mapping[str, str]) -> dict[str, str]:
-    """What is compared: models that are called otherwise, and all others of one name."""
-    others = () if baseline.location == run.location else models_of(baseline)
-    same = {name: name for name in others if name in models_of(run) and name not in {*models, *models.values()}}
-    return pairs_of(baseline, run, {**same, **models})
 
 
 def _counts(mode: Row, wanted: Modes) -> bool:

@@ -75,9 +75,7 @@ class Progress:
         self.metrics: Metrics | None = None
         self.stages: dict[str, _Stage] = {}
         self.last: str | None = None
-        self.gpu_hours = (
-            0.0  # of the whole run, former drivers' too: what the last one wrote is what the next begins with
-        )
+        self.gpu_hours = 0.0  # of the whole run, former drivers' too: each begins with what the last one wrote
         self._beat = 0.0
 
     def __enter__(self) -> Progress:

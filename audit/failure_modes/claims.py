@@ -197,8 +197,9 @@ def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Materia
         common: Mode = {"support": len(chosen), "seeds": seeds, "found_by": sorted({row["stage"] for row in part.rows})}
         order = d.typical_first(shift)
         common["exemplars"] = [part.rows[i]["explanation_id"] for i in order[: options.exemplars]]
-        modes = [named(claim, shift, controls, options)]
-        if halves is not None:
+        if halves is None:
+            modes = [named(claim, shift, controls, options)]
+        else:
             modes = evidence(claim, part, shift, controls, *halves, options)
         for mode in modes:
             if chosen is not rest or not (mode["reason"] or mode.get("unsure")):
@@ -390,16 +391,16 @@ def evidence(
     along that.
     """
     near = d.nearest(naming.embeddings, searches.results, options.neighbours) if len(naming.ids) else np.zeros(0, int)
-    wrong, told = naming.wrong(claim), contrast(claim, near, naming, options.name_auc)
+    wrong, told = np.flatnonzero(naming.wrong(claim)), contrast(claim, near, naming, options.name_auc)
     first = named(claim, shift, controls, options, told)
-    names = [(first, np.intersect1d(near, np.flatnonzero(wrong)))]
+    names = [(first, np.intersect1d(near, wrong))]
     if told is None:
         first |= {"reason": None, "unsure": first["reason"]}  # real images can still be asked
-        names = [(first, np.flatnonzero(wrong))]
-        told = contrast(claim, np.arange(len(wrong)), naming, options.name_auc)
+        names = [(first, wrong)]
+        told = contrast(claim, np.arange(len(naming.ids)), naming, options.name_auc)
         second = None if told is None else named(claim, shift, controls, options, told)
         if second and not second["reason"] and second["concept"] != first["concept"]:
-            names.append((second, np.flatnonzero(wrong)))
+            names.append((second, wrong))
     towards = searches.results.mean(0)
     return [mode | compared(claim, mode["concept"], of, towards, naming, testing, options) for mode, of in names]
 

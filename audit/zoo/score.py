@@ -165,7 +165,8 @@ def score_of(run: Run, found: list[dict[str, Any]]) -> Score:
         claims = _claims(row, planted)
         if claims and "{}" in (row["concept"] or "") and (row["source"] != "screen" or searched.intersection(claims)):
             rows[row["source"]].append(row)
-    return Score(*(_counts(own, modes, planted, world, Scenes(run, world)) for own in rows.values()))
+    scenes = Scenes(run, world)
+    return Score(*(_counts(own, modes, planted, world, scenes) for own in rows.values()))
 
 
 def _claims(row: Mapping[str, Any], planted: Mapping[str, str]) -> list[tuple[str, str, bool]]:
