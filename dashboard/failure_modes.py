@@ -51,9 +51,9 @@ def _chosen(run: Run) -> tuple[gallery.Modes, str]:
     search = "source <> 'screen'"
     cells = st.columns(4)
     asked: Row = {}
-    for cell, (name, column) in zip(cells, _COLUMNS.items(), strict=False):
+    for cell, (name, (chosen_by, column)) in zip(cells, _COLUMNS.items(), strict=False):
         values = kept(gallery.values_of, run, "failure_modes", column, search)
-        asked[column] = filters.select(cell, name, values)
+        asked[chosen_by] = filters.select(cell, name, values)
     evidence = filters.select(cells[3], "real images", list(_EVIDENCE))
     cells = st.columns(4)
     verdicts = filters.several(cells[0], "verdict", ["confirmed", "hypothesis"], "the audit's; none chosen: any")
@@ -74,7 +74,11 @@ def _chosen(run: Run) -> tuple[gallery.Modes, str]:
     return chosen, sort
 
 
-_COLUMNS = {"class": "class_name", "model": "model_id", "kind": "kind"}
+_COLUMNS = {
+    "class": ("class_name", "class_name"),
+    "model": ("model_id", gallery.AT_FAULT),
+    "kind": ("kind", "kind"),
+}
 
 
 def cards(run: Run, modes: list[Row], page: Any, keys: bool = False) -> None:

@@ -119,6 +119,18 @@ def test_modes_are_chosen(run: Run, modes: list[Row]) -> None:
     assert first["reviewed"] in ("bug", "expected")
 
 
+def test_modes_are_chosen_by_the_model_at_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by one that says no class of any, but misses one."""
+    blind = mode("fish", "not on water", model_id="reference", other_model_id="v", at_fault="v")
+    made = audited(tmp_path / "run", [blind], [])
+    assert [row["failure_mode_id"] for row in gallery.modes(made, Modes(model_id="v"), "impact", 1, 9)] == [
+        "fish not on water"
+    ]
+    assert gallery.count_modes(made, Modes(model_id="reference")) == 0
+    app = opened(made, monkeypatch, "gallery")
+    assert next(box for box in app.selectbox if box.label == "model").options == ["v"]
+
+
 def test_a_mode_has_one_before_and_one_after(run: Run, modes: list[Row]) -> None:
     order = expected(modes, "impact")
     assert gallery.beside(run, order[0]) == (None, order[1])

@@ -61,6 +61,9 @@ class Explanations:
     status: str | None = None
 
 
+AT_FAULT = "coalesce(at_fault, model_id)"  # the model whose failure a mode is, as `audit.comparison.owner` has it
+
+
 def count_modes(run: Run, chosen: Modes) -> int:
     condition, values = _modes(chosen)
     return int(run.rows(f"select count(*) as found {_MODES}{condition}", values)[0]["found"])
@@ -139,7 +142,8 @@ def explanations(run: Run, chosen: Explanations, sort: str, number: int, size: i
 
 
 def values_of(run: Run, table: str, column: str, condition: str = "true") -> list[str]:
-    """What a column of a table holds, each once, sorted. The last three are the caller's, never a person's."""
+    """What a column of a table, or an expression, holds, each once, sorted. The last three are the caller's, never a
+    person's."""
     query = f"select distinct {column} as value from {table} where {condition} and {column} is not null order by 1"
     return [row["value"] for row in run.rows(query)]
 
@@ -147,7 +151,7 @@ def values_of(run: Run, table: str, column: str, condition: str = "true") -> lis
 def _modes(chosen: Modes) -> tuple[str, list[Any]]:
     found = [
         ("m.class_name = ?", chosen.class_name),
-        ("coalesce(m.at_fault, m.model_id) = ?", chosen.model_id),
+        (f"{AT_FAULT} = ?", chosen.model_id),
         ("m.kind = ?", chosen.kind),
         ("(coalesce(len(m.evidence), 0) > 0) = ?", chosen.evidence),
         ("m.effect >= ?", chosen.least_effect),
