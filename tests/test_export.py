@@ -102,7 +102,7 @@ def test_the_page_shows_the_run_s_numbers_and_pictures(run: Run) -> None:
     for words in (
         "v says “crab” for what is on sand confirmed",
         "3 of 8 searches ended in images",
-        "40% of 50 real images like it",
+        "40% of 50 real images that show it",
         "2% of 49 others of the same classes",
         "0.0004 p, corrected",
         "10.0% impact on real images",
