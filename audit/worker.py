@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from audit import registry
+from audit import registry, sentences
 from audit.config import Job
 from audit.errors import ConfigError, DataError, ModelError, StoreError
 from audit.locations import Location
@@ -108,7 +108,7 @@ class Worker:
             error = {"error": str(refused), "fatal": "store", "excuse": "device"}
         except DataError as refused:
             error = {"error": str(refused), "excuse": "data"}
-        except Exception as raised:  # noqa: BLE001 - the one broad except: whatever a unit does, the job goes on
+        except Exception as raised:  # noqa: BLE001 - whatever a unit does, the job goes on
             lost = is_device_lost(raised)
             error = {"error": traceback.format_exc(limit=-4), "excuse": "device" if lost else None}
         return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, **error)
@@ -180,6 +180,6 @@ def findings_in(rows: Rows) -> tuple[str, ...]:
         f"{n['model_id']}, neuron {n['neuron']} for {n['class_name']}: {n['verdict']}" for n in rows.get("neurons", [])
     ]
     for mode in rows.get("failure_modes", []):
-        if mode["source"] == "search":
-            found.append(f"{mode['model_id']} says {mode['class_name']}, {mode['name']}: {mode['verdict']}")
+        if mode["listed"]:
+            found.append(f"{sentences.claim(mode)}: {mode['verdict']}")
     return tuple(found)

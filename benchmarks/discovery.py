@@ -7,7 +7,8 @@ of the run's embedded world, beside the screen-only baseline. A null run has the
 models but one say of real images is permuted among those of which that one says the same (labelled ones: that have one
 label): no feature of an image has to do with it, and a run that confirms any mode that is named by a feature is a false
 alarm. Null runs of one run share its searches, so they are less than so many independent ones. `--twin`: another run of
-the first one's job with another seed; of the modes that either confirms, the share that both do. `--fair`: a run of a
+the first one's job with another seed; of the modes that either confirms, the share that both do, of those of searches
+and of all that a report lists. `--fair`: a run of a
 fair model against itself trained again: what it confirms as it is, and as many null runs of it alone.
 """
 
@@ -98,17 +99,17 @@ def _pair(mode: Mode) -> tuple[str, str | None]:
 
 
 def alarms_of(made: Material, runs: int) -> Counter[str]:
-    """Of so many null runs, how many confirm a mode of each source; and of any that a report calls confirmed."""
+    """Of so many null runs, how many confirm a mode of each source, and of any that a report lists."""
     alarms: Counter[str] = Counter()
     for seed in range(runs):
-        found = {mode["source"] for mode in null_run(made, anchor_of(made), seed)}
-        alarms.update(found)
-        alarms["search or labels"] += bool(found - {"screen"})
+        found = null_run(made, anchor_of(made), seed)
+        alarms.update({mode["source"] for mode in found})
+        alarms["report"] += any(mode["listed"] for mode in found)
     return alarms
 
 
 def calibrated(alarms: Counter[str], runs: int) -> dict[str, Row]:
-    return {source: false_alarms(alarms[source], runs) for source in ("search", "labels", "search or labels", "screen")}
+    return {source: false_alarms(alarms[source], runs) for source in ("report", "search", "labels", "screen")}
 
 
 def measured(places: list[Path], nulls: int, twin: Path | None = None, fair: Path | None = None) -> Row:
@@ -122,13 +123,14 @@ def measured(places: list[Path], nulls: int, twin: Path | None = None, fair: Pat
         alarms += alarms_of(made, nulls // len(places) + (number < nulls % len(places)))
         if twin is not None and number == 0:
             again = discover.found_in(material_of(twin))[1]
-            sides = ([m for m in side if m["source"] == "search"] for side in (modes, again))
-            figures["stability"] = overlap(*sides)
+            searches = ([m for m in side if m["source"] == "search"] for side in (modes, again))
+            listed = ([m for m in side if m["listed"]] for side in (modes, again))
+            figures["stability"] = {"search": overlap(*searches), "report": overlap(*listed)}
     if nulls:
         figures["calibration"] = calibrated(alarms, nulls)
     if fair is not None:
         made = material_of(fair)
-        confirmed = [m for m in discover.found_in(made)[1] if m["verdict"] == "confirmed" and m["source"] != "screen"]
+        confirmed = [m for m in discover.found_in(made)[1] if m["verdict"] == "confirmed" and m["listed"]]
         figures["fair"] = {"confirmed": [f"{m['model_id']}: {m['class_name']} {m['name']}" for m in confirmed]}
         if nulls:
             figures["fair"]["calibration"] = calibrated(alarms_of(made, nulls), nulls)
@@ -149,7 +151,7 @@ def main() -> None:
         "run", "by", "confirmed", "planted", "precision", "found", "recall", title="against the planted truth"
     )
     for world in figures["worlds"]:
-        for source in ("search", "labels", "screen"):
+        for source in ("report", "search", "labels", "screen"):
             own = world[source]
             found = f"{len(own['found'])} of {len(own['found']) + len(own['missed'])}"
             shares = [own[name] for name in ("precision", "recall")]

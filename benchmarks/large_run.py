@@ -255,8 +255,13 @@ def _discovered(
         kind = KINDS[number % len(KINDS)]
         model = MODELS[int(rng.integers(3))]
         sure = bool(rng.random() < 0.3)
-        row: dict[str, Any] = {"failure_mode_id": mode_id(number), "kind": kind, "source": "search", "model_id": model}
-        row |= {"class_name": str(rng.choice(names)), "name": f"thing {number % 97}", "concept": f"{{}} {number % 97}"}
+        row: dict[str, Any] = {"failure_mode_id": mode_id(number), "kind": kind, "source": "search", "listed": True}
+        row |= {
+            "model_id": model,
+            "class_name": str(rng.choice(names)),
+            "name": f"thing {number % 97}",
+            "concept": f"{{}} {number % 97}",
+        }
         row |= {"verdict": "confirmed" if sure else "hypothesis", "support": int(rng.integers(2, 60)), "seeds": 64}
         if kind == "disagreement":
             row["other_model_id"] = MODELS[(MODELS.index(model) + 1) % 3]

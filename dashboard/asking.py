@@ -22,7 +22,7 @@ EXAMPLES = {
     "What was found, and what do people say of it?": (
         "select m.verdict, m.model_id, m.class_name, m.name, m.impact, v.verdict as reviewed, v.reviewer, v.note\n"
         "from failure_modes m left join verdicts v on subject_id = failure_mode_id\n"
-        "where source <> 'screen' order by impact desc nulls last"
+        "where listed order by impact desc nulls last"
     ),
     "What failed, and why?": (
         "select status, reason, count(*) as images, min(display_name) as example\n"

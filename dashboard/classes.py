@@ -30,7 +30,7 @@ _CLASSES = (
     "max(reason) filter (name = 'auditable' and value = 0) as reason "
     "from measurements where name in ('agreement', 'kid', 'auditable') group by subject_id), "
     "modes as (select canonical(class_name) as said, count(*) filter (verdict = 'confirmed') as confirmed, "
-    "count(*) filter (verdict = 'hypothesis') as hypotheses from failure_modes where source <> 'screen' group by all) "
+    "count(*) filter (verdict = 'hypothesis') as hypotheses from failure_modes where listed group by all) "
     "select class, coalesce(images, 0) as images, agreement, kid, "
     "case when auditable is null then 'not tried' when auditable > 0 then 'yes' else coalesce(reason, 'no') end "
     "as auditable, coalesce(confirmed, 0) as confirmed, coalesce(hypotheses, 0) as hypotheses "
@@ -205,7 +205,7 @@ def _models(run: Run, name: str, confusion_page: Any) -> None:
 
 def _modes(run: Run, name: str, page: Any) -> None:
     """Failure modes in which a model says the class."""
-    where = "from failure_modes where source <> 'screen' and canonical(class_name) = canonical(?)"
+    where = "from failure_modes where listed and canonical(class_name) = canonical(?)"
     modes = run.rows(
         f"select * {where} order by verdict, impact desc nulls last, failure_mode_id limit {MODES}", [name]
     )

@@ -48,7 +48,7 @@ def _nothing(chosen: gallery.Modes) -> None:
 
 def _chosen(run: Run) -> tuple[gallery.Modes, str]:
     """What the filters are held to and the order; all of them are part of the address."""
-    search = "source <> 'screen'"
+    search = "listed"
     cells = st.columns(4)
     asked: Row = {}
     for cell, (name, (chosen_by, column)) in zip(cells, _COLUMNS.items(), strict=False):

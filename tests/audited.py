@@ -20,7 +20,13 @@ STAGES = ("0-inventory", "1-screen", "2-discover")
 def mode(class_name: str, name: str, verdict: str = "confirmed", evidence: str = "", **columns: Any) -> dict[str, Any]:
     """A failure mode of model v; `evidence`: a letter an image, on all of which and no others it shows."""
     row = {"source": "search", "model_id": "v", "other_model_id": "reference", "class_name": class_name, "name": name}
-    row |= {"failure_mode_id": f"{class_name} {name}", "concept": f"{{}} {name}", "verdict": verdict, "impact": 0.1}
+    row |= {
+        "listed": True,
+        "failure_mode_id": f"{class_name} {name}",
+        "concept": f"{{}} {name}",
+        "verdict": verdict,
+        "impact": 0.1,
+    }
     return {**row, "evidence": list(evidence), "showing": list(evidence), **columns}
 
 

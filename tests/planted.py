@@ -108,6 +108,7 @@ class Planted:
         self.rows["explanations"].append({**first, **kept})
 
     def discovered(self, root: Path, **options: Any) -> tuple[Run, list[dict[str, Any]]]:
+        """A run, and its failure modes but for those of screening alone."""
         store, made = Store(root), job(self.folder, **options)
         store.create("job.json", json.dumps({"job": made.numbers(), "compute": {}, "digests": {}}).encode())
         store.commit("u", "0-inventory", self.rows)  # a stage that every other one reads
@@ -116,4 +117,4 @@ class Planted:
         (payload,) = discover.plan(plugin, context)
         store.commit("v", "1-discover", discover.run(plugin, payload, context))
         run = Run(root)
-        return run, run.failure_modes()
+        return run, run.rows("select * from failure_modes where source <> 'screen' order by verdict, impact desc")

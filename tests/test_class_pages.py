@@ -30,6 +30,7 @@ OLD = [
 MODE = {
     "kind": "disagreement",
     "source": "search",
+    "listed": True,
     "model_id": "new",
     "other_model_id": "old",
     "support": 2,
@@ -38,7 +39,7 @@ MODE = {
 MODES = [
     {**MODE, "failure_mode_id": "m1", "class_name": "Crab", "name": "on sand", "verdict": "confirmed"},
     {**MODE, "failure_mode_id": "m2", "class_name": "crab", "name": "red", "verdict": "hypothesis"},
-    {**MODE, "failure_mode_id": "m3", "class_name": "crab", "name": "red", "verdict": "confirmed", "source": "screen"},
+    {**MODE, "failure_mode_id": "m3", "class_name": "crab", "name": "red", "verdict": "confirmed", "listed": False},
 ]
 MODES[1] |= {"kind": "confusion", "other_model_id": None}
 MEASURED = [("crab", "agreement", 0.75, None), ("crab", "kid", 0.01, None), ("crab", "auditable", 1.0, None)]
@@ -89,7 +90,7 @@ def test_classes_are_counted_as_planted(run: Run) -> None:
     crab = rows["crab"]
     assert (crab["images"], crab["accuracy of new"], crab["accuracy of old"]) == (4, 0.25, 0.5)
     assert (crab["agreement"], crab["kid"], crab["auditable"]) == (0.75, 0.01, "yes")
-    assert (crab["confirmed"], crab["hypotheses"]) == (1, 1)  # that of the baseline is none of the search
+    assert (crab["confirmed"], crab["hypotheses"]) == (1, 1)  # one is not listed
     ghost = rows["ghost"]
     assert (ghost["images"], ghost["accuracy of new"], ghost["kid"], ghost["auditable"]) == (
         0,

@@ -28,7 +28,7 @@ HOSTILE = "<script>document.title='hacked'</script>"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two modes of the search, one of the baseline; one class name is hostile."""
+    """Two modes of the search, one that is not listed; one class name is hostile."""
     store = Store(tmp_path_factory.mktemp("run"))
     store.create("job.json", b'{"job": {"stages": []}}')
     rng = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 | {"correct": k < 8 or model == "new"}
             )
     mode = {"kind": "disagreement", "model_id": "new", "other_model_id": "old", "class_name": HOSTILE, "seeds": 4}
-    mode |= {"effect": 3.0, "effect_low": 2.0, "effect_high": 4.0, "support": 2}
+    mode |= {"listed": True, "effect": 3.0, "effect_low": 2.0, "effect_high": 4.0, "support": 2}
     evidence = {"evidence_rate": 0.9, "control_rate": 0.1, "evidence_images": 20, "control_images": 21, "impact": 0.1}
     evidence |= {"impact_low": 0.05, "impact_high": 0.15, "evidence": ids[4:], "p_corrected": 1e-6}
     modes = [
@@ -71,8 +71,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "verdict": "hypothesis",
             "reason": "no pool",
         },
-        {**mode, **evidence, "failure_mode_id": "m3", "name": "grass", "source": "screen", "verdict": "confirmed"},
+        {**mode, **evidence, "failure_mode_id": "m3", "name": "grass", "verdict": "confirmed", "source": "screen"},
     ]
+    modes[2]["listed"] = False
     modes[0]["exemplars"] = modes[1]["exemplars"] = ["x0", "x1"]
     rows = {"explanations": explanations, "traces": traces, "predictions": predictions, "images": pictures}
     config = {

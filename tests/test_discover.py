@@ -409,10 +409,38 @@ def test_what_labelled_images_show_joins_the_disagreement_of_the_same_name_and_c
     labels |= {"class_name": "Water_Bottle", "evidence": ["q", "p"], "evidence_rate": 0.9, "support": 30}
     screen = {**shared, "failure_mode_id": "screen", "kind": "disagreement", "source": "screen"}
     screen |= {"class_name": "water bottle"}
-    one, baseline = discover._merged([labels, pair, screen], discover.Options())
-    assert baseline["failure_mode_id"] == "screen"  # what screening alone finds stays apart, and speaks for none
+    one, alone = discover._merged([labels, pair, screen], discover.Options())
+    assert alone["failure_mode_id"] == "screen"  # the baseline stays apart, and speaks for none
     assert (one["failure_mode_id"], one["evidence_rate"]) == ("pair", 0.5)
     assert (one["found_by"], one["evidence"]) == (["1-screen", "2-x"], ["p", "q"])
+
+
+def test_what_several_sources_say_is_listed_once_and_screening_alone_only_where_it_is_confirmed() -> None:
+    def mode(source: str, verdict: str, concept: str, **columns: Any) -> dict[str, Any]:
+        made = {"source": source, "verdict": verdict, "concept": concept, "model_id": "f", "other_model_id": "g"}
+        made |= {"kind": "disagreement", "class_name": "crab", "found_by": [source], "evidence": [source]}
+        return {**made, **columns}
+
+    def listed(*modes: dict[str, Any]) -> list[dict[str, Any]]:
+        assert discover._listed(list(modes), discover.Options()) == list(modes)  # none is lost
+        return [m for m in modes if m["listed"]]
+
+    sand, snow = "{} on sand", "{} on snow"
+    found = listed(mode("search", "confirmed", sand), mode("screen", "confirmed", sand, class_name="Crab"))
+    assert [(m["source"], m["found_by"], m["evidence"]) for m in found] == [
+        ("search", ["screen", "search"], ["search", "screen"])
+    ]
+    doubted = mode("search", "hypothesis", sand, exemplars=["x"])
+    (one,) = listed(mode("screen", "confirmed", sand), doubted)
+    assert (one["source"], one["exemplars"], one["found_by"]) == ("screen", ["x"], ["screen", "search"])
+    assert listed(mode("screen", "hypothesis", sand)) == []
+    assert len(listed(mode("screen", "hypothesis", sand), mode("search", "hypothesis", sand))) == 1
+    assert len(listed(mode("screen", "confirmed", sand), mode("search", "confirmed", snow))) == 2
+    assert len(listed(mode("screen", "confirmed", sand), mode("search", "confirmed", sand, other_model_id="h"))) == 2
+    confusion = mode("labels", "hypothesis", sand, kind="confusion", other_model_id=None)
+    assert [m["source"] for m in listed(mode("screen", "confirmed", sand), confusion)] == ["screen"]
+    sure = {**confusion, "verdict": "confirmed"}
+    assert [m["source"] for m in listed(mode("screen", "confirmed", sand), sure)] == ["labels"]
 
 
 def test_what_a_neuron_shows_joins_the_disagreement_of_the_same_name() -> None:

@@ -32,9 +32,11 @@ def planted() -> list[Row]:
         row |= {"failure_mode_id": f"{draw.randrange(10**9):09}", "kind": kind, "model_id": draw.choice(("v", "w"))}
         row |= {"impact": draw.choice((None, 0.0, 0.1, 0.1, 0.2)), "effect": draw.choice((None, 1.0, 2.0, 2.0))}
         row |= {"support": draw.choice((2, 3, None)), "other_model_id": "reference" if number % 4 == 0 else None}
+        row |= {"at_fault": (None, row["model_id"], row["other_model_id"])[number // 4 % 3]}
         row |= {"evidence": draw.choice((None, [], [f"i{number}", f"i{number + 1}"])), "exemplars": None}
         rows.append(row)
-    rows.append({**rows[0], "failure_mode_id": "baseline", "source": "screen"})
+    rows[8] |= {"evidence": ["i8", "i9"]}  # of one that the other model is at fault for
+    rows.append({**rows[0], "failure_mode_id": "not listed", "listed": False})
     return rows
 
 
@@ -84,7 +86,7 @@ def expected(modes: list[Row], sort: str) -> list[str]:
         "newest review": lambda m: (last(reviewed.get(m["failure_mode_id"])), last(m["impact"])),
         "class": lambda m: (m["class_name"], m["model_id"], last(m["impact"])),
     }
-    rows = sorted((m for m in modes if m["source"] == "search"), key=lambda m: m["failure_mode_id"])
+    rows = sorted((m for m in modes if m["listed"]), key=lambda m: m["failure_mode_id"])
     return [m["failure_mode_id"] for m in sorted(rows, key=keys[sort])]
 
 
@@ -100,7 +102,7 @@ def test_modes_are_chosen(run: Run, modes: list[Row]) -> None:
     cases: list[tuple[Modes, Any]] = [
         (Modes(), lambda m: True),
         (Modes(class_name=HOSTILE), lambda m: m["class_name"] == HOSTILE),
-        (Modes(model_id="w", kind="flip"), lambda m: (m["model_id"], m["kind"]) == ("w", "flip")),
+        (Modes(model_id="w", kind="flip"), lambda m: (m["at_fault"] or m["model_id"], m["kind"]) == ("w", "flip")),
         (Modes(evidence=True), lambda m: bool(m["evidence"])),
         (Modes(evidence=False), lambda m: not m["evidence"]),
         (Modes(least_effect=2.0), lambda m: m["effect"] is not None and m["effect"] >= 2.0),
@@ -111,7 +113,7 @@ def test_modes_are_chosen(run: Run, modes: list[Row]) -> None:
         (Modes(reviewed=("not reviewed", "expected")), lambda m: verdict.get(m["failure_mode_id"]) != "bug"),
     ]
     for chosen, holds in cases:
-        wanted = {m["failure_mode_id"] for m in modes if m["source"] == "search" and holds(m)}
+        wanted = {m["failure_mode_id"] for m in modes if m["listed"] and holds(m)}
         assert {row["failure_mode_id"] for row in gallery.modes(run, chosen, "impact", 1, 100)} == wanted, chosen
         assert gallery.count_modes(run, chosen) == len(wanted), chosen
     assert len(cases[9][0].reviewed) == 1
@@ -136,18 +138,18 @@ def test_a_mode_has_one_before_and_one_after(run: Run, modes: list[Row]) -> None
     assert gallery.beside(run, order[0]) == (None, order[1])
     assert gallery.beside(run, order[7]) == (order[6], order[8])
     assert gallery.beside(run, order[-1]) == (order[-2], None)
-    assert gallery.beside(run, "baseline") == (None, None)
+    assert gallery.beside(run, "not listed") == (None, None)
 
 
 def test_related_modes_share_images_class_or_model(run: Run, modes: list[Row]) -> None:
-    me = next(m for m in modes if m["evidence"] and m["source"] == "search")
+    me = next(m for m in modes if m["evidence"] and m["at_fault"] not in (None, m["model_id"]))
     found = gallery.related(run, me, 100)
-    others = [m for m in modes if m["source"] == "search" and m is not me]
+    others = [m for m in modes if m["listed"] and m is not me]
     shares = {
         m["failure_mode_id"]: (
             len({*(m["evidence"] or [])} & {*me["evidence"]}),
             m["class_name"] == me["class_name"],
-            m["model_id"] == me["model_id"],
+            (m["at_fault"] or m["model_id"]) == me["at_fault"],
         )
         for m in others
     }
@@ -162,6 +164,8 @@ def test_related_modes_share_images_class_or_model(run: Run, modes: list[Row]) -
 def test_neurons_of_a_mode_are_of_its_model_and_class(run: Run) -> None:
     found = gallery.neurons_of(run, {"model_id": "v", "class_name": "crab"}, 9)
     assert [row["neuron_id"] for row in found] == ["n1", "n0"]  # the harmful one first; class names up to case
+    missed = gallery.neurons_of(run, {"model_id": "v", "at_fault": "w", "class_name": "crab"}, 9)
+    assert [row["neuron_id"] for row in missed] == ["n2"]  # of the model at fault
 
 
 def test_explanations_are_chosen_and_paged(tmp_path: Path) -> None:
@@ -220,22 +224,22 @@ def test_a_person_filters_turns_pages_and_opens_one_by_keys(run: Run, modes: lis
         expect(page.get_by_text("40 failure modes.")).to_be_visible(timeout=60_000)
         expect(cards).to_have_count(9)
         for place in range(9):
-            expect(cards.nth(place)).to_contain_text(f"for what is {names[order[place]]}")
+            expect(cards.nth(place)).to_contain_text(f"what is {names[order[place]]}")
         page.keyboard.press("n")
-        expect(cards.first).to_contain_text(f"for what is {names[order[9]]}")
+        expect(cards.first).to_contain_text(f"what is {names[order[9]]}")
         assert "page=2" in page.url
         page.keyboard.press("p")
-        expect(cards.first).to_contain_text(f"for what is {names[order[0]]}")
+        expect(cards.first).to_contain_text(f"what is {names[order[0]]}")
         page.keyboard.press("n")
-        expect(cards.first).to_contain_text(f"for what is {names[order[9]]}")
+        expect(cards.first).to_contain_text(f"what is {names[order[9]]}")
         page.keyboard.press("2")
-        expect(page.locator("main h1")).to_contain_text(f"for what is {names[order[10]]}")
+        expect(page.locator("main h1")).to_contain_text(f"what is {names[order[10]]}")
         assert f"id={order[10]}" in page.url
         by_impact = expected(modes, "impact")
         there = by_impact.index(order[10])
         page.keyboard.press("p" if there else "n")
         beside = by_impact[there - 1 if there else 1]
-        expect(page.locator("main h1")).to_contain_text(f"for what is {names[beside]}")
+        expect(page.locator("main h1")).to_contain_text(f"what is {names[beside]}")
         assert f"id={beside}" in page.url
         page.goto(f"{address}/modes?kind=flip&model=w&page=2")  # a page that the chosen ones do not fill
         wanted = [m for m in modes if (m["kind"], m["model_id"]) == ("flip", "w")]

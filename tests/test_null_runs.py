@@ -109,9 +109,9 @@ def test_all_figures_of_a_run(place: Path) -> None:
     (world,) = found["worlds"]
     assert world["search"]["found"] == ("crab-on-sand",)
     assert world["search"]["precision"] == 1.0
-    assert found["stability"]["share"] == 1.0
-    assert found["stability"]["both"] == world["search"]["confirmed"]
+    assert {name: own["share"] for name, own in found["stability"].items()} == {"search": 1.0, "report": 1.0}
+    assert found["stability"]["search"]["both"] == world["search"]["confirmed"]
     assert {row["null_runs"] for row in found["calibration"].values()} == {3}
     assert "f: crab on sand" in found["fair"]["confirmed"]
-    assert found["fair"]["calibration"].keys() == {"search", "labels", "search or labels", "screen"}
+    assert found["fair"]["calibration"].keys() == {"report", "search", "labels", "screen"}
     assert measured([place], 0)["calibration"] is None

@@ -23,18 +23,18 @@ def search(name: str, flipped: bool | None) -> dict[str, Any]:
     return {"model_id": "new", "other_model_id": "old", "target_class": name, "flipped": flipped}
 
 
-def test_findings_count_the_searches_of_each_class_and_name_modes_of_searches_only() -> None:
+def test_findings_count_the_searches_of_each_class_and_name_each_mode_once() -> None:
     rows = {
         "explanations": [search("crab", True), search("crab", False), search("crab", None), search("boat", True)],
         "failure_modes": [
-            {"model_id": "new", "class_name": "crab", "name": "on sand", "verdict": "confirmed", "source": source}
-            for source in ("search", "screen")
+            {"model_id": "new", "class_name": "crab", "name": "on sand", "verdict": "confirmed", "listed": listed}
+            for listed in (True, False)
         ],
     }
     assert findings_in(rows) == (
         "new says boat and old does not: 1 of 1 searches",
         "new says crab and old does not: 1 of 3 searches",
-        "new says crab, on sand: confirmed",
+        "new says “crab” for what is on sand: confirmed",
     )
     assert findings_in({"predictions": [{"item_id": "x"}]}) == ()
 

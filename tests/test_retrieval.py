@@ -52,7 +52,14 @@ embedder: {loader: clip, ref: "zoo:clip"}
 stages: [{kind: screen}]
 """
 HOSTILE = "<script>alert(1)</script>"
-MODE = {"failure_mode_id": "m1", "source": "search", "verdict": "confirmed", "class_name": "crab", "name": "on sand"}
+MODE = {
+    "failure_mode_id": "m1",
+    "source": "search",
+    "listed": True,
+    "verdict": "confirmed",
+    "class_name": "crab",
+    "name": "on sand",
+}
 MODE |= {"model_id": "shortcut-a", "other_model_id": "reference", "concept": "{} on sand"}
 
 

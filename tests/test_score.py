@@ -33,8 +33,11 @@ def run_with(
     return Run(root)
 
 
-def mode(model: str, name: str, concept: str, verdict: str = "confirmed", source: str = "search") -> dict[str, Any]:
-    return {"model_id": model, "class_name": name, "concept": concept, "verdict": verdict, "source": source}
+def mode(
+    model: str, name: str, concept: str, verdict: str = "confirmed", source: str = "search", listed: bool = True
+) -> dict[str, Any]:
+    row = {"model_id": model, "class_name": name, "concept": concept, "verdict": verdict}
+    return {**row, "source": source, "listed": listed}
 
 
 def test_every_figure_of_the_score(tmp_path: Path) -> None:
@@ -48,7 +51,7 @@ def test_every_figure_of_the_score(tmp_path: Path) -> None:
         mode("a", "boat", "{} on water", "hypothesis"),  # planted, no more than a hypothesis: missed
         mode("b", "bird", "{} on sky"),  # planted, but the class was not searched: true, and missed by none
         mode("a", "boat", "{} on water", source="screen"),  # the baseline's, planted
-        mode("b", "bird", "{} on sand", source="screen"),  # the baseline's, not searched: does not count
+        mode("b", "bird", "{} on sand", source="screen", listed=False),  # the baseline's, not searched: does not count
         mode("a", "boat", "{} on water", source="labels"),  # planted, by labels
         mode("b", "boat", "{} on snow", source="labels"),  # false
         mode("b", "boat", "tree", source="labels"),  # labels that are confused: no planted mode, nor none
@@ -67,6 +70,9 @@ def test_every_figure_of_the_score(tmp_path: Path) -> None:
     assert labels.false == ("b: boat {} on snow",)
     assert (found.screen.confirmed, found.screen.found, found.screen.precision) == (1, ("boat-on-water",), 1.0)
     assert found.screen.recall == pytest.approx(1 / 4)
+    report = found.report  # boat on water once, though two sources say it
+    assert (report.confirmed, report.true, len(report.false)) == (7, 3, 4)
+    assert report.missed == ("green-tree",)
 
 
 def test_the_other_side_of_a_planted_mode_is_planted_too(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     smallest = {"stage": "3-counterfactual", "method": "uvce", "other_model_id": None}
     searches += [search(f"u{i}", False, flipped, **smallest) for i, flipped in enumerate((True, True, False))]
     steps = [("e1", 0, 0.1, 0.0, 3.0), ("e1", 1, 0.6, 0.2, 1.0), ("e1", 2, 0.9, 0.6, 0.5), ("e2", 0, 0.1, 0.1, 2.0)]
-    found = {"source": "search", "model_id": "new", "other_model_id": "old", "class_name": "dog"}
+    found = {"source": "search", "listed": True, "model_id": "new", "other_model_id": "old", "class_name": "dog"}
     modes = [{**found, "failure_mode_id": "1", "name": "on sand", "verdict": "confirmed", "impact": 0.2, "support": 3}]
     modes[0]["evidence"] = ["y", "x"]
     modes += [

@@ -73,7 +73,7 @@ class Claim:
     """`model_id` calls images of something else the class.
 
     other_model_id: whose answer is held against it: a model's, EMBEDDER's or, where it is None, the label.
-    source: search (optimised images), labels (labelled images), or screen (the pool alone, a baseline).
+    source: search (optimised images), labels (labelled images), or screen (the pool alone, without searches).
     """
 
     kind: Literal["disagreement", "confusion", "neuron", "flip"]
@@ -144,6 +144,11 @@ class Material:
     check: Check
     pool: Real | None
     data: Real | None
+
+    def screenings(self) -> list[str]:
+        """Stages that screened images, which is what found a mode that no search found."""
+        rows = self.run.rows("select distinct stage from units where stage like '%-screen' order by stage")
+        return [row["stage"] for row in rows]
 
 
 @dataclass(frozen=True)

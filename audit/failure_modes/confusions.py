@@ -21,8 +21,8 @@ def find(material: Material) -> list[Group]:
             claim = Claim("confusion", "labels", model_id, None, name)
             modes += screened(claim, naming, testing, material.options)
             modes += _labels(claim, naming, testing, material.options.smallest_group)
-    stages = material.run.rows("select distinct stage from units where stage like '%-screen' order by stage")
-    return [Group(mode | {"found_by": [row["stage"] for row in stages]}) for mode in modes]
+    stages = material.screenings()
+    return [Group(mode | {"found_by": stages}) for mode in modes]
 
 
 def _labels(claim: Claim, naming: Real, testing: Real, fewest: int) -> list[Mode]:

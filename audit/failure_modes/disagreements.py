@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 from audit import discovery as d
 from audit.failure_modes.claims import Claim, Group, Material, Mode, ended, groups_of, screened
 
@@ -33,14 +35,17 @@ def find(material: Material) -> list[Group]:
     return found
 
 
-def baseline(material: Material) -> list[Mode]:
-    """What screening alone finds, of the same pairs of models and all classes."""
+def screened_alone(material: Material) -> list[Mode]:
+    """What screening alone finds in the pool, of all classes and the pairs of models that were searched; where none
+    was, of all pairs."""
     if material.pool is None:
         return []
     halves = material.pool.halves()
-    pairs = sorted({(row["model_id"], row["other_model_id"]) for row in _searched(material)})
+    searched = {(row["model_id"], row["other_model_id"]) for row in _searched(material)}
+    pairs = sorted(searched or permutations(material.models, 2))
+    stages = material.screenings()
     return [
-        mode
+        mode | {"found_by": stages}
         for f, g in pairs
         for name in material.classes
         for mode in screened(Claim("disagreement", "screen", f, g, name), *halves, material.options)

@@ -1,8 +1,11 @@
-"""Stage: failure modes of every kind, confirmed on real images; and the screen-only baseline.
+"""Stage: failure modes of every kind, confirmed on real images; and what screening alone finds.
 
 A mode is `confirmed` only if the model is wrong on real images that show what it is named after, and more often than
 on others of the same classes (of a label: than on all others); else it is a `hypothesis`, and `reason` says why. The
 images that are asked are not those that proposed the name. The kinds are files of `audit/failure_modes`.
+
+What screening alone finds, without any search, is the baseline that searches are held against, and is kept whole for
+that. What of it is confirmed is a failure mode like any other: `listed`, unless a search says the same.
 
 Of each mode between two models it is measured whether it is one of the other model only (DiG-IN Figs. 21, 22):
 `holds_against` every third model, the share of the group's images on which that model does not say the class either;
@@ -28,7 +31,7 @@ from audit.screened import originals
 __all__ = ["Options", "check", "expected", "found_in", "plan", "run"]
 
 NEEDS, READS, ONCE = ("screen",), ("disagreement", "neuron", "uvce"), True
-VERSION = 8
+VERSION = 9
 
 
 def check(options: Options, job: Job) -> None:
@@ -47,7 +50,7 @@ def expected(options: Options, counts: Counts) -> int:
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
-    """Rows: failure_modes, of source 'search' and 'screen', measurements, images that are evidence."""
+    """Rows: failure_modes, measurements, images that are evidence."""
     if not context.models.data_classes:
         return {"failure_modes": []}
     groups, modes = found_in(material(options, context))
@@ -59,9 +62,9 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
 def found_in(made: Material) -> tuple[list[Group], list[Mode]]:
     """All groups of searches and images, and the failure modes that they make, judged together."""
     groups = [group for kind in (disagreements, spurious_neurons, flips, confusions) for group in kind.find(made)]
-    modes = [group.mode for group in groups] + disagreements.baseline(made)
+    modes = [group.mode for group in groups] + disagreements.screened_alone(made)
     _judge(modes, made.pool is not None or made.data is not None, made.options)
-    return groups, _merged(modes, made.options)
+    return groups, _listed(_merged(modes, made.options), made.options)
 
 
 def _judge(modes: list[Mode], real: bool, options: Options) -> None:
@@ -124,15 +127,44 @@ def _merged(modes: list[Mode], options: Options) -> list[Mode]:
                 key = pairs.get(place, key)
             pairs.setdefault(place, key)
         best = kept.setdefault(key, mode)
-        if best is mode:
-            continue
-        for name in ("found_by", "neurons"):
-            if mode.get(name):
-                best[name] = sorted({*best.get(name, []), *mode[name]})
-        for name, most in (("exemplars", options.exemplars), ("evidence", MOST_EVIDENCE)):
-            if mode.get(name):
-                best[name] = list(dict.fromkeys([*best.get(name, []), *mode[name]]))[:most]
+        if best is not mode:
+            _join(best, mode, options)
     return list(kept.values())
+
+
+def _listed(modes: list[Mode], options: Options) -> list[Mode]:
+    """Say which modes a report lists, so that each is listed once.
+
+    Of what screening alone finds those that are confirmed. A confirmed search or label speaks for them, and they for
+    one that is not confirmed; the one that is listed has what all of them show.
+    """
+    alone = [mode for mode in modes if mode["source"] == "screen"]
+    others = [mode for mode in modes if mode["source"] != "screen"]
+    for mode in modes:
+        mode["listed"] = mode["source"] != "screen" or mode["verdict"] == "confirmed"
+    for mode in (each for each in alone if each["listed"]):
+        alike = [other for other in others if other["listed"] and _same(mode, other)]
+        sure = [other for other in alike if other["verdict"] == "confirmed"]
+        for other in [mode] if sure else alike:
+            other["listed"] = False
+            _join(sure[0] if sure else mode, other, options)
+    return modes
+
+
+def _same(mode: Mode, other: Mode) -> bool:
+    """Whether two modes say one thing; what a single model does is the same against whatever it was found."""
+    one, two = ((m["model_id"], canonical(m["class_name"]), m["concept"]) for m in (mode, other))
+    return one == two and (mode["other_model_id"] == other["other_model_id"] or other["kind"] != "disagreement")
+
+
+def _join(best: Mode, mode: Mode, options: Options) -> None:
+    """Give one mode what another of its name shows, but no figures."""
+    for name in ("found_by", "neurons"):
+        if mode.get(name):
+            best[name] = sorted({*best.get(name, []), *mode[name]})
+    for name, most in (("exemplars", options.exemplars), ("evidence", MOST_EVIDENCE)):
+        if mode.get(name):
+            best[name] = list(dict.fromkeys([*best.get(name, []), *mode[name]]))[:most]
 
 
 def _standing(mode: Mode) -> tuple[bool, bool, int]:

@@ -28,7 +28,7 @@ EXPLANATION_SORTS = {
     "class": "target_class, source_class nulls last, model_id",
     "slowest": "seconds desc nulls last",
 }
-_MODES = "from failure_modes m left join verdicts v on v.subject_id = m.failure_mode_id where m.source <> 'screen'"
+_MODES = "from failure_modes m left join verdicts v on v.subject_id = m.failure_mode_id where m.listed"
 
 
 @dataclass(frozen=True)
@@ -94,32 +94,36 @@ def beside(run: Run, failure_mode_id: str) -> tuple[str | None, str | None]:
 
 
 def related(run: Run, mode: Row, most: int) -> list[Row]:
-    """Other failure modes of the search that share real images, the class or the model with this one, in this order.
+    """Other failure modes that share real images, the class or the model at fault with this one, in this order.
 
     `shared`: how many real images of its evidence are evidence of both; `same_class`: whether the models say one class.
     """
     return run.rows(
         "with shared as (select failure_mode_id, count(distinct item_id) as shared from "
-        "(select failure_mode_id, unnest(evidence) as item_id from failure_modes where source <> 'screen') "
+        "(select failure_mode_id, unnest(evidence) as item_id from failure_modes where listed) "
         "where item_id in (select unnest(?)) group by all) "
         "select * exclude (evidence, exemplars) from (select m.* exclude (showing), coalesce(shared, 0) as shared, "
-        "canonical(class_name) = canonical(?) as same_class, model_id = ? as same_model "
-        "from failure_modes m left join shared using (failure_mode_id) where source <> 'screen' "
+        f"canonical(class_name) = canonical(?) as same_class, {AT_FAULT} = ? as same_model "
+        "from failure_modes m left join shared using (failure_mode_id) where listed "
         "and failure_mode_id <> ?) where shared > 0 or same_class or same_model "
         "order by shared desc, same_class desc, same_model desc, impact desc nulls last, failure_mode_id limit ?",
-        [mode["evidence"] or [], mode["class_name"], mode["model_id"], mode["failure_mode_id"], most],
+        [mode["evidence"] or [], mode["class_name"], _at_fault(mode), mode["failure_mode_id"], most],
     )
 
 
 def neurons_of(run: Run, mode: Row, most: int) -> list[Row]:
-    """Neurons of the failure mode's model that were looked at for its class, harmful ones first."""
+    """Neurons of the model at fault that were looked at for the class, harmful ones first."""
     return run.rows(
         "select neuron_id, model_id, class_name, neuron, rank, layer, verdict, reason from neurons "
         "where model_id = ? and canonical(class_name) = canonical(?) "
         "order by list_position(['harmful', 'spurious', 'core'], verdict) nulls last, rank nulls last, neuron_id "
         "limit ?",
-        [mode["model_id"], mode["class_name"], most],
+        [_at_fault(mode), mode["class_name"], most],
     )
+
+
+def _at_fault(mode: Row) -> str:
+    return str(mode.get("at_fault") or mode["model_id"])
 
 
 def count_explanations(run: Run, chosen: Explanations) -> int:

@@ -19,8 +19,8 @@ def header(run: Run) -> Row:
         "(select count(*) from items where role = 'data' and status = 'ok') as images, "
         "(select count(*) from items where role = 'pool' and status = 'ok') as pool, "
         "(select count(*) from items where status <> 'ok') as refused, "
-        "(select count(*) from failure_modes where source <> 'screen' and verdict = 'confirmed') as confirmed, "
-        "(select count(*) from failure_modes where source <> 'screen' and verdict = 'hypothesis') as hypotheses "
+        "(select count(*) from failure_modes where listed and verdict = 'confirmed') as confirmed, "
+        "(select count(*) from failure_modes where listed and verdict = 'hypothesis') as hypotheses "
         "from runs"
     )
     return rows[0]
@@ -53,7 +53,7 @@ def modes(run: Run, most: int = 200) -> list[Row]:
     exemplars and evidence. `audit.results.gallery` has all of them by the page."""
     return run.rows(
         "select failure_mode_id, model_id, other_model_id, at_fault, class_name, name, concept, verdict, kind "
-        "from failure_modes where source <> 'screen' "
+        "from failure_modes where listed "
         "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id limit ?",
         [most],
     )
@@ -164,7 +164,7 @@ def coverage(run: Run) -> list[Row]:
         "searched as (select target_class as class, count(*) as explanations from explanations where status = 'ok' "
         "and target_class is not null group by target_class), "
         "found as (select class_name as class, count(*) as modes, count(*) filter (verdict = 'confirmed') as confirmed "
-        "from failure_modes where source <> 'screen' group by class_name), "
+        "from failure_modes where listed group by class_name), "
         "adequate as (select subject_id as class, max(value) filter (name = 'agreement') as agreement, "
         "max(value) filter (name = 'kid') as kid, max(reason) filter (name = 'auditable' and value = 0) as reason "
         "from measurements where name in ('agreement', 'kid', 'auditable') group by subject_id) "

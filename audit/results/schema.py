@@ -194,9 +194,14 @@ TABLES: dict[str, pa.Schema] = {
             "kind": (_S, "disagreement, confusion (with labels), neuron or flip (of a decision)"),
             "source": (
                 _S,
-                "search (optimised images), labels (labelled images), or screen (the baseline without search)",
+                "search (optimised images), labels (labelled images), or screen (the pool alone, without search)",
             ),
-            "found_by": (pa.list_(_S), "stages whose searches or labelled images show it"),
+            "listed": (
+                _B,
+                "whether a report lists it: not what another listed one says too, nor what screening alone proposes "
+                "and does not confirm",
+            ),
+            "found_by": (pa.list_(_S), "stages whose searches or images show it"),
             "neurons": (pa.list_(_S), "neuron ids whose searches show it"),
             "model_id": (_S, "model that says the class"),
             "other_model_id": (_S, "what is held against it: a model, embedder, or NULL for the labels"),

@@ -236,9 +236,9 @@ class Run:
         )
 
     def failure_modes(self) -> FailureModes:
-        """The discovered failure modes, without those of the screen-only baseline: confirmed ones first, by impact."""
+        """The failure modes that a report lists: confirmed ones first, by impact."""
         rows = self.rows(
-            "select * from failure_modes where source <> 'screen' "
+            "select * from failure_modes where listed "
             "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id"
         )
         return FailureModes(self, rows)

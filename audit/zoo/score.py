@@ -70,15 +70,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Score:
-    """`search`: the generative search; `labels`: what labelled images alone show, and no search; `screen`: the baseline
-    without search or labels, on the same pool."""
+    """`report`: all that a report lists, whatever found it; `search`: the generative search; `labels`: what labelled
+    images alone show, and no search; `screen`: the baseline without search or labels, on the same pool."""
 
+    report: Counts
     search: Counts
     labels: Counts
     screen: Counts
 
     def by_source(self) -> dict[str, Counts]:
-        return {"search": self.search, "labels": self.labels, "screen": self.screen}
+        return dict(self.__dict__)
 
     def as_dict(self) -> dict[str, Any]:
         return {name: counts.as_dict() for name, counts in self.by_source().items()}
@@ -160,10 +161,14 @@ def score_of(run: Run, found: list[dict[str, Any]]) -> Score:
     )
     searched = {claim for row in searches for claim in _claims(row, planted)}
     modes = [mode for mode in world.modes if _claim_of(mode) in searched]
-    rows: dict[str, list[dict[str, Any]]] = {"search": [], "labels": [], "screen": []}
+    rows: dict[str, list[dict[str, Any]]] = {"report": [], "search": [], "labels": [], "screen": []}
     for row in found:
         claims = _claims(row, planted)
-        if claims and "{}" in (row["concept"] or "") and (row["source"] != "screen" or searched.intersection(claims)):
+        if not claims or "{}" not in (row["concept"] or ""):
+            continue
+        if row["listed"]:
+            rows["report"].append(row)
+        if row["source"] != "screen" or searched.intersection(claims):
             rows[row["source"]].append(row)
     scenes = Scenes(run, world)
     return Score(*(_counts(own, modes, planted, world, scenes) for own in rows.values()))
