@@ -49,7 +49,7 @@ class Cluster:
                 configure_logging=False,
                 **(resources or {}),
             )
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        except Exception as error:  # Ray raises a bare one where its own processes start too slowly
             where = address or "an embedded cluster"
             hint = "'audit doctor' checks Ray."
             if address and os.environ.get("RAY_AUTH_MODE") != "token":

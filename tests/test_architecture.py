@@ -55,7 +55,8 @@ def test_no_import_statement_crosses_the_layers(package: str) -> None:
                 assert name.partition(".")[0] not in forbidden[package], f"{file}:{node.lineno} imports {name}"
 
 
-def test_one_broad_except_outside_the_doctor() -> None:
+def test_two_broad_excepts_outside_the_doctor() -> None:
+    """Whatever a unit does, the job goes on; whatever keeps Ray from starting is said in a line."""
     found = []
     for package in ("audit", "pipelines", "dashboard"):
         for file in (ROOT / package).rglob("*.py"):
@@ -67,7 +68,7 @@ def test_one_broad_except_outside_the_doctor() -> None:
                 )
                 if broad and file.name != "doctor.py":
                     found.append(f"{file.relative_to(ROOT)}")
-    assert found == ["audit/worker.py"]
+    assert sorted(found) == ["audit/worker.py", "pipelines/workers.py"]
 
 
 def test_files_stay_short() -> None:

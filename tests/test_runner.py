@@ -858,3 +858,14 @@ def test_libraries_of_another_version_are_named_when_a_run_goes_on(
     others = {**versions(), "torch": "99"}
     monkeypatch.setattr("pipelines.plan.versions", lambda: others)
     assert other_versions(Store(root)) == [f'torch: "{torch.__version__}" -> "99"']
+
+
+def test_ray_that_cannot_start_is_an_error_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a bare Exception where its own processes are too slow: a busy machine."""
+
+    def late(**_: object) -> None:
+        raise Exception("the node timed out during startup")  # as Ray does
+
+    monkeypatch.setattr("ray.init", late)
+    with pytest.raises(InfrastructureError, match="cannot reach Ray at an embedded cluster: the node timed out"):
+        Cluster(None)
