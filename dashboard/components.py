@@ -61,6 +61,28 @@ def pair(explanation: Row, said: dict[str, list[Row]], models: bool = True) -> s
     )
 
 
+def scored(explanation: Row) -> str:
+    """Start and result of one search, and under each what is known of it: p(target) of its models, the activation."""
+    places = (("start_image_id", "before", "start"), ("image_id", "after", "result"))
+    cells = [
+        figure(
+            explanation[image], f"{word} of a search for {explanation['target_class']}", _known(explanation, when), word
+        )
+        for image, when, word in places
+    ]
+    return f"<div style='white-space:nowrap'>{''.join(cells)}</div>"
+
+
+def _known(explanation: Row, when: str) -> list[str]:
+    lines = [
+        f"<span style='opacity:0.65'>{escape(explanation[model])}</span> <b>{explanation[f'{score}_{when}']:.0%}</b>"
+        for model, score in (("model_id", "score"), ("other_model_id", "other"))
+        if explanation[model] and explanation[f"{score}_{when}"] is not None
+    ]
+    activation = explanation[f"activation_{when}"]
+    return lines if activation is None else [*lines, f"activation {activation:.3g}"]
+
+
 def real(mode: Row, item_id: str, said: list[Row]) -> str:
     """A real image that is evidence of a failure mode."""
     return figure(item_id, sentences.evidence(mode), verdicts(said))

@@ -78,7 +78,7 @@ def _gallery(run: Run, named: list[str], page: Any) -> None:
     place = st.container()
     number = paging.number(paging.pages(found, PAGE_SIZE))
     with place:
-        st.caption(f"{found:,} counterfactuals. N and P turn the page.")
+        st.caption(f"{found:,} counterfactual{'s' * (found != 1)}. N and P turn the page.")
         for row in kept(gallery.explanations, run, chosen, sort, number, PAGE_SIZE):
             heading = f"<h4 style='margin:0;overflow-wrap:anywhere'>{explanation.title(row)}</h4>"
             st.html(heading + components.grid(_pictures(row)))

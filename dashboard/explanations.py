@@ -41,17 +41,18 @@ def show(run: Run, page: Any) -> None:
     place = st.container()
     number = paging.number(paging.pages(found, PAGE_SIZE))
     with place:
-        st.caption(f"{found:,} explanations. N and P turn the page.")
+        st.caption(f"{found:,} explanation{'s' * (found != 1)}. N and P turn the page.")
         for row in kept(gallery.explanations, run, chosen, sort, number, PAGE_SIZE):
             with st.container(border=True):
                 _card(row, page)
 
 
 def _card(row: Row, page: Any) -> None:
-    """Start and result, or why there is none."""
-    st.html(f"<h4 style='margin:0'>{explanation.title(row)}</h4>")
+    """Start and result with what the models say of them, or why there is none."""
+    heading = f"<h4 style='margin:0;overflow-wrap:anywhere'>{explanation.title(row)}</h4>"
+    if row["status"] == "ok" and row["start_image_id"] and row["image_id"]:
+        heading += components.scored(row)
+    st.html(heading)
     if row["status"] != "ok":
         st.text(f"This one failed: {row['reason']}.")
-    elif row["start_image_id"] and row["image_id"]:
-        st.html(components.pair(row, {}, models=False))
     st.page_link(page, label="Steps and measurements", query_params={"id": row["explanation_id"]})

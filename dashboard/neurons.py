@@ -151,7 +151,7 @@ def _list(run: Run, filters: Mapping[str, str], page: Any) -> None:
     pages = -(-found // PAGE_SIZE)
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     with place:
-        st.caption(f"{found:,} neurons")
+        st.caption(f"{found:,} neurons" if found > 1 else "1 neuron")
         rows = listed(run, filters, number)
         pictures = raised(run, rows)
         for row in rows:
