@@ -8,6 +8,8 @@ from audit.reviews import STAGE
 
 Snapshot = tuple[str, int]
 
+FRESH = 2.0  # seconds for which what sessions saw last of a run is new enough
+
 
 def snapshot(run: Run) -> Snapshot:
     """What an answer is of, as a key: the run, and how much of it is committed, people's verdicts aside."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from audit import sentences
@@ -17,11 +17,12 @@ from audit.results import queries
 from audit.results.sql import Run
 from audit.runs import open_beside, unfinished
 from dashboard import components, siblings
-from dashboard.cached import Snapshot, snapshot
+from dashboard.cached import FRESH, Snapshot, snapshot
 
 Row = dict[str, Any]
 
 PAGE_SIZE = 10
+_ENDS = (("start_image_id", "start"), ("image_id", "result"))
 REAL = 4  # images of a failure mode's evidence
 STATUSES = {"new": "#b3261e", "unclear": "#555555", "unchanged": "#8a6d1a", "fixed": "#1a7f4b"}
 
@@ -72,7 +73,7 @@ def _chosen() -> None:
 
 
 def _compared(run: Run, other: Run, mode_page: Any) -> None:
-    other.refresh()
+    other.refresh(within=FRESH)
     before, after = in_order(run, other)
     for side in (before, after):
         left = unfinished(side)
@@ -136,14 +137,19 @@ def _comparison(
 
 def _accuracy(found: Comparison) -> None:
     st.header("On the labelled images that both have")
-    frame = pd.DataFrame([one.__dict__ for one in found.accuracy if one.images])
-    if frame.empty:
+    rows = [
+        [
+            *(one.model_id, f"{one.images:,}", f"{one.before:.1%}", f"{one.after:.1%}"),
+            *(f"{one.fixed:,}", f"{one.broken:,}", f"{one.p_value:.2g}"),
+        ]
+        for one in found.accuracy
+        if one.images
+    ]
+    if not rows:
         st.info("No labelled image was answered by both.")
         return
-    frame.columns = ["model", "images", "before", "after", "fixed", "broken", "p"]
-    shares = {name: st.column_config.NumberColumn(format="percent") for name in ("before", "after")}
-    help_ = "McNemar's exact test that as many were fixed as broken"
-    st.dataframe(frame, hide_index=True, column_config=shares | {"p": st.column_config.NumberColumn(help=help_)})
+    st.html(components.table(["model", "images", "before", "after", "fixed", "broken", "p"], rows))
+    st.caption("p: McNemar's exact test that as many were fixed as broken.")
 
 
 def _changes(run: Run, before: Run, after: Run, found: Comparison, page: Any) -> None:
@@ -163,20 +169,30 @@ def _changes(run: Run, before: Run, after: Run, found: Comparison, page: Any) ->
     pages = -(-len(changes) // PAGE_SIZE)
     place = st.container()
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    shown = changes[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
+    pictures: dict[int, list[str]] = {}
+    for side, modes in (
+        (after, [change.shown for change in shown if change.shown is change.after]),
+        (before, [change.shown for change in shown if change.shown is not change.after]),
+    ):
+        pictures |= zip(map(id, modes), _pictures(run, side, modes), strict=True)
     with place:
-        for change in changes[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]:
-            _card(run, before, after, change, page)
+        for change in shown:
+            _card(run, before, after, change, pictures[id(change.shown)], page)
 
 
-def _card(run: Run, before: Run, after: Run, change: Change, page: Any) -> None:
+def _card(run: Run, before: Run, after: Run, change: Change, pictures: list[str], page: Any) -> None:
     """One change: what it is and why, the pictures of the run that confirmed it, and links to its rows."""
-    source = after if change.shown is change.after else before
     with st.container(border=True):
         status = components.badge(change.status, STATUSES[change.status])
-        st.html(components.heading(sentences.claim(change.shown), 3) + status)
         impact = f"{_impact(change.before)} before, {_impact(change.after)} after"
-        st.text(f"Because {change.reason}.\nImpact on the pool: {impact}.")
-        st.html(components.grid(_pictures(run, source, change.shown)))
+        st.html(
+            components.heading(sentences.claim(change.shown), 3)
+            + status
+            + components.paragraph(f"Because {change.reason}.")
+            + components.paragraph(f"Impact on the pool: {impact}.")
+            + components.grid(pictures)
+        )
         for title, side, row in (("before", before, change.before), ("after", after, change.after)):
             if row is not None and side is run:
                 st.page_link(page, label=f"Evidence ({title})", query_params={"id": row["failure_mode_id"]})
@@ -188,16 +204,20 @@ def _impact(row: Row | None) -> str:
     return "-" if row is None or row["impact"] is None else f"{row['impact']:.1%}"
 
 
-def _pictures(run: Run, source: Run, mode: Row) -> list[str]:
-    """Start and result of the most typical search, and the first real images."""
-    shown = queries.exemplars(source, (mode["exemplars"] or [])[:1])
+def _pictures(run: Run, source: Run, modes: list[Row]) -> list[list[str]]:
+    """Of each failure mode start and result of its most typical search, and real images; looked up at once."""
+    searches = [(mode["exemplars"] or [])[:1] for mode in modes]
+    shown = {row["explanation_id"]: row for row in queries.exemplars(source, list(chain(*searches)))}
+    real = queries.kept(source, [mode["evidence"] or [] for mode in modes], REAL)
     wanted = [
-        (row[key], title) for row in shown for key, title in (("start_image_id", "start"), ("image_id", "result"))
+        [
+            *((shown[i][key], title) for i in ids if i in shown for key, title in _ENDS),
+            *((item_id, f"real image {place}") for place, item_id in enumerate(items, 1)),
+        ]
+        for ids, items in zip(searches, real, strict=True)
     ]
-    real = queries.kept(source, mode["evidence"] or [], REAL)
-    wanted += [(item_id, f"real image {i}") for i, item_id in enumerate(real, 1)]
-    urls = _urls(run, source, [image_id for image_id, _ in wanted])
-    return [components.framed(urls.get(image_id), title, [], title) for image_id, title in wanted]
+    urls = _urls(run, source, [image_id for image_id, _ in chain(*wanted)])
+    return [[components.framed(urls.get(image_id), title, [], title) for image_id, title in each] for each in wanted]
 
 
 def _urls(run: Run, source: Run, ids: list[str]) -> dict[str, str]:

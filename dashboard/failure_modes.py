@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import altair as alt
@@ -83,17 +84,18 @@ _COLUMNS = {
 
 def cards(run: Run, modes: list[Row], page: Any, keys: bool = False) -> None:
     """Failure modes in a line each. `modes` have `reviewed`, a person's last verdict; with `keys` 1 to 9 open one."""
-    first = {mode["failure_mode_id"]: (mode["exemplars"] or [None])[0] for mode in modes}
-    shown = {row["explanation_id"]: row for row in queries.exemplars(run, [one for one in first.values() if one])}
-    for number, mode in enumerate(modes, 1):
-        search = shown.get(first[mode["failure_mode_id"]] or "")
-        if search is not None:
-            picture = components.pair(search, {}, models=False)
-        else:
-            real = queries.kept(run, (mode["evidence"] or [])[:REAL_IMAGES], 2)
-            picture = components.grid([components.real(mode, item_id, []) for item_id in real])
+    typical = [(mode["exemplars"] or [])[:1] for mode in modes]
+    searches = {row["explanation_id"]: row for row in queries.exemplars(run, list(chain(*typical)))}
+    shown = [[searches[name] for name in names if name in searches] for names in typical]
+    wanted = [
+        [] if search else (mode["evidence"] or [])[:REAL_IMAGES] for mode, search in zip(modes, shown, strict=True)
+    ]
+    real = queries.kept(run, wanted, 2)
+    for number, (mode, search, items) in enumerate(zip(modes, shown, real, strict=True), 1):
+        pictures = [components.pair(row, {}, models=False) for row in search]
+        pictures += [components.real(mode, item_id, []) for item_id in items]
         with st.container(border=True):
-            _card(mode, picture, page, str(number) if keys else None)
+            _card(mode, components.grid(pictures), page, str(number) if keys else None)
 
 
 def _card(mode: Row, pictures: str, page: Any, key: str | None) -> None:
@@ -103,11 +105,8 @@ def _card(mode: Row, pictures: str, page: Any, key: str | None) -> None:
     with picture:
         st.html(pictures)
     with text:
-        st.html(components.headline(mode, {"verdict": mode["reviewed"]} if mode["reviewed"] else None))
-        st.text(sentences.sentence(mode))
-        figures = _brief(mode)
-        if figures:
-            st.caption(figures)
+        headline = components.headline(mode, {"verdict": mode["reviewed"]} if mode["reviewed"] else None)
+        st.html(headline + components.paragraph(sentences.sentence(mode)) + components.paragraph(_brief(mode), 0.65))
         with st.container(horizontal=True, vertical_alignment="center"):
             st.page_link(page, label="Evidence", query_params=query)
             if key is not None and st.button("Open", key=f"open-{key}", shortcut=key, type="tertiary"):
@@ -115,7 +114,7 @@ def _card(mode: Row, pictures: str, page: Any, key: str | None) -> None:
 
 
 def _brief(mode: Row) -> str:
-    """Numbers alone, which are safe in markdown."""
+    """Impact, effect and support, as far as they are known."""
     parts = []
     if mode["impact"] is not None:
         parts.append(f"impact {mode['impact']:.2%}")
@@ -205,7 +204,7 @@ def _searches(run: Run, mode: Row, page: Any) -> None:
 
 def _real(run: Run, mode: Row) -> None:
     ids = mode["evidence"] or []
-    real = queries.kept(run, ids, REAL_IMAGES)
+    real = queries.kept(run, [ids], REAL_IMAGES)[0]
     if real:
         st.header("Real images on which it happens")
         st.caption(f"{len(ids):,} real images are its evidence; those nearest to it are shown.")

@@ -52,7 +52,7 @@ def _cell(row: Row, url: str | None, said: list[Row], title: str) -> str:
 def _urls(run: Run, rows: Sequence[Row]) -> Mapping[str, str]:
     """Where a browser finds each picture; those that cannot be read are left out."""
     ids = [row["item_id"] for row in rows]
-    urls = {item_id: f"/evidence/{item_id}" for item_id in queries.kept(run, ids, len(ids))}
+    urls = {item_id: f"/evidence/{item_id}" for item_id in queries.kept(run, [ids], len(ids))[0]}
     asked = tuple(tuple(row[key] for key in _NEEDED) for row in rows if row["uri"] and row["item_id"] not in urls)
     if not asked:
         return urls

@@ -23,8 +23,7 @@ from dashboard import (
     study,
 )
 from dashboard import overview as first
-
-FRESH = 2.0  # seconds for which what sessions saw last of a run is new enough
+from dashboard.cached import FRESH
 
 
 @st.cache_resource

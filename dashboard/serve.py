@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from starlette.routing import Route
 from audit.locations import located
 from audit.results.queries import picture
 from audit.results.sql import Run
+from dashboard.assets import Assets
 from dashboard.guard import Guard
+from dashboard.sockets import send_at_once
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _RUN = Run(located(os.environ["AUDIT_RUN"]))
@@ -60,13 +64,22 @@ def _is_loopback(address: str | None) -> bool:
         return False
 
 
+@asynccontextmanager
+async def _started(_: st.App) -> AsyncIterator[None]:
+    """Streamlit listens by now, and takes no connection yet."""
+    send_at_once()
+    yield
+
+
 if not _TOKEN and not _is_loopback(st.get_option("server.address")):  # not started by `audit dashboard`, which asks
     raise SystemExit("others can reach this address, and there is no token: start the report with 'audit dashboard'")
 app = st.App(
     Path(__file__).with_name("pages.py"),
+    lifespan=_started,
     routes=[Route("/evidence/{image_id}", image)],
     middleware=[
         Middleware(TrustedHostMiddleware, allowed_hosts=_hosts(), www_redirect=False),
         Middleware(Guard, token=_TOKEN),
+        Middleware(Assets),
     ],
 )

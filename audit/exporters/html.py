@@ -90,7 +90,7 @@ class _Pictures:
 def _described(run: Run, mode: Row, pictures: _Pictures) -> Row:
     """All that the page says of a failure mode."""
     searches = queries.exemplars(run, mode["exemplars"] or [])[:SEARCHES]
-    real = queries.kept(run, mode["evidence"] or [], REAL_IMAGES)
+    real = queries.kept(run, [mode["evidence"] or []], REAL_IMAGES)[0]
     ids = [row[key] for row in searches for key in ("start_image_id", "image_id")] + real
     said, url = queries.said(run, ids), pictures.of(ids)
     shown = [

@@ -107,11 +107,12 @@ def said(run: Run, image_ids: list[str]) -> dict[str, list[Row]]:
     return by_image
 
 
-def kept(run: Run, image_ids: list[str], most: int) -> list[str]:
-    """The first of these images that the run holds, in their order."""
-    rows = run.rows("select distinct image_id from images where image_id in (select unnest(?))", [image_ids])
+def kept(run: Run, image_ids: list[list[str]], most: int) -> list[list[str]]:
+    """Of each of these lists the first images that the run holds, in their order; all are looked up at once."""
+    every = sorted({image_id for ids in image_ids for image_id in ids})
+    rows = run.rows("select distinct image_id from images where image_id in (select unnest(?))", [every])
     there = {row["image_id"] for row in rows}
-    return [image_id for image_id in image_ids if image_id in there][:most]
+    return [[image_id for image_id in ids if image_id in there][:most] for ids in image_ids]
 
 
 def measured(run: Run, explanation_id: str) -> list[Row]:
