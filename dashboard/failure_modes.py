@@ -144,6 +144,7 @@ def show_one(run: Run, listed: Any, explanation: Any, retrieval: Any, neurons: A
     if others:
         st.text(f"What other models make of these images: {others}")
     _figures(found)
+    _parts(run, found, here)
     _searches(run, found, explanation)
     _real(run, found)
     st.page_link(retrieval, label="Look for real images by words", query_params={"id": found["failure_mode_id"]})
@@ -182,6 +183,17 @@ def _figures(mode: Row) -> None:
         )
     if mode["impact"] is not None:
         cells[3].metric("impact", f"{mode['impact']:.1%}", help=_interval(mode, "impact", "{:.2%}"))
+
+
+def _parts(run: Run, mode: Row, here: Any) -> None:
+    """What was found too and is no failure by itself, or the failure mode that this one is a part of."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if mode["part_of"] is not None:
+            st.text("This is a part of another failure mode: beside that one it does not hold.", width="content")
+            st.page_link(here, label="The whole", query_params={"id": mode["part_of"]})
+        for part in gallery.parts_of(run, mode["failure_mode_id"]):
+            st.text(f"A part of it: {part['name']}.", width="content")
+            st.page_link(here, label="Evidence", query_params={"id": part["failure_mode_id"]})
 
 
 def _interval(row: Row, name: str, form: str) -> str | None:

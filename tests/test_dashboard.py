@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -174,8 +175,14 @@ def test_names_are_text_in_every_piece_of_html(run: Run) -> None:
         + components.pair(shown[0], said)
         + components.real(mode, shown[0]["image_id"], said[shown[0]["image_id"]])
     )
-    assert "<script" not in html
+    named = {**shown[0], "model_id": HOSTILE, "other_model_id": HOSTILE, "score_before": 0.1, "other_before": 0.2}
+    scored = components.scored(named)
+    assert "<script" not in html + scored
     assert html.count("&lt;script&gt;") >= 4
+    assert scored.count(f"{escape(HOSTILE)}</span>") == 2
+    for text in (components.paragraph(HOSTILE), components.table([HOSTILE], [[HOSTILE]])):
+        assert "<script" not in text
+        assert "&lt;script&gt;" in text
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from audit import discovery as d
 from audit.errors import ConfigError
-from audit.failure_modes import claims
+from audit.failure_modes import claims, evidence
 from audit.methods import Context, discover
 from audit.results.schema import Rows
 from audit.results.sql import Run
@@ -292,7 +292,7 @@ def test_real_images_propose_the_name_and_the_searches_have_to_have_moved_along_
     def named(told: list[float] | None) -> tuple[str, str | None]:
         separation = None if told is None else np.array([*told, 0.0, 0.0, 0.0])
         claim = claims.Claim("disagreement", "search", "f", "g", "tree")
-        mode = claims.named(claim, group, controls, options, separation)
+        mode = evidence.named(claim, group, controls, options, separation)
         return mode["name"], mode["reason"]
 
     assert named(None) == ("on grass", None)
@@ -310,8 +310,8 @@ def test_without_real_images_the_name_is_corrected_for_all_that_could_have_been(
     group = np.array([[1.0, 0.3, 0.0], [1.5, -0.3, 0.1], [1.4, 0.0, -0.1]])
     assert 0.02 < d.shift_p_values(group, controls)[0] < 0.05
     claim = claims.Claim("disagreement", "search", "f", "g", "x")
-    assert claims.named(claim, group, controls, options, np.array([0.9, 0.1, 0.1]))["reason"] is None
-    assert "no phrase" in claims.named(claim, group, controls, options)["reason"]
+    assert evidence.named(claim, group, controls, options, np.array([0.9, 0.1, 0.1]))["reason"] is None
+    assert "no phrase" in evidence.named(claim, group, controls, options)["reason"]
 
 
 @pytest.mark.parametrize(
@@ -443,6 +443,62 @@ def test_what_several_sources_say_is_listed_once_and_screening_alone_only_where_
     assert [m["source"] for m in listed(mode("screen", "confirmed", sand), sure)] == ["labels"]
 
 
+def test_of_modes_of_a_class_only_those_are_listed_that_hold_beside_the_others() -> None:
+    """It happens anywhere but on sand, and to what is red. Snow is there too, and nearly all red is pink."""
+    rng = np.random.default_rng(0)
+    ground = rng.choice(["sand", "snow", "grass"], 3000)
+    red = rng.random(3000) < 0.1
+    shows = {"{} not on sand": ground != "sand", "{} on snow": ground == "snow", "red {}": red, "pink {}": red.copy()}
+    wrong = rng.random(3000) < np.where((ground != "sand") | red, 0.9, 0.01)
+    shows["pink {}"][np.flatnonzero(red & wrong & (ground == "grass"))[:3]] = (
+        False  # red does not hold beside it either, but more than it
+    )
+    objects = rng.choice(["car", "tree"], 3000).astype(object)
+
+    def mode(concept: str, other: str = "g", role: str = "pool") -> dict[str, Any]:
+        facts = d.matched(wrong, shows[concept], objects)
+        every = np.ones(3000, np.bool_)
+        made = {"failure_mode_id": f"{concept} {other}", "model_id": "f", "other_model_id": other, "class_name": "crab"}
+        made |= {"concept": concept, "verdict": "confirmed", "listed": True, "impact": facts.rate - facts.control_rate}
+        return made | {"asked": evidence.Asked(role, wrong, shows[concept], every, objects)}
+
+    def parts(*modes: dict[str, Any]) -> dict[str, str]:
+        discover._tell_apart(list(modes), discover.Options())
+        return {m["concept"]: m["part_of"] for m in modes if not m["listed"]}
+
+    assert all(d.matched(wrong, shown, objects).p_value < 1e-3 for shown in shows.values())  # each, by itself
+    found = parts(*(mode(concept) for concept in shows))
+    assert found == {"{} on snow": "{} not on sand g", "pink {}": "red {} g"}
+    assert parts(mode("{} on snow")) == {}
+    assert parts(mode("{} on snow"), mode("red {}")) == {}
+    assert parts(mode("{} on snow"), mode("{} not on sand", other="h")) == {}  # of other models
+    assert parts(mode("{} on snow"), mode("{} not on sand", role="data")) == {}  # of other images
+    unlisted = {**mode("{} not on sand"), "listed": False}
+    assert parts(mode("{} on snow"), {**mode("{} not on sand"), "verdict": "hypothesis"}) == {}
+    assert parts(mode("{} on snow"), {**unlisted, "part_of": "x"}) == {"{} not on sand": "x"}
+
+
+@pytest.mark.parametrize(
+    ("images", "rate", "base", "holds"), [(9000, 0.53, 0.5, False), (4, 1.0, 0.5, False), (99, 0.9, 0.5, True)]
+)
+def test_beside_others_a_mode_has_to_be_sure_and_large(images: int, rate: float, base: float, holds: bool) -> None:
+    """`images` show it, and as many as 9,000 do not; a second mode is of others and holds in any case."""
+    shows = np.arange(20_000) < images
+    other = np.arange(20_000) >= 18_000
+    wrong = np.zeros(20_000, np.bool_)
+    wrong[: round(rate * images)] = True
+    wrong[images : images + round(base * (18_000 - images))] = True
+    wrong[18_000:] = True
+    every, strata = np.ones(20_000, np.bool_), np.full(20_000, "", object)
+    modes = [
+        {"impact": 0.1, "concept": concept, "asked": evidence.Asked("pool", wrong, shown, every, strata)}
+        for concept, shown in (("red {}", shows), ("blue {}", other))
+    ]
+    weakest = discover._weakest(modes, discover.Options())
+    assert (weakest is None) == holds
+    assert weakest is None or weakest["concept"] == "red {}"
+
+
 def test_what_a_neuron_shows_joins_the_disagreement_of_the_same_name() -> None:
     shared = {"source": "search", "model_id": "f", "class_name": "crab", "concept": "{} on sand", "support": 3}
     pair = {**shared, "failure_mode_id": "pair", "kind": "disagreement", "verdict": "hypothesis", "found_by": ["2-x"]}
@@ -483,17 +539,17 @@ def test_the_contrast_is_between_wrong_and_right_images_of_one_class() -> None:
     tree = [0.0] * 30 + [1.0] * 10
     seen = ["crab"] * 10 + ["car"] * 20 + ["tree"] * 10
     made = real(np.eye(40), np.stack([sand, snow, tree], 1), f=["crab"] * 20 + seen[20:], g=seen, seen=seen)
-    told = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "crab"), np.arange(40), made, 0.5)
+    told = evidence.contrast(claims.Claim("disagreement", "search", "f", "g", "crab"), np.arange(40), made, 0.5)
     assert told is not None
     # cars on sand against cars on snow: sand 1, snow 0, trees none on either side; and not on snow as surely
     assert told.tolist() == [1.0, 0.0, 0.5, 0.0, 1.0, 0.5]
-    agree = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "tree"), np.arange(40), made, 0.5)
+    agree = evidence.contrast(claims.Claim("disagreement", "search", "f", "g", "tree"), np.arange(40), made, 0.5)
     assert agree is None
     noise = np.random.default_rng(0).normal(size=(40, 3))  # no phrase tells them apart
     blurred = real(np.eye(40), noise, f=["crab"] * 20 + seen[20:], g=seen, seen=seen)
     claim = claims.Claim("disagreement", "search", "f", "g", "crab")
-    assert claims.contrast(claim, np.arange(40), blurred, 0.5) is not None
-    assert claims.contrast(claim, np.arange(40), blurred, 0.9) is None
+    assert evidence.contrast(claim, np.arange(40), blurred, 0.5) is not None
+    assert evidence.contrast(claim, np.arange(40), blurred, 0.9) is None
 
 
 def test_what_a_model_is_blind_to_is_named_by_what_it_lacks_and_what_snow_is_not_by_not_being_water() -> None:
@@ -506,7 +562,7 @@ def test_what_a_model_is_blind_to_is_named_by_what_it_lacks_and_what_snow_is_not
     def name(wrong: Any) -> str:
         said = ["fish" if not w else "none" for w in wrong]
         made = real(np.eye(80), along, f=fish, g=said, seen=fish)
-        told = claims.contrast(claims.Claim("disagreement", "search", "f", "g", "fish"), np.arange(80), made, 0.5)
+        told = evidence.contrast(claims.Claim("disagreement", "search", "f", "g", "fish"), np.arange(80), made, 0.5)
         assert told is not None
         return options.phrases[int(told.argmax())]
 

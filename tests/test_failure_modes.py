@@ -10,7 +10,7 @@ import pytest
 
 from audit import discovery as d
 from audit.check import Check
-from audit.failure_modes import claims, confusions, flips, spurious_neurons
+from audit.failure_modes import claims, confusions, evidence, flips, spurious_neurons
 from audit.failure_modes.claims import EMBEDDER, Material, Options, Real
 from audit.results.schema import Rows
 from audit.results.sql import Run
@@ -266,7 +266,7 @@ def test_images_that_propose_a_name_are_not_those_that_are_asked() -> None:
         results = np.stack([embedding("boat", rng.normal() * SAND, rng.normal() * RED, rng=rng) for _ in range(6)])
         made = claims.Searches([{"explanation_id": str(i)} for i in range(6)], results, results)
         shift, controls = 0.1 * rng.normal(size=(6, len(CONCEPTS))), 0.1 * rng.normal(size=(20, len(CONCEPTS)))
-        mode = claims.evidence(claim, made, shift, controls, *pool.halves(), options)[0]
+        mode = evidence.evidence(claim, made, shift, controls, *pool.halves(), options)[0]
         tested += "p_value" in mode
         above += mode.get("impact_low", 0.0) > 0
     assert tested > 150
@@ -284,7 +284,7 @@ def test_rates_are_of_all_images_of_one_half_that_show_the_name() -> None:
     claim = claims.Claim("disagreement", "search", "f", EMBEDDER, "crab")
     shift, controls = (results - starts) @ CONCEPTS.T, 0.05 * rng.normal(size=(12, len(CONCEPTS)))
     options = Options(vocabulary=VOCABULARY, neighbours=400)  # all that are on sand, so that all tell from where on
-    (mode,) = claims.evidence(claim, made, shift, controls, *pool.halves(), options)
+    (mode,) = evidence.evidence(claim, made, shift, controls, *pool.halves(), options)
     assert mode["name"] == "on sand"
     half = np.array([int(i, 16) % 2 == 1 for i in pool.ids])
     on_sand = pool.along[:, 0] > 0.25  # far from both kinds
@@ -304,7 +304,7 @@ def test_the_embedder_s_own_classes_are_those_of_the_nearest_names() -> None:
     claim = claims.Claim("flip", "search", "f", EMBEDDER, "crab")
     assert not pool.wrong(claim).any()
     everything = np.ones(50, bool)
-    assert claims.asked(claim, everything, everything, pool.seen, RED, pool) == {"evidence": []}
+    assert evidence.asked(claim, everything, everything, pool.seen, RED, pool) == {"evidence": []}
 
 
 def test_a_name_that_searches_alone_propose_is_asked_of_the_real_images_that_have_it(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_name_that_searches_alone_propose_is_asked_of_the_real_images_that_hav
     made = [{"explanation_id": str(i), "stage": "3-x", "image_id": str(i)} for i in range(4)]
     controls = 0.05 * rng.normal(size=(12, len(CONCEPTS)))
     given = material(tmp_path, {}, pool=whole)
-    (group,) = claims.groups_of(claim, claims.Searches(made, starts, results), controls, given, 4)
+    (group,) = evidence.groups_of(claim, claims.Searches(made, starts, results), controls, given, 4)
     assert group.mode["name"] == "with a badge"
     even = [i for i in whole.ids[-20:] if int(i, 16) % 2]  # those of the half that is asked
     assert (group.mode["evidence_images"], group.mode["evidence_rate"], group.mode["control_rate"]) == (10, 1.0, 0.0)
@@ -334,10 +334,10 @@ def test_a_name_that_searches_alone_propose_is_asked_of_the_real_images_that_hav
 def test_classes_that_it_hardly_befalls_do_not_dilute_a_rate() -> None:
     """f says crab for boats on sand, and for a few others: rates are of boats, and mistakes elsewhere alter nothing."""
     names = np.array(["boat"] * 40 + ["car"] * 60, object)
-    assert claims._most(names[:40]) == ["boat"]
-    assert claims._most(np.array(["boat"] * 19 + ["car"], object)) == ["boat"]
-    assert claims._most(np.array(["boat"] * 8 + ["car"] * 2, object)) == ["boat", "car"]
-    assert claims._most(np.array([], object)) == []
+    assert evidence._most(names[:40]) == ["boat"]
+    assert evidence._most(np.array(["boat"] * 19 + ["car"], object)) == ["boat"]
+    assert evidence._most(np.array(["boat"] * 8 + ["car"] * 2, object)) == ["boat", "car"]
+    assert evidence._most(np.array([], object)) == []
     rng = np.random.default_rng(9)
 
     def rates(mistakes: int) -> claims.Mode:
@@ -347,7 +347,7 @@ def test_classes_that_it_hardly_befalls_do_not_dilute_a_rate() -> None:
         naming, testing = pool.halves()
         wrong = np.flatnonzero(naming.wrong(claim))
         options = Options(vocabulary=VOCABULARY)
-        return claims.compared(claim, "{} on sand", wrong, results.mean(0), naming, testing, options)
+        return evidence.compared(claim, "{} on sand", wrong, results.mean(0), naming, testing, options)
 
     claim = claims.Claim("disagreement", "search", "f", EMBEDDER, "crab")
     clean, spoilt = rates(0), rates(4)
@@ -365,7 +365,7 @@ def test_who_is_at_fault_is_told_by_what_is_seen() -> None:
 
     def fault(says: str, misses: str, name: str) -> str:
         claim = claims.Claim("disagreement", "search", says, misses, name)
-        return str(claims.asked(claim, on_sand, everything, pool.seen, SAND, pool)["at_fault"])
+        return str(evidence.asked(claim, on_sand, everything, pool.seen, SAND, pool)["at_fault"])
 
     assert fault("f", "g", "boat") == "g"
     assert fault("g", "f", "car") == "g"
@@ -379,5 +379,5 @@ def test_one_real_image_is_none(tmp_path: Path) -> None:
     made = claims.Searches([{"explanation_id": str(i)} for i in range(3)], results, results)
     for naming, testing in (halves, halves[::-1]):
         shift, controls = (np.random.default_rng(n).normal(size=(n, len(CONCEPTS))) for n in (3, 6))
-        (mode,) = claims.evidence(claim, made, shift, controls, naming, testing, Options(vocabulary=VOCABULARY))
+        (mode,) = evidence.evidence(claim, made, shift, controls, naming, testing, Options(vocabulary=VOCABULARY))
         assert "p_value" not in mode

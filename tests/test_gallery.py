@@ -37,6 +37,8 @@ def planted() -> list[Row]:
         rows.append(row)
     rows[8] |= {"evidence": ["i8", "i9"]}  # of one that the other model is at fault for
     rows.append({**rows[0], "failure_mode_id": "not listed", "listed": False})
+    part = {"failure_mode_id": "part", "name": HOSTILE, "listed": False, "part_of": rows[0]["failure_mode_id"]}
+    rows.append({**rows[0], **part})
     return rows
 
 
@@ -159,6 +161,20 @@ def test_related_modes_share_images_class_or_model(run: Run, modes: list[Row]) -
     order = [shares[row["failure_mode_id"]] for row in found]
     assert order == sorted(order, reverse=True)
     assert gallery.related(run, me, 3) == found[:3]
+
+
+def test_a_part_and_its_whole_lead_to_each_other(run: Run, modes: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
+    def links(app: AppTest) -> list[str]:
+        return [f"{link.proto.label} {link.proto.query_string}" for link in app.get("page_link")]
+
+    whole = opened(run, monkeypatch, "one", id=modes[0]["failure_mode_id"])
+    assert f"A part of it: {HOSTILE}." in [text.value for text in whole.text]
+    assert "Evidence id=part" in links(whole)
+    part = opened(run, monkeypatch, "one", id="part")
+    assert "This is a part of another failure mode" in " ".join(text.value for text in part.text)
+    assert f"The whole id={modes[0]['failure_mode_id']}" in links(part)
+    alone = opened(run, monkeypatch, "one", id=modes[1]["failure_mode_id"])
+    assert "part of" not in " ".join(text.value for text in alone.text)
 
 
 def test_neurons_of_a_mode_are_of_its_model_and_class(run: Run) -> None:

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 
 from audit.class_names import canonical
-from audit.failure_modes.claims import Claim, Group, Material, Mode, Real, asked, described, screened
+from audit.failure_modes.claims import Claim, Group, Material, Mode, Real
+from audit.failure_modes.evidence import asked, described, screened
 
 
 def find(material: Material) -> list[Group]:

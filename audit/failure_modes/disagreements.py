@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import permutations
 
 from audit import discovery as d
-from audit.failure_modes.claims import Claim, Group, Material, Mode, ended, groups_of, screened
+from audit.failure_modes.claims import Claim, Group, Material, Mode, ended
+from audit.failure_modes.evidence import groups_of, screened
 
 Row = dict[str, str]
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from audit import discovery as d
 from audit.class_names import canonical
-from audit.failure_modes.claims import EMBEDDER, Claim, Group, Material, Searches, ended, groups_of
+from audit.failure_modes.claims import EMBEDDER, Claim, Group, Material, Searches, ended
+from audit.failure_modes.evidence import groups_of
 
 
 def find(material: Material) -> list[Group]:

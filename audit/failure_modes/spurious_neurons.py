@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from audit import discovery as d
-from audit.failure_modes.claims import Claim, Group, Material, ended, groups_of
+from audit.failure_modes.claims import Claim, Group, Material, ended
+from audit.failure_modes.evidence import groups_of
 
 VERDICTS = ("harmful", "spurious")
 

@@ -23,7 +23,8 @@ from audit.class_names import canonical
 from audit.config import Job
 from audit.errors import ConfigError
 from audit.failure_modes import confusions, disagreements, flips, spurious_neurons
-from audit.failure_modes.claims import MOST_EVIDENCE, Group, Material, Mode, Options, material, unit
+from audit.failure_modes.claims import Group, Material, Mode, Options, material, unit
+from audit.failure_modes.evidence import MOST_EVIDENCE
 from audit.methods import Context, Counts, Payload
 from audit.results.schema import Rows
 from audit.screened import originals
@@ -64,7 +65,11 @@ def found_in(made: Material) -> tuple[list[Group], list[Mode]]:
     groups = [group for kind in (disagreements, spurious_neurons, flips, confusions) for group in kind.find(made)]
     modes = [group.mode for group in groups] + disagreements.screened_alone(made)
     _judge(modes, made.pool is not None or made.data is not None, made.options)
-    return groups, _listed(_merged(modes, made.options), made.options)
+    modes = _listed(_merged(modes, made.options), made.options)
+    _tell_apart(modes, made.options)
+    for mode in modes:
+        mode.pop("asked", None)
+    return groups, modes
 
 
 def _judge(modes: list[Mode], real: bool, options: Options) -> None:
@@ -155,6 +160,38 @@ def _same(mode: Mode, other: Mode) -> bool:
     """Whether two modes say one thing; what a single model does is the same against whatever it was found."""
     one, two = ((m["model_id"], canonical(m["class_name"]), m["concept"]) for m in (mode, other))
     return one == two and (mode["other_model_id"] == other["other_model_id"] or other["kind"] != "disagreement")
+
+
+def _tell_apart(modes: list[Mode], options: Options) -> None:
+    """Find listed modes that are part of another, and list them no more.
+
+    Of those that say one class of one pair of models each has to hold beside all others: it happens to images that show
+    it more often than to others which show the same of the rest. The one that holds the least is taken away until all
+    hold. Where it happens anywhere but on sand, it happens on snow, and that is no second failure.
+    """
+    places: dict[tuple[str, ...], list[Mode]] = {}
+    for mode in modes:
+        if mode["listed"] and mode["verdict"] == "confirmed" and "{}" in mode["concept"]:
+            place = mode["asked"].role, mode["model_id"], str(mode["other_model_id"]), canonical(mode["class_name"])
+            places.setdefault(place, []).append(mode)
+    for left in places.values():
+        parts = []
+        while weakest := _weakest(left, options):
+            left.remove(weakest)
+            parts.append(weakest)
+        for mode in parts:
+            whole = max(left, key=lambda other: mode["asked"].shared(other["asked"]))
+            mode |= {"listed": False, "part_of": whole["failure_mode_id"]}
+
+
+def _weakest(modes: list[Mode], options: Options) -> Mode | None:
+    """The mode that holds the least beside the others, if there is one that does not."""
+    doubtful = []
+    for mode in modes if len(modes) > 1 else []:
+        facts = mode["asked"].beside([other["asked"] for other in modes if other is not mode])
+        if facts.p_value >= options.level or facts.rate - facts.control_rate < options.excess:
+            doubtful.append((facts.p_value, -mode["impact"], mode))
+    return max(doubtful, key=lambda each: each[:2])[2] if doubtful else None
 
 
 def _join(best: Mode, mode: Mode, options: Options) -> None:

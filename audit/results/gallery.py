@@ -111,6 +111,14 @@ def related(run: Run, mode: Row, most: int) -> list[Row]:
     )
 
 
+def parts_of(run: Run, failure_mode_id: str) -> list[Row]:
+    """Failure modes that are a part of this one, and hold no more beside it."""
+    return run.rows(
+        "select failure_mode_id, name from failure_modes where part_of = ? order by impact desc, failure_mode_id",
+        [failure_mode_id],
+    )
+
+
 def neurons_of(run: Run, mode: Row, most: int) -> list[Row]:
     """Neurons of the model at fault that were looked at for the class, harmful ones first."""
     return run.rows(

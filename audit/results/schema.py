@@ -198,8 +198,12 @@ TABLES: dict[str, pa.Schema] = {
             ),
             "listed": (
                 _B,
-                "whether a report lists it: not what another listed one says too, nor what screening alone proposes "
-                "and does not confirm",
+                "whether a report lists it: not what another listed one says too or has as a part, nor what screening "
+                "alone proposes and does not confirm",
+            ),
+            "part_of": (
+                _S,
+                "failure_mode_id of the listed mode that it is a part of: beside that one it does not hold",
             ),
             "found_by": (pa.list_(_S), "stages whose searches or images show it"),
             "neurons": (pa.list_(_S), "neuron ids whose searches show it"),
