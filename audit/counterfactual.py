@@ -77,7 +77,8 @@ class Original:
     """Images and what is known of them before any target: all of (b, ...).
 
     `image` and `reconstruction` (b, 3, H, W) in [0, 1]; `autoencoded`: decoded right from `latent`; `mask` (b, H, W),
-    1 on the object that `names` names in `prompts`.
+    1 on the object that `names` names in `prompts`; `attention` (b, H, W) in [0, 1], to those names, where the mask is
+    made of it.
     """
 
     image: Tensor
@@ -89,6 +90,7 @@ class Original:
     recording: Recording
     reconstruction: Tensor
     mask: Tensor
+    attention: Tensor | None = None
 
     def rows(self, index: Sequence[int]) -> Original:
         """Some of the items; an item may come more than once. All of them in their order are no copy."""
@@ -133,10 +135,14 @@ def prepare(
     variables = Variables(inversion.latent, cond, inversion.null)
     recording = record(generator, variables, _wanted(generator, numbers, max(numbers.injection)))
     words = [generator.positions(prompt, name) for prompt, name in zip(prompts, names, strict=True)]
+    attention = None
     if masks is None:
-        masks = _mask(generator, recording, words, images, numbers)
+        attention = _attention(generator, recording, words, images, numbers)
+        masks = _mask(attention, numbers)
     decoded = [generator.decode(z).clamp(0, 1) for z in (latent, recording.latents[-1])]
-    return Original(images, latent, decoded[0], tuple(prompts), tuple(names), variables, recording, decoded[1], masks)
+    return Original(
+        images, latent, decoded[0], tuple(prompts), tuple(names), variables, recording, decoded[1], masks, attention
+    )
 
 
 def _side(generator: Generator, numbers: Numbers) -> int:
@@ -154,13 +160,17 @@ def _wanted(generator: Generator, numbers: Numbers, injection: float) -> Callabl
     return wanted
 
 
-def _mask(
+def _attention(
     generator: Generator, recording: Recording, words: Sequence[Words], images: Tensor, numbers: Numbers
 ) -> Tensor:
-    """Where the words' object is, at the size of the images: (b, H, W)."""
+    """How much each place attends to the words, at the size of the images: (b, H, W) in [0, 1]."""
     found = foreground(recording, words, _side(generator, numbers), numbers.map_share, numbers.sharpen)
-    mask = resized(found, (images.shape[-2], images.shape[-1]))
-    return mask if numbers.threshold is None else (mask >= numbers.threshold).to(mask)
+    return resized(found, (images.shape[-2], images.shape[-1]))
+
+
+def _mask(attention: Tensor, numbers: Numbers) -> Tensor:
+    """Where the words' object is, (b, H, W)."""
+    return attention if numbers.threshold is None else (attention >= numbers.threshold).to(attention)
 
 
 @dataclass(frozen=True)
@@ -208,7 +218,7 @@ def search(
         none = torch.zeros(len(targets), device=mask.device)
         steering = steered(none + numbers.injection[0], none)
         recording = record(generator, start, _wanted(generator, numbers, 0.0), steering)
-        mask = torch.maximum(mask, _mask(generator, recording, words, original.image, numbers))
+        mask = torch.maximum(mask, _mask(_attention(generator, recording, words, original.image, numbers), numbers))
     injection, blending = _schedule(generator, start, steered, objective, penalty, numbers)
     steering = steered(injection, blending)
     result = optimise(

@@ -26,8 +26,13 @@ _SHOWN = (
     ("image_id", "result"),
     ("difference_image_id", "what changed"),
     ("mask_image_id", "free to change"),
+    ("attention_image_id", "attention"),
 )
-_LAYERS = {"what changed": "difference_image_id", "free to change": "mask_image_id"}
+_LAYERS = {
+    "what changed": "difference_image_id",
+    "free to change": "mask_image_id",
+    "attention": "attention_image_id",
+}
 
 
 def show(run: Run, mode_page: Any) -> None:

@@ -38,7 +38,7 @@ NAMES = (
     "**bold** _it_ `code` ~~gone~~ # h | a | -> <- >= --",
     LONG,
 )
-COLUMNS = ("start_image_id", "image_id", "edit_image_id", "difference_image_id", "mask_image_id")
+COLUMNS = ("start_image_id", "image_id", "edit_image_id", "difference_image_id", "mask_image_id", "attention_image_id")
 
 
 def hostile(root: Path) -> Run:
@@ -46,7 +46,7 @@ def hostile(root: Path) -> Run:
     were refused, reviews and errors."""
     modes, predictions, explanations, neurons, items, reviews = [], [], [], [], [], []
     rng = np.random.default_rng(0)
-    pictures = [image_row(rng.integers(0, 255, (32, 32, 3), np.uint8), "original") for _ in range(5)]
+    pictures = [image_row(rng.integers(0, 255, (32, 32, 3), np.uint8), "original") for _ in range(6)]
     ids = [row["image_id"] for row in pictures]
     traces, measurements = [], []
     for i, name in enumerate(NAMES):

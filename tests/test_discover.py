@@ -16,6 +16,7 @@ from audit.methods import Context, discover
 from audit.results.schema import Rows
 from audit.results.sql import Run
 from audit.results.store import Store
+from audit.screened import naming_half
 from audit.zoo.scenes import OBJECTS, Scene
 from audit.zoo.score import score
 from audit.zoo.world import load_world, scene_at
@@ -274,6 +275,21 @@ def test_a_second_model_tells_whether_a_mode_depends_on_the_first(planted: Plant
     lonely = measured[fish["failure_mode_id"], "alike", "h"]
     assert (lonely["value"], lonely["reason"]) == (None, "the searches against h made no group of this name")
     assert value(fish, "both_confirmed", "h") == 0.0
+
+
+def test_of_too_many_real_images_a_fair_sample_is_asked(planted: Planted, tmp_path: Path) -> None:
+    """It holds as many of each half and background as it should, and the planted mode is confirmed on it."""
+    run, modes = planted.discovered(tmp_path, images=400)
+    every = sorted(row["subject_id"] for row in planted.rows["arrays"] if row["role"] == "pool")
+    chosen = set(every[:400])
+    assert len(every) == POOL
+    assert modes[0]["name"] == "on sand"
+    assert modes[0]["verdict"] == "confirmed"
+    assert set(modes[0]["evidence"]) <= chosen
+    assert modes[0]["evidence_images"] + modes[0]["control_images"] <= 400
+    assert 160 < naming_half(np.array(sorted(chosen), object)).sum() < 240
+    sand = [load_scene(run, item_id).background == "sand" for item_id in chosen]
+    assert 1 / 6 - 0.06 < np.mean(sand) < 1 / 6 + 0.06
 
 
 def test_a_vocabulary_without_a_place_for_the_class_is_refused(planted: Planted, tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def test_the_rows_are_what_the_images_say(run: Run) -> None:
         assert found["background_rmse", "result"] == pytest.approx(outside, abs=2e-3)
         assert found["mask_area", None] == pytest.approx(mask.mean(), abs=3e-3)
         assert set(np.unique(mask)) <= {0.0, 1.0}  # the preset's masks are hard
+        attention = pixels(run, row["attention_image_id"])
+        assert len(np.unique(attention)) > 20
+        assert (
+            mask[attention >= 0.4 + 1 / 255] == 1
+        ).all()  # free is all that attends this much, and the target's place
+        assert mask.mean() > (attention >= 0.4).mean() > 0.02
         shown = np.clip(0.5 + 2 * (last - first), 0, 1)
         assert np.abs(pixels(run, row["difference_image_id"]) - shown).max() < 0.02
         said = {
@@ -163,6 +169,7 @@ def test_named_targets_own_masks_and_a_kept_prompt(run: Run, folder: Path) -> No
     own = np.asarray(Image.open(io.BytesIO(mask)).convert("L"), np.float64) / 255
     for row in rows:
         assert np.abs(pixels(run, row["mask_image_id"])[..., 0] - own).max() < 0.01
+        assert row["attention_image_id"] is None  # the mask is made of something else
         assert measured(run, row["explanation_id"])["injection", None] == 0.0
         # nothing is edited, so the start is the reconstruction
         start, recorded = pixels(run, row["edit_image_id"]), pixels(run, row["reconstruction_image_id"])

@@ -51,6 +51,9 @@ class Options(Frozen):
     smallest_group: int = Field(3, ge=2, description="searches (or images) that make a group")
     group_distance: float = Field(0.7, gt=0, le=2, description="average cosine distance of the shifts within a group")
     smallest_control: int = Field(6, ge=2, description="searches for other classes that a pair needs for names")
+    images: int = Field(
+        1_000_000, ge=2, description="real images of a role that are asked at most; of more, the first by their hashes"
+    )
     neighbours: int = Field(20, ge=1, description="nearest real images of one search, in the evidence")
     name_level: float = Field(0.05, gt=0, lt=1, description="p-value under which a group moved along its name")
     name_auc: float = Field(0.8, ge=0.5, le=1, description="least AUC of a name that real images propose")
@@ -182,7 +185,7 @@ def material(options: Options, context: Context) -> Material:
     """Read the real images of a run once."""
     concepts = _concepts(options, context)
     check = check_of(context.models, None, options.prompt)
-    pool, data = (_real(role, context, concepts, check) for role in ("pool", "data"))
+    pool, data = (_real(role, options.images, context, concepts, check) for role in ("pool", "data"))
     classes = tuple(context.models.data_classes)
     return Material(options, context.run, tuple(context.job.models), classes, concepts, check, pool, data)
 
@@ -217,7 +220,8 @@ def _concepts(options: Options, context: Context) -> d.Floats:
     return np.concatenate([directions, -directions]).astype(np.float32)
 
 
-def _real(role: str, context: Context, concepts: d.Floats, check: Check) -> Real | None:
+def _real(role: str, most: int, context: Context, concepts: d.Floats, check: Check) -> Real | None:
+    """The real images of a role; of more than `most` the first by their ids, which are hashes: a fair sample."""
     models = list(context.job.models)
     columns = "".join(f", p{i}.predicted as said{i}" for i in range(len(models)))
     joins = " ".join(
@@ -228,8 +232,9 @@ def _real(role: str, context: Context, concepts: d.Floats, check: Check) -> Real
     labelled = "and p0.label is not null" if role == "data" else ""
     table = context.run.sql(
         f"select subject_id, values, coalesce(p0.label, '') as label{columns} from arrays a {joins} "
-        f"where a.role = ? and name = 'embedding' and values is not null {labelled} order by subject_id",
-        [*models, role],
+        f"where a.role = ? and name = 'embedding' and values is not null {labelled} order by subject_id "
+        "limit ?",
+        [*models, role, most],
     )
     if len(table) < 2:
         return None

@@ -438,6 +438,8 @@ class _Work:
             "mask_image_id": keep(mask[i].expand(3, -1, -1), "mask"),
             "difference_image_id": keep(difference, "difference"),
         }
+        if original.attention is not None:
+            columns["attention_image_id"] = keep(original.attention[i].expand(3, -1, -1), "attention")
         return columns | ({"edit_image_id": keep(found.result.start[i], "edit")} if found else {})
 
     def _scored(self, i: int, measured: dict[str, measurements.Measured]) -> dict[str, Any]:

@@ -122,6 +122,11 @@ TABLES: dict[str, pa.Schema] = {
             "reconstruction_image_id": (_S, "images.image_id of what the inversion alone generates"),
             "edit_image_id": (_S, "images.image_id of the prompt edit before any optimisation"),
             "mask_image_id": (_S, "images.image_id of the mask, white where changes are free"),
+            "attention_image_id": (
+                _S,
+                "images.image_id of the cross-attention to the prompt's name of the source, white at the strongest, "
+                "where the mask is made of it",
+            ),
             "difference_image_id": (_S, "images.image_id of result minus original around mid grey"),
             "seconds": (_F, "its share of the batch's seconds, of the search alone"),
         },
@@ -130,7 +135,10 @@ TABLES: dict[str, pa.Schema] = {
         "an encoded image, without loss, and a thumbnail",
         {
             "image_id": (_S, "sha256 of the PNG bytes; for an original, its item_id"),
-            "kind": (_S, "original, start, generated, sample, reconstruction, edit, mask, difference, frame"),
+            "kind": (
+                _S,
+                "original, start, generated, sample, reconstruction, edit, mask, attention, difference, frame",
+            ),
             "width": (_I, "pixels"),
             "height": (_I, "pixels"),
             "png": (pa.binary(), "PNG bytes"),
