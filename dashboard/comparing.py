@@ -170,15 +170,12 @@ def _changes(run: Run, before: Run, after: Run, found: Comparison, page: Any) ->
     place = st.container()
     number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     shown = changes[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
-    pictures: dict[int, list[str]] = {}
-    for side, modes in (
-        (after, [change.shown for change in shown if change.shown is change.after]),
-        (before, [change.shown for change in shown if change.shown is not change.after]),
-    ):
-        pictures |= zip(map(id, modes), _pictures(run, side, modes), strict=True)
+    later = [change.shown for change in shown if change.shown is change.after]
+    earlier = [change.shown for change in shown if change.shown is not change.after]
+    pictures = {True: iter(_pictures(run, after, later)), False: iter(_pictures(run, before, earlier))}
     with place:
         for change in shown:
-            _card(run, before, after, change, pictures[id(change.shown)], page)
+            _card(run, before, after, change, next(pictures[change.shown is change.after]), page)
 
 
 def _card(run: Run, before: Run, after: Run, change: Change, pictures: list[str], page: Any) -> None:

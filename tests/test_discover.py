@@ -466,17 +466,19 @@ def test_of_modes_of_a_class_only_those_are_listed_that_hold_beside_the_others()
     red = rng.random(3000) < 0.1
     shows = {"{} not on sand": ground != "sand", "{} on snow": ground == "snow", "red {}": red, "pink {}": red.copy()}
     wrong = rng.random(3000) < np.where((ground != "sand") | red, 0.9, 0.01)
-    shows["pink {}"][np.flatnonzero(red & wrong & (ground == "grass"))[:3]] = (
-        False  # red does not hold beside it either, but more than it
-    )
+    few = np.flatnonzero(red & wrong & (ground == "grass"))[:3]
+    shows["pink {}"][few] = False  # so red does not hold beside it either, but more than it beside red
     objects = rng.choice(["car", "tree"], 3000).astype(object)
 
-    def mode(concept: str, other: str = "g", role: str = "pool") -> dict[str, Any]:
+    answers = {"f": np.where(wrong, "crab", objects).tolist(), "g": objects.tolist(), "h": objects.tolist()}
+    pool, data = (real(np.zeros((3000, 1)), np.zeros((3000, 1)), seen=objects.tolist(), **answers) for _ in range(2))
+
+    def mode(concept: str, other: str = "g", of: claims.Real = pool) -> dict[str, Any]:
         facts = d.matched(wrong, shows[concept], objects)
-        every = np.ones(3000, np.bool_)
+        claim = claims.Claim("disagreement", "search", "f", other, "crab")
         made = {"failure_mode_id": f"{concept} {other}", "model_id": "f", "other_model_id": other, "class_name": "crab"}
         made |= {"concept": concept, "verdict": "confirmed", "listed": True, "impact": facts.rate - facts.control_rate}
-        return made | {"asked": evidence.Asked(role, wrong, shows[concept], every, objects)}
+        return made | {"asked": evidence.Asked(claim, of, np.packbits(shows[concept]), ["car", "tree"])}
 
     def parts(*modes: dict[str, Any]) -> dict[str, str]:
         discover._tell_apart(list(modes), discover.Options())
@@ -488,7 +490,7 @@ def test_of_modes_of_a_class_only_those_are_listed_that_hold_beside_the_others()
     assert parts(mode("{} on snow")) == {}
     assert parts(mode("{} on snow"), mode("red {}")) == {}
     assert parts(mode("{} on snow"), mode("{} not on sand", other="h")) == {}  # of other models
-    assert parts(mode("{} on snow"), mode("{} not on sand", role="data")) == {}  # of other images
+    assert parts(mode("{} on snow"), mode("{} not on sand", of=data)) == {}  # of other images
     unlisted = {**mode("{} not on sand"), "listed": False}
     assert parts(mode("{} on snow"), {**mode("{} not on sand"), "verdict": "hypothesis"}) == {}
     assert parts(mode("{} on snow"), {**unlisted, "part_of": "x"}) == {"{} not on sand": "x"}
@@ -505,9 +507,13 @@ def test_beside_others_a_mode_has_to_be_sure_and_large(images: int, rate: float,
     wrong[: round(rate * images)] = True
     wrong[images : images + round(base * (18_000 - images))] = True
     wrong[18_000:] = True
-    every, strata = np.ones(20_000, np.bool_), np.full(20_000, "", object)
+    cars = ["car"] * 20_000
+    pool = real(
+        np.zeros((20_000, 1)), np.zeros((20_000, 1)), f=np.where(wrong, "crab", "car").tolist(), g=cars, seen=cars
+    )
+    claim = claims.Claim("disagreement", "search", "f", "g", "crab")
     modes = [
-        {"impact": 0.1, "concept": concept, "asked": evidence.Asked("pool", wrong, shown, every, strata)}
+        {"impact": 0.1, "concept": concept, "asked": evidence.Asked(claim, pool, np.packbits(shown), ["car"])}
         for concept, shown in (("red {}", shows), ("blue {}", other))
     ]
     weakest = discover._weakest(modes, discover.Options())

@@ -7,6 +7,7 @@ them, or the embedder as a zero-shot classifier, or their labels. Embeddings hav
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -96,7 +97,6 @@ class Real:
     along: d.Floats
     halfway: d.Floats
     said: dict[str | None, d.Names]
-    role: str = "pool"
 
     @property
     def seen(self) -> d.Names:
@@ -118,14 +118,18 @@ class Real:
         return first & ~other
 
     def halves(self) -> tuple[Real, Real]:
-        """Those that propose, and those that are asked."""
+        """Those that propose, and those that are asked; the same two each time."""
+        return self._halves
+
+    @cached_property
+    def _halves(self) -> tuple[Real, Real]:
         naming = naming_half(self.ids)
         return self.part(np.flatnonzero(naming)), self.part(np.flatnonzero(~naming))
 
     def part(self, chosen: d.Ints) -> Real:
         """The images at these places."""
         said = {model_id: words[chosen] for model_id, words in self.said.items()}
-        return Real(self.ids[chosen], self.embeddings[chosen], self.along[chosen], self.halfway, said, self.role)
+        return Real(self.ids[chosen], self.embeddings[chosen], self.along[chosen], self.halfway, said)
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def _real(role: str, most: int, context: Context, concepts: d.Floats, check: Che
     if role == "data":
         said[None] = said[EMBEDDER] = names(table["label"])
     along = embeddings @ concepts[: len(concepts) // 2].T
-    return Real(np.array(table["subject_id"].to_pylist(), object), embeddings, along, d.halves(along), said, role)
+    return Real(np.array(table["subject_id"].to_pylist(), object), embeddings, along, d.halves(along), said)
 
 
 def unit(x: d.Floats) -> d.Floats:

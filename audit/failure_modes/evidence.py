@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from audit import discovery as d
 from audit.class_names import canonical
@@ -23,25 +24,29 @@ MOST_EVIDENCE = 1000  # real images that a mode names; the pictures of the first
 
 @dataclass(frozen=True)
 class Asked:
-    """Images that were asked about a mode, (p,) each: where it happens, which of them show it, which are compared, and
-    within which strata. `role`: of which images they are."""
+    """Images that were asked about a mode, which of them show it, and which classes it befalls. A bit an image, since
+    there may be thousands of modes; where it happens follows from the claim."""
 
-    role: str
-    wrong: d.Bools
-    shows: d.Bools
-    among: d.Bools
-    strata: d.Names
+    claim: Claim
+    real: Real
+    bits: NDArray[np.uint8]
+    classes: list[str]
+
+    @property
+    def shows(self) -> d.Bools:
+        return np.unpackbits(self.bits, count=len(self.real.ids)).astype(np.bool_)
 
     def beside(self, others: list[Asked]) -> d.Evidence:
         """Whether it happens to those that show it more often than to images which show the same of the others."""
-        bits = np.array([other.shows for other in others], np.int64).reshape(len(others), len(self.shows))
-        shown = (bits * 2 ** np.arange(len(others))[:, None]).sum(0).astype(str).astype(object)
-        strata = self.strata + "/" + shown
-        return d.matched(self.wrong[self.among], self.shows[self.among], strata[self.among])
+        strata = self.real.seen
+        for other in others:
+            strata = strata + np.where(other.shows, "/1", "/0").astype(object)
+        among = np.isin(self.real.seen, self.classes)
+        return d.matched(self.real.wrong(self.claim)[among], self.shows[among], strata[among])
 
     def shared(self, other: Asked) -> int:
         """Images that show both and to which it happens."""
-        return int((self.wrong & self.shows & other.shows).sum())
+        return int((self.real.wrong(self.claim) & self.shows & other.shows).sum())
 
 
 def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Material, seeds: int) -> list[Group]:
@@ -205,7 +210,8 @@ def compared(
         return {}
     proposed, shows = (having(claim, concept, wrong, naming, half, options) for half in (naming, testing))
     befallen = _most(naming.seen[proposed & naming.wrong(claim)])
-    return asked(claim, shows, np.isin(testing.seen, befallen), testing.seen, towards, testing)
+    said = asked(claim, shows, np.isin(testing.seen, befallen), testing.seen, towards, testing)
+    return said | {"asked": Asked(claim, testing, np.packbits(shows), befallen)}
 
 
 def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards: d.Floats, real: Real) -> Mode:
@@ -240,7 +246,6 @@ def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards
         "prevalence": prevalence,
         **{name: prevalence * value for name, value in excess.items()},
         "showing": sorted(real.ids[known])[:MOST_EVIDENCE],
-        "asked": Asked(real.role, wrong, shows, among, strata),
     }
 
 

@@ -169,10 +169,10 @@ def _tell_apart(modes: list[Mode], options: Options) -> None:
     it more often than to others which show the same of the rest. The one that holds the least is taken away until all
     hold. Where it happens anywhere but on sand, it happens on snow, and that is no second failure.
     """
-    places: dict[tuple[str, ...], list[Mode]] = {}
+    places: dict[tuple[Any, ...], list[Mode]] = {}
     for mode in modes:
-        if mode["listed"] and mode["verdict"] == "confirmed" and "{}" in mode["concept"]:
-            place = mode["asked"].role, mode["model_id"], str(mode["other_model_id"]), canonical(mode["class_name"])
+        if mode["listed"] and mode["verdict"] == "confirmed" and "asked" in mode:
+            place = id(mode["asked"].real), mode["model_id"], mode["other_model_id"], canonical(mode["class_name"])
             places.setdefault(place, []).append(mode)
     for left in places.values():
         parts = []
