@@ -125,7 +125,7 @@ def _merged(modes: list[Mode], options: Options) -> list[Mode]:
     kept: dict[str, Mode] = {}
     pairs: dict[tuple[str, ...], str] = {}
     for mode in sorted(modes, key=_standing):
-        place = str(mode["model_id"]), canonical(mode["class_name"]), str(mode["concept"])
+        place = _place(mode)
         key = str(mode["failure_mode_id"])
         if mode["source"] != "screen":
             if mode["kind"] != "disagreement":
@@ -143,12 +143,15 @@ def _listed(modes: list[Mode], options: Options) -> list[Mode]:
     Of what screening alone finds those that are confirmed. A confirmed search or label speaks for them, and they for
     one that is not confirmed; the one that is listed has what all of them show.
     """
-    alone = [mode for mode in modes if mode["source"] == "screen"]
-    others = [mode for mode in modes if mode["source"] != "screen"]
+    others: dict[tuple[str, ...], list[Mode]] = {}
     for mode in modes:
         mode["listed"] = mode["source"] != "screen" or mode["verdict"] == "confirmed"
-    for mode in (each for each in alone if each["listed"]):
-        alike = [other for other in others if other["listed"] and _same(mode, other)]
+        if mode["source"] != "screen":
+            others.setdefault(_place(mode), []).append(mode)
+    for mode in (each for each in modes if each["source"] == "screen" and each["listed"]):
+        pair = mode["other_model_id"]
+        there = (other for other in others.get(_place(mode), ()) if other["listed"])
+        alike = [other for other in there if other["kind"] != "disagreement" or other["other_model_id"] == pair]
         sure = [other for other in alike if other["verdict"] == "confirmed"]
         for other in [mode] if sure else alike:
             other["listed"] = False
@@ -156,10 +159,9 @@ def _listed(modes: list[Mode], options: Options) -> list[Mode]:
     return modes
 
 
-def _same(mode: Mode, other: Mode) -> bool:
-    """Whether two modes say one thing; what a single model does is the same against whatever it was found."""
-    one, two = ((m["model_id"], canonical(m["class_name"]), m["concept"]) for m in (mode, other))
-    return one == two and (mode["other_model_id"] == other["other_model_id"] or other["kind"] != "disagreement")
+def _place(mode: Mode) -> tuple[str, ...]:
+    """What a mode says, whatever it was found against."""
+    return str(mode["model_id"]), canonical(mode["class_name"]), str(mode["concept"])
 
 
 def _tell_apart(modes: list[Mode], options: Options) -> None:
