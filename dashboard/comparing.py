@@ -203,15 +203,13 @@ def _impact(row: Row | None) -> str:
 
 def _pictures(run: Run, source: Run, modes: list[Row]) -> list[list[str]]:
     """Of each failure mode start and result of its most typical search, and real images; looked up at once."""
-    searches = [(mode["exemplars"] or [])[:1] for mode in modes]
-    shown = {row["explanation_id"]: row for row in queries.exemplars(source, list(chain(*searches)))}
     real = queries.kept(source, [mode["evidence"] or [] for mode in modes], REAL)
     wanted = [
         [
-            *((shown[i][key], title) for i in ids if i in shown for key, title in _ENDS),
+            *((search[key], title) for key, title in _ENDS if search),
             *((item_id, f"real image {place}") for place, item_id in enumerate(items, 1)),
         ]
-        for ids, items in zip(searches, real, strict=True)
+        for search, items in zip(queries.typical(source, modes), real, strict=True)
     ]
     urls = _urls(run, source, [image_id for image_id, _ in chain(*wanted)])
     return [[components.framed(urls.get(image_id), title, [], title) for image_id, title in each] for each in wanted]

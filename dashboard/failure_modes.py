@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 import altair as alt
@@ -84,15 +83,13 @@ _COLUMNS = {
 
 def cards(run: Run, modes: list[Row], page: Any, keys: bool = False) -> None:
     """Failure modes in a line each. `modes` have `reviewed`, a person's last verdict; with `keys` 1 to 9 open one."""
-    typical = [(mode["exemplars"] or [])[:1] for mode in modes]
-    searches = {row["explanation_id"]: row for row in queries.exemplars(run, list(chain(*typical)))}
-    shown = [[searches[name] for name in names if name in searches] for names in typical]
+    searches = queries.typical(run, modes)
     wanted = [
-        [] if search else (mode["evidence"] or [])[:REAL_IMAGES] for mode, search in zip(modes, shown, strict=True)
+        [] if search else (mode["evidence"] or [])[:REAL_IMAGES] for mode, search in zip(modes, searches, strict=True)
     ]
     real = queries.kept(run, wanted, 2)
-    for number, (mode, search, items) in enumerate(zip(modes, shown, real, strict=True), 1):
-        pictures = [components.pair(row, {}, models=False) for row in search]
+    for number, (mode, search, items) in enumerate(zip(modes, searches, real, strict=True), 1):
+        pictures = [components.pair(search, {}, models=False)] if search else []
         pictures += [components.real(mode, item_id, []) for item_id in items]
         with st.container(border=True):
             _card(mode, components.grid(pictures), page, str(number) if keys else None)

@@ -93,6 +93,13 @@ def exemplars(run: Run, ids: list[str] | None) -> list[Row]:
     return [rows[i] for i in ids if i in rows]
 
 
+def typical(run: Run, modes: list[Row]) -> list[Row | None]:
+    """Of each failure mode its most typical search; None where it rests on none. All are looked up at once."""
+    first = [(mode["exemplars"] or [None])[0] for mode in modes]
+    rows = {row["explanation_id"]: row for row in exemplars(run, [name for name in first if name is not None])}
+    return [rows.get(name) for name in first]
+
+
 def said(run: Run, image_ids: list[str]) -> dict[str, list[Row]]:
     """What every model says of images, by image. A start that several searches share was asked about several times."""
     rows = run.rows(
