@@ -22,13 +22,14 @@ from urllib.parse import urlencode
 from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 from audit import study
+from audit.locations import name_of
 from audit.results.sql import Run
 from pipelines.report import Access, command, environment
 
 DOCS = Path(__file__).resolve().parent
 PAGES = DOCS.parent / "dashboard" / "pages.py"
 SHOWN = ("overview", "modes", "mode", "retrieval", "neurons", "neuron")
-SHOWN += ("counterfactuals", "explanation", "study", "sql")
+SHOWN += ("counterfactuals", "explanation", "compare", "study", "sql")
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 QUERY = "select model_id, label, accuracy, images from accuracy order by accuracy limit 100"
 
@@ -48,7 +49,9 @@ def shots(run: Run) -> Iterator[Shot | str]:
     """Every page of the report, or why it has no picture."""
     yield Shot("report-overview", "/", "What the audit found", dark=True)
     mode = _first(
-        run, "select failure_mode_id as id from failure_modes where source = 'search' order by verdict, impact desc"
+        run,
+        "select failure_mode_id as id from failure_modes where listed and source = 'search' "
+        "order by verdict, impact desc",
     )
     yield Shot("report-modes", "/modes", "Failure modes") if mode else "report-modes: the run has no failure modes"
     if mode:
@@ -68,6 +71,14 @@ def shots(run: Run) -> Iterator[Shot | str]:
         yield Shot("report-counterfactual", f"/explanation?id={flipped}", "How it was made")
     else:
         yield "report-counterfactuals, report-counterfactual: no counterfactual flipped"
+    models = [
+        row["model_id"] for row in run.rows("select distinct model_id from failure_modes where listed order by 1")
+    ]
+    if len(models) > 1:
+        query = urlencode({"with": name_of(run.location), "old": models[0], "new": models[1]})
+        yield Shot("report-compare", f"/compare?{query}", "Failure modes")
+    else:
+        yield "report-compare: the failure modes are of one model"
     compared = study.comparable(run)
     if compared:
         query = urlencode({"a": compared[0]["first"], "b": compared[0]["second"], "least": 0, "rater": "Ada"})
