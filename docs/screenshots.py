@@ -74,11 +74,8 @@ def shots(run: Run) -> Iterator[Shot | str]:
     models = [
         row["model_id"] for row in run.rows("select distinct model_id from failure_modes where listed order by 1")
     ]
-    if len(models) > 1:
-        query = urlencode({"with": name_of(run.location), "old": models[0], "new": models[1]})
-        yield Shot("report-compare", f"/compare?{query}", "Failure modes")
-    else:
-        yield "report-compare: the failure modes are of one model"
+    pair = {"with": name_of(run.location), "old": models[0], "new": models[1]} if len(models) > 1 else {}
+    yield Shot("report-compare", f"/compare?{urlencode(pair)}", "Failure modes" if pair else "Compare")
     compared = study.comparable(run)
     if compared:
         query = urlencode({"a": compared[0]["first"], "b": compared[0]["second"], "least": 0, "rater": "Ada"})
