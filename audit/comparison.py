@@ -117,7 +117,8 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
     pairs = pairs_of(before, after, models)
     called = with_namesakes(before, after, pairs)
     changes: list[Change] = []
-    earlier, later = before.failure_modes(), after.failure_modes()
+    earlier = before.failure_modes()
+    later = earlier if after is before else after.failure_modes()
     for old_id, new_id in pairs.items():
         old = [mode for mode in earlier if owner(mode) == old_id]
         new = [mode for mode in later if owner(mode) == new_id]
@@ -129,7 +130,8 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
         ]
         found = [two for two in found if any(map(_confirmed, two))]
         asked = {item_id for two in found if not all(map(_confirmed, two)) for item_id in _shown(*two)["showing"] or ()}
-        answers = _answers(before, asked), _answers(after, asked)
+        said = _answers(before, asked)
+        answers = said, said if after is before else _answers(after, asked)
         changes += (_change(*two, (old_id, new_id), called, answers) for two in found)
     changes.sort(key=lambda change: (_ORDER.index(change.status), -_impact(change), change.class_name, change.name))
     return Comparison(tuple(changes), tuple(_accuracy(before, after, *pair) for pair in pairs.items()))

@@ -107,6 +107,16 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return f"<table style='border-collapse:collapse'><thead><tr>{first}</tr></thead><tbody>{others}</tbody></table>"
 
 
+def beside(left: str, right: str) -> str:
+    """Pictures and the words on them, below each other where the page is narrow. One element is drawn sooner than the
+    columns that Streamlit would make of it."""
+    return (
+        "<div style='display:flex;flex-wrap:wrap;gap:0 1rem'>"
+        f"<div style='flex:2 1 320px;min-width:0'>{left}</div>"
+        f"<div style='flex:3 1 320px;min-width:0'>{right}</div></div>"
+    )
+
+
 def grid(cells: list[str]) -> str:
     return f"<div>{''.join(cells)}</div>"
 

@@ -174,32 +174,44 @@ def _overview(frame: pd.DataFrame, search: str, label: str | None, says: str | N
     if (frame["label"] == label).any() and (frame["says"] == says).any():
         names = sorted({*names, str(label), str(says)})
     every = len({*frame["label"], *frame["says"]})
-    matrix, table = st.tabs(["Matrix", "Table"])
-    with matrix:
-        if search.strip():
-            st.caption("The classes with this in their name, and what they are confused with most.")
-        elif every > len(names):
-            st.caption(f"{len(names)} of {every:,} classes: those that are confused most. Search for others.")
-        inside = shown[shown["label"].isin(names) & shown["says"].isin(names)]
-        drawn = chart(inside.assign(chosen=(inside["label"] == label) & (inside["says"] == says)))
-        st.altair_chart(drawn, width="content", key="matrix", on_select=_cell_chosen, selection_mode="cell")
-        st.caption("Choose a cell to see its images.")
-    with table:
-        wrong = shown[shown["kind"] == _WRONG]
-        if search.strip():
-            wrong = wrong[wrong["label"].isin(names) | wrong["says"].isin(names)]
-        listed = wrong.sort_values(["images", "share", "label", "says"], ascending=[False, False, True, True])
-        listed = listed[["label", "says", "images", "share"]].head(_LISTED)
-        pairs = listed[["label", "says"]].to_numpy().tolist()
-        share = {"share": st.column_config.NumberColumn(format="percent", help="of the label's images")}
-        st.dataframe(
-            listed,
-            hide_index=True,
-            column_config=share,
-            key="table",
-            on_select=partial(_row_chosen, pairs),
-            selection_mode="single-row",
-        )
+    matrix, table = st.tabs(["Matrix", "Table"], key="view", bind="query-params")  # only what is open is made
+    if matrix.open:
+        with matrix:
+            _matrix(shown, names, every, search, label, says)
+    else:
+        with table:
+            _table(shown, names, search)
+
+
+def _matrix(
+    shown: pd.DataFrame, names: list[str], every: int, search: str, label: str | None, says: str | None
+) -> None:
+    if search.strip():
+        st.caption("The classes with this in their name, and what they are confused with most.")
+    elif every > len(names):
+        st.caption(f"{len(names)} of {every:,} classes: those that are confused most. Search for others.")
+    inside = shown[shown["label"].isin(names) & shown["says"].isin(names)]
+    drawn = chart(inside.assign(chosen=(inside["label"] == label) & (inside["says"] == says)))
+    st.altair_chart(drawn, width="content", key="matrix", on_select=_cell_chosen, selection_mode="cell")
+    st.caption("Choose a cell to see its images.")
+
+
+def _table(shown: pd.DataFrame, names: list[str], search: str) -> None:
+    wrong = shown[shown["kind"] == _WRONG]
+    if search.strip():
+        wrong = wrong[wrong["label"].isin(names) | wrong["says"].isin(names)]
+    listed = wrong.sort_values(["images", "share", "label", "says"], ascending=[False, False, True, True])
+    listed = listed[["label", "says", "images", "share"]].head(_LISTED)
+    pairs = listed[["label", "says"]].to_numpy().tolist()
+    share = {"share": st.column_config.NumberColumn(format="percent", help="of the label's images")}
+    st.dataframe(
+        listed,
+        hide_index=True,
+        column_config=share,
+        key="table",
+        on_select=partial(_row_chosen, pairs),
+        selection_mode="single-row",
+    )
 
 
 def chart(frame: pd.DataFrame) -> alt.Chart:

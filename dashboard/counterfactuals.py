@@ -6,7 +6,6 @@ from dataclasses import replace
 from html import escape
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from audit.results import gallery
@@ -50,14 +49,15 @@ def show(run: Run, page: Any) -> None:
         st.info("No counterfactuals: the job has no counterfactual stage, or it has not ended yet.")
         return
     st.text("The smallest realistic change of an image with which the model decides otherwise.")
-    frame = pd.DataFrame(found)
-    frame.columns = [
-        *("stage", "model", "images", "flipped", "flipped by the prompt edit alone"),
-        *("background RMSE", "of which the autoencoder's"),
+    heads = ["stage", "model", "images", "flipped", "flipped by the prompt edit alone"]
+    heads += ["background RMSE", "of which the autoencoder's"]
+    rows = [
+        [row["stage"], row["model_id"], f"{row['items']:,}"]
+        + [_known(row[name], ".0%") for name in ("flipped", "edit_flipped")]
+        + [_known(row[name], ".3f") for name in ("background", "floor")]
+        for row in found
     ]
-    shares = {name: st.column_config.NumberColumn(format="percent") for name in frame.columns[3:5]}
-    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in frame.columns[5:]}
-    st.dataframe(frame, hide_index=True, column_config=shares | numbers)
+    st.html(components.table(heads, rows))
     _gallery(run, [row["stage"] for row in found], page)
 
 
@@ -83,6 +83,10 @@ def _gallery(run: Run, named: list[str], page: Any) -> None:
             heading = f"<h4 style='margin:0;overflow-wrap:anywhere'>{explanation.title(row)}</h4>"
             st.html(heading + components.grid(_pictures(row)))
             st.page_link(page, label="Steps and measurements", query_params={"id": row["explanation_id"]})
+
+
+def _known(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _pictures(row: Row) -> list[str]:

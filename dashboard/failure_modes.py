@@ -98,16 +98,13 @@ def cards(run: Run, modes: list[Row], page: Any, keys: bool = False) -> None:
 def _card(mode: Row, pictures: str, page: Any, key: str | None) -> None:
     """One failure mode: its best start and result, or real images, as HTML; the sentence, the link."""
     query = {"id": mode["failure_mode_id"]}
-    picture, text = st.columns([2, 3])
-    with picture:
-        st.html(pictures)
-    with text:
-        headline = components.headline(mode, {"verdict": mode["reviewed"]} if mode["reviewed"] else None)
-        st.html(headline + components.paragraph(sentences.sentence(mode)) + components.paragraph(_brief(mode), 0.65))
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.page_link(page, label="Evidence", query_params=query)
-            if key is not None and st.button("Open", key=f"open-{key}", shortcut=key, type="tertiary"):
-                st.switch_page(page, query_params=query)
+    headline = components.headline(mode, {"verdict": mode["reviewed"]} if mode["reviewed"] else None)
+    words = components.paragraph(sentences.sentence(mode)) + components.paragraph(_brief(mode), 0.65)
+    st.html(components.beside(pictures, headline + words))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.page_link(page, label="Evidence", query_params=query)
+        if key is not None and st.button("Open", key=f"open-{key}", shortcut=key, type="tertiary"):
+            st.switch_page(page, query_params=query)
 
 
 def _brief(mode: Row) -> str:

@@ -161,14 +161,9 @@ def _list(run: Run, filters: Mapping[str, str], page: Any) -> None:
 def _card(neuron: Row, search: Row | None, page: Any) -> None:
     """One neuron in a line: the search from another class that raised it most, verdict, reason, link."""
     with st.container(border=True):
-        picture, text = st.columns([1, 1], gap="medium")
-        with picture:
-            if search is not None:
-                st.html(_pair(search, neuron, brief=True))
-        with text:
-            st.html(_headline(neuron, 3))
-            st.text(_sentence(neuron))
-            st.page_link(page, label="Evidence", query_params={"id": neuron["neuron_id"]})
+        picture = "" if search is None else _pair(search, neuron, brief=True)
+        st.html(components.beside(picture, _headline(neuron, 3) + components.paragraph(_sentence(neuron))))
+        st.page_link(page, label="Evidence", query_params={"id": neuron["neuron_id"]})
 
 
 def _detail(run: Run, neuron: Row, page: Any) -> None:

@@ -269,6 +269,13 @@ def test_a_person_goes_from_a_class_to_the_images_of_a_confusion(address: str, s
         opened.locator("path[aria-label='crab, called boat: 1 images']").click()
         opened.get_by_role("heading", name="new says boat for crab: 1 images").wait_for()
         assert "says=boat" in opened.url
+        expect(opened.get_by_test_id("stDataFrame")).to_have_count(0)  # its scripts are asked for when it is opened
+        opened.get_by_role("tab", name="Table").click()
+        opened.get_by_test_id("stDataFrame").wait_for(timeout=60_000)
+        expect(opened.get_by_test_id("stVegaLiteChart")).to_have_count(0)
+        opened.get_by_test_id("stDataFrame").click(position={"x": 15, "y": 50})  # most images first
+        opened.get_by_role("heading", name="new says car for crab: 2 images").wait_for(timeout=60_000)
+        assert "view=Table" in opened.url
         assert opened.title() == "audit"
         assert errors == []
         assert broken == []
