@@ -49,8 +49,7 @@ def show(run: Run, page: Any) -> None:
         st.info("No counterfactuals: the job has no counterfactual stage, or it has not ended yet.")
         return
     st.text("The smallest realistic change of an image with which the model decides otherwise.")
-    heads = ["stage", "model", "images", "flipped", "flipped by the prompt edit alone"]
-    heads += ["background RMSE", "of which the autoencoder's"]
+    heads = ["stage", "model", "images", "flipped", "by the prompt edit", "background RMSE", "autoencoder's RMSE"]
     rows = [
         [row["stage"], row["model_id"], f"{row['items']:,}"]
         + [_known(row[name], ".0%") for name in ("flipped", "edit_flipped")]
