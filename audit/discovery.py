@@ -78,12 +78,6 @@ def groups(embeddings: Floats, threshold: float, smallest: int) -> list[Ints]:
     return sorted((g for g in found if len(g) >= smallest), key=lambda g: (-len(g), g[0]))
 
 
-def typical_first(embeddings: Floats) -> Ints:
-    """Order of (n, d) by cosine to their mean."""
-    centre = embeddings.mean(0)
-    return np.argsort(-(embeddings @ centre), kind="stable")
-
-
 def difference(group: Floats, controls: Floats) -> Interval:
     """Mean of (n,) minus mean of (m,) with Welch's 95 % t interval; both n, m >= 2."""
     result = stats.ttest_ind(group, controls, equal_var=False)

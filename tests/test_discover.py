@@ -240,6 +240,24 @@ def literal_shift(run: Run, ids: list[str], concepts: np.ndarray[Any, Any]) -> n
     return total / len(ids)
 
 
+def test_exemplars_that_show_it_best_come_first(found: tuple[Run, list[dict[str, Any]]], planted: Planted) -> None:
+    """Those like the real images on which it happens; without any, those that moved furthest along the name."""
+    run, modes = found
+    crab, fish = (next(m for m in modes if m["class_name"] == name) for name in ("crab", "fish"))
+    values = {r["subject_id"]: np.array(r["values"]) for r in run.rows("select subject_id, values from arrays")}
+    rows = {r["explanation_id"]: r for r in run.rows("select * from explanations")}
+    result = [values[rows[name]["image_id"]] for name in crab["exemplars"]]
+    like = [np.mean([one @ values[item_id] for item_id in crab["evidence"]]) for one in result]
+    assert len(like) > 3
+    assert like == sorted(like, reverse=True)
+    assert not fish["evidence"]
+    options = job(planted.folder).stages[0].options
+    concepts = claims._concepts(options, Context(job(planted.folder), "1-discover", run.root, planted.models, 8))
+    purple = options.phrases.index(fish["concept"])
+    moved = [literal_shift(run, [name], concepts)[purple] for name in fish["exemplars"]]
+    assert moved == sorted(moved, reverse=True)
+
+
 def test_a_second_model_tells_whether_a_mode_depends_on_the_first(planted: Planted, tmp_path: Path) -> None:
     rows = planted.rows
     try:

@@ -243,15 +243,6 @@ def test_a_group_below_the_controls_has_no_name_and_a_constant_concept_neither()
     assert p_values[2] == 1.0
 
 
-def test_the_typical_ones_come_first() -> None:
-    embeddings = unit(np.array([[1.0, 1.0], [1.0, 0.1], [1.0, 0.0], [-1.0, 0.2]]))
-    order = d.typical_first(embeddings)
-    centre = embeddings.mean(0)
-    along = embeddings @ centre
-    assert list(along[order]) == sorted(along, reverse=True)
-    assert order[-1] == 3
-
-
 def test_an_empty_arm_proves_nothing() -> None:
     assert d.fisher(np.zeros(0, bool), np.ones(4, bool)) == 1.0
     assert d.fisher(np.ones(4, bool), np.zeros(0, bool)) == 1.0

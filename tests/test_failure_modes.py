@@ -304,7 +304,7 @@ def test_the_embedder_s_own_classes_are_those_of_the_nearest_names() -> None:
     claim = claims.Claim("flip", "search", "f", EMBEDDER, "crab")
     assert not pool.wrong(claim).any()
     everything = np.ones(50, bool)
-    assert evidence.asked(claim, everything, everything, pool.seen, RED, pool) == {"evidence": []}
+    assert evidence.asked(claim, everything, everything, pool.seen, RED, pool) == {}
 
 
 def test_a_name_that_searches_alone_propose_is_asked_of_the_real_images_that_have_it(tmp_path: Path) -> None:

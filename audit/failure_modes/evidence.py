@@ -55,7 +55,8 @@ def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Materia
     Those that moved like no others are a last group, if it has a sure name: from few different starts one and the same
     feature is reached in as many ways, and it is the real images near the results that tell which it is.
     seeds: of how many searches these are the ones that bear the claim out. Searches that explain images which are asked
-    propose nothing: those images may have been chosen because of what the model says of them.
+    propose nothing: those images may have been chosen because of what the model says of them. Exemplars go by how much
+    they look like the real images on which it happens; where there are none, by how far they moved along the name.
     """
     found, every, options = [], material.pool or material.data, material.options
     halves = None if every is None else every.halves()
@@ -68,13 +69,16 @@ def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Materia
     for chosen in [*alike, *([rest] if len(rest) >= options.smallest_group else [])]:
         part, shift = own.part(chosen), moved[chosen]
         common: Mode = {"support": len(chosen), "seeds": seeds, "found_by": sorted({row["stage"] for row in part.rows})}
-        order = d.typical_first(shift)
-        common["exemplars"] = [part.rows[i]["explanation_id"] for i in order[: options.exemplars]]
         if halves is None:
             modes = [named(claim, shift, controls, options)]
         else:
             modes = evidence(claim, part, shift, controls, *halves, options)
         for mode in modes:
+            along = shift[:, options.phrases.index(mode["concept"])]
+            if halves is not None and mode.get("evidence"):
+                along = part.results @ halves[1].embeddings[np.isin(halves[1].ids, mode["evidence"])].mean(0)
+            order = np.argsort(-along, kind="stable")[: options.exemplars]
+            mode["exemplars"] = [part.rows[i]["explanation_id"] for i in order]
             if chosen is not rest or not (mode["reason"] or mode.get("unsure")):
                 images = part.column("image_id").tolist()
                 found.append(Group(common | mode, part.rows[0]["stage"], images, shift.mean(0)))
@@ -142,11 +146,11 @@ def named(claim: Claim, group: d.Floats, controls: d.Floats, options: Options, t
         else:
             best = int(told.argmax())
         effect = d.difference(standard[:, best], d.against_controls(controls, controls)[:, best])
-        phrase = options.phrases[best]
+        phrase = concept_name(options.phrases[best])
         if p_values[best] >= options.name_level and told is None:
-            doubt = f"no phrase of the vocabulary is surely above the controls: the best is {phrase!r}"
+            doubt = f"no phrase of the vocabulary is surely above the controls: the best is “{phrase}”"
         elif p_values[best] >= options.name_level and best < len(options.vocabulary):
-            doubt = f"the real images share {phrase!r}, along which the searches did not surely move"
+            doubt = f"the real images share “{phrase}”, along which the searches did not surely move"
     return described(claim, options.phrases[best]) | {
         "effect": effect.value if effect else None,
         "effect_low": effect.low if effect else None,
@@ -216,7 +220,7 @@ def compared(
 
 def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards: d.Floats, real: Real) -> Mode:
     """What real images say of those that show something (p,), against others of the same strata (p,): the columns of
-    that; without figures where nothing can be compared. among (p,): which are compared.
+    that; none where nothing can be compared, as nothing then says that it is these. among (p,): which are compared.
 
     Prevalence is the share of all that are compared and show it. `showing` names such images whether the model is wrong
     or right, but for those of the class itself where a label or the embedder tells.
@@ -224,17 +228,16 @@ def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards
     wrong = real.wrong(claim)
     found = np.flatnonzero(shows & wrong)
     found = found[np.argsort(-(real.embeddings[found] @ towards), kind="stable")]
-    told = {"evidence": real.ids[found[:MOST_EVIDENCE]].tolist()}
     facts = d.matched(wrong[among], shows[among], strata[among])
     if not facts.images:
-        return told
+        return {}
     by_model = claim.other_model_id not in (None, EMBEDDER)
     blind = by_model and np.mean(real.seen[found] == canonical(claim.class_name)) > 0.5 if len(found) else False
     prevalence = facts.images / len(real.ids)
     excess = {"impact": facts.rate - facts.control_rate, "impact_low": facts.low, "impact_high": facts.high}
     known = shows & among if by_model else shows & among & ~real.says(claim)[1]
     return {
-        **told,
+        "evidence": real.ids[found[:MOST_EVIDENCE]].tolist(),
         "at_fault": claim.other_model_id if blind else claim.model_id,
         "evidence_rate": facts.rate,
         "control_rate": facts.control_rate,

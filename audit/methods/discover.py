@@ -32,7 +32,7 @@ from audit.screened import originals
 __all__ = ["Options", "check", "expected", "found_in", "plan", "run"]
 
 NEEDS, READS, ONCE = ("screen",), ("disagreement", "neuron", "uvce"), True
-VERSION = 9
+VERSION = 10
 
 
 def check(options: Options, job: Job) -> None:

@@ -245,7 +245,11 @@ TABLES: dict[str, pa.Schema] = {
             "impact": (_F, "prevalence times excess rate: share of the real images that is wrong because of it"),
             "impact_low": (_F, "lower end of its 95 % interval"),
             "impact_high": (_F, "upper end of its 95 % interval"),
-            "exemplars": (pa.list_(_S), "explanation ids, most typical first"),
+            "exemplars": (
+                pa.list_(_S),
+                "explanation ids; first those that look most like its evidence or, without any, moved furthest along "
+                "its name",
+            ),
             "evidence": (
                 pa.list_(_S),
                 "item ids of real images that confirm it, nearest first; pictures of the first are kept",
