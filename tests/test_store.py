@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from audit.errors import ConfigError, RowError, StoreError
+from audit.results import gallery
 from audit.results.schema import TABLES, to_table
 from audit.results.sql import Run
 from audit.results.store import Store
@@ -202,6 +203,23 @@ def test_a_column_that_older_files_lack_is_null(store: Store) -> None:
     path = store.root / file.path
     pq.write_table(pq.read_table(path).drop_columns(["correct"]), path)
     assert Run(store.root).rows("select item_id, correct from predictions") == [{"item_id": "a", "correct": None}]
+
+
+def test_failure_modes_of_before_there_was_a_choice_are_listed_but_for_those_of_screening(store: Store) -> None:
+    """As the report of then listed them: to show none would say that there are none."""
+    of = {"search": "by search", "labels": "by label", "screen": "by screening"}
+    store.commit("u", "1-discover", {"failure_modes": [{"failure_mode_id": v, "source": k} for k, v in of.items()]})
+    (file,) = store.files("failure_modes", store.commits().values())
+    path = store.root / file.path
+    pq.write_table(pq.read_table(path).drop_columns(["listed"]), path)
+    run = Run(store.root)
+    assert {mode["failure_mode_id"] for mode in run.failure_modes()} == {"by search", "by label"}
+    assert gallery.count_modes(run, gallery.Modes()) == 2
+    store.commit(
+        "v", "1-discover", {"failure_modes": [{"failure_mode_id": "part", "source": "search", "listed": False}]}
+    )
+    run.refresh()
+    assert len(run.failure_modes()) == 2
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

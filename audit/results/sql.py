@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # As `audit.class_names.canonical`: 'Water_Bottle' and 'water bottle' are one class.
 _CANONICAL = r"create or replace macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
+# What a column would hold in files that were written before there was such a column.
+_OLDER = {"failure_modes": "coalesce(listed, source is distinct from 'screen') as listed"}
 _TYPES = {
     pa.string(): "varchar",
     pa.float64(): "double",
@@ -48,9 +50,9 @@ def definitions(relations: Mapping[str, str]) -> list[str]:
     for name, schema in TABLES.items():
         columns = ", ".join(f'"{field.name}" {_type(field.type)}' for field in schema)
         lines.append(f'create or replace table "_empty_{name}" ({columns})')
-        body = f'select * from "_empty_{name}"'
-        if name in relations:
-            body += f" union all by name select * from {relations[name]}"
+        told = f"* replace ({_OLDER[name]})" if name in _OLDER else "*"
+        files = f" union all by name select * from {relations[name]}" if name in relations else ""
+        body = f'select {told} from (select * from "_empty_{name}"{files})'
         lines.append(f'create or replace view "{name}" as {body}')
     return lines + [f'create or replace view "{name}" as {view.query}' for name, view in VIEWS.items()]
 
