@@ -87,8 +87,6 @@ def gate(
             if side is not None:
                 _is_finished(side)
         outcomes = gates.check(read, opened, against)
-        if junit is not None:
-            junit.write_bytes(gates.junit(outcomes, shown(opened.location)))
         passed = all(outcome.passed for outcome in outcomes)
         if as_json:
             print_json({"passed": passed, "rules": [outcome.as_dict() for outcome in outcomes]})
@@ -98,6 +96,8 @@ def gate(
                 out.print(f"{mark}  {escape(outcome.name)}: {escape(outcome.message)}", highlight=False)
                 for mode in () if outcome.passed else outcome.modes:
                     out.print(f"          {escape(mode)}", highlight=False)
+        if junit is not None:
+            junit.write_bytes(gates.junit(outcomes, shown(opened.location)))
         raise typer.Exit(0 if passed else 1)
 
 

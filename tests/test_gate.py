@@ -248,6 +248,8 @@ def test_the_command_exits_with_one_where_a_rule_is_broken(
     assert broken.exit_code == 1, broken.output
     assert "failed  nothing new: 1; at most 0 is wanted" in broken.stdout
     assert ElementTree.parse(report).getroot().get("failures") == "1"
+    nowhere = ["gate", str(worse.root), "--rules", str(rules), "--junit", str(tmp_path / "none" / "out.xml")]
+    assert "failed  nothing new: 1; at most 0 is wanted" in shell.invoke(app, nowhere).stdout
     passed = shell.invoke(app, ["gate", str(better.root), "--rules", str(rules), "--json"])
     assert passed.exit_code == 0, passed.output
     assert json.loads(passed.stdout)["passed"] is True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,3 +198,24 @@ def test_the_command_shows_the_schema(run: Run) -> None:
     everything = shell.invoke(app, ["sql", str(run.root), "--schema"]).stdout
     assert "failure_mode_id" in everything
     assert "share of them on which the answer is the label" in everything
+
+
+@pytest.mark.parametrize("where", ["python", "terminal", "notebook"])
+def test_failure_modes_show_themselves_as_their_place_can(
+    run: Run, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """IPython in a terminal would print every column of every row."""
+    found = run.failure_modes()
+    assert found
+    displayed: list[Any] = []
+    if where != "python":
+        shell = SimpleNamespace(kernel=object()) if where == "notebook" else SimpleNamespace()
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+        monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=displayed.append))
+    found.show()
+    printed = capsys.readouterr().out.splitlines()
+    if where == "notebook":
+        assert (displayed, printed) == ([found], [])
+    else:
+        assert (displayed, len(printed)) == ([], len(found))
+        assert all(mode["class_name"] in line for mode, line in zip(found, printed, strict=True))

@@ -261,7 +261,8 @@ class FailureModes(list[dict[str, Any]]):
 
     def show(self) -> None:
         """Show them with their pictures where a notebook is, else print a line each."""
-        if "IPython" in sys.modules:
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        if hasattr(shell, "kernel"):  # IPython in a terminal has none, and would print every column of every row
             importlib.import_module("IPython.display").display(self)
         else:
             for mode in self:
