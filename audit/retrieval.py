@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from audit import discovery, registry
+from audit.class_names import canonical
 from audit.config import Plugin, restored
+from audit.embedding_index import available, index_of
 from audit.errors import ConfigError, ModelError, unknown
+from audit.failure_modes.claims import EMBEDDER
 from audit.results.sql import Run
 
 if TYPE_CHECKING:
@@ -29,11 +32,13 @@ MOST_IMAGES = 1000
 # A run may be a stranger's: no loader that runs code which its folder names.
 _EMBEDDERS = ("clip",)
 
-# Every screened image once, one that is in both roles as the data set's, with its cosine to the text.
-_CANDIDATES = (
-    "with candidates as (select subject_id as item_id, role, list_cosine_similarity(values, ?::float[]) as similarity "
-    "from arrays where name = 'embedding' and values is not null and list_contains(?::varchar[], role) "
-    "qualify row_number() over (partition by subject_id order by role) = 1) "
+EXACT = 1_000_000  # embeddings that are compared with a query one by one; of more, an index proposes some
+
+_SCREENED = "from arrays where name = 'embedding' and values is not null and list_contains(?::varchar[], role) "
+# Every screened image once, one that is in both roles as the data set's.
+_STORED = f"select subject_id as item_id, min(role) as role {_SCREENED} group by subject_id"
+_INDEXED = (
+    "select item_id, min(role) as role from read_parquet(?) where list_contains(?::varchar[], role) group by item_id"
 )
 
 
@@ -41,7 +46,8 @@ _CANDIDATES = (
 class Retrieval:
     """What a query found.
 
-    images: how many could have been retrieved. rows: the retrieved ones, most similar first, each with `said`, what
+    images: how many could have been retrieved; `approximate`: an index proposed those whose similarity was looked at,
+    so that a few others may be as similar. rows: the retrieved ones, most similar first, each with `said`, what
     every model says of it, and `disagrees`, whether the models disagree on it as `mode` says (None without a mode).
     said: for each model and class, the share of the retrieved images and of all. mode: the rates of disagreement and
     the one-sided Fisher test of the retrieved images against the rest. The p-value is that of one query; who tries
@@ -51,6 +57,7 @@ class Retrieval:
     query: str
     role: Role
     images: int
+    approximate: bool
     rows: tuple[Row, ...]
     said: tuple[Row, ...]
     mode: Row | None
@@ -72,18 +79,44 @@ def retrieve(
     if not 1 <= top <= MOST_IMAGES:
         raise ConfigError(f"{top} images cannot be retrieved; ask for 1 to {MOST_IMAGES}")
     mode = None if mode_id is None else _mode(run, mode_id)
-    parameters = [_embedded(embedder, text), ["data", "pool"] if role == "both" else [role]]
-    rows = run.rows(
-        _CANDIDATES + "select item_id, role, similarity, count(*) over () as images from candidates "
-        "where not isnan(similarity) order by similarity desc, item_id limit ?",
-        [*parameters, top],
-    )
+    vector, roles = _embedded(embedder, text), ["data", "pool"] if role == "both" else [role]
+    index = index_of(run) if _many(run) and available() else None
+    if index is None:
+        screened = _Screened(_STORED, [roles])
+        rows = run.rows(_nearest(len(vector)), [vector, roles, top])
+    else:
+        screened = _Screened(_INDEXED, [str(index.ids), roles])
+        proposed = index.nearest(vector, roles, top)
+        rows = run.rows(_nearest(len(vector), "and subject_id in (select unnest(?))"), [vector, roles, proposed, top])
     if not rows:
         raise ConfigError(_no_images(run, role))
     ids = [row["item_id"] for row in rows]
-    tested = None if mode is None else _tested(run, mode, ids, parameters)
-    said = tuple(_said(run, ids, parameters))
-    return Retrieval(text, role, rows[0]["images"], _described(run, rows, mode), said, tested)
+    tested = None if mode is None else _tested(run, mode, ids, screened)
+    images = run.rows(f"select count(*) as images from ({screened.query})", screened.parameters)[0]["images"]
+    said = tuple(_said(run, ids, screened))
+    return Retrieval(text, role, images, index is not None, _described(run, rows, mode), said, tested)
+
+
+@dataclass(frozen=True)
+class _Screened:
+    """item_id and role of every image that could be retrieved, as a query."""
+
+    query: str
+    parameters: list[Any]
+
+
+def _nearest(d: int, only: str = "") -> str:
+    """The images of roles that are nearest to a vector (d,). As lists DuckDB would refuse all where one is NULL."""
+    return (
+        "select subject_id as item_id, min(role) as role, "
+        f"max(array_cosine_similarity(values::float[{d}], ?::float[{d}])) as similarity {_SCREENED} {only} "
+        "group by subject_id having not isnan(similarity) order by similarity desc, item_id limit ?"
+    )
+
+
+def _many(run: Run) -> bool:
+    found = run.rows("select count(*) as found from arrays where name = 'embedding' and role <> 'generated'")
+    return bool(found[0]["found"] > EXACT)
 
 
 def checked_query(query: str) -> str:
@@ -157,7 +190,13 @@ def _mode(run: Run, mode_id: str) -> Row:
     by_id = {mode["failure_mode_id"]: mode for mode in modes}
     if mode_id not in by_id:
         raise ConfigError(unknown("failure mode", mode_id, by_id))
-    return by_id[mode_id]
+    mode = by_id[mode_id]
+    if mode["other_model_id"] == EMBEDDER:
+        raise ConfigError(
+            f"the failure mode {mode_id} holds the embedder's answers against {mode['model_id']}, and the embedder "
+            "finds images by words: words prove nothing there. Ask without the failure mode"
+        )
+    return mode
 
 
 def _described(run: Run, found: list[Row], mode: Row | None) -> tuple[Row, ...]:
@@ -180,42 +219,52 @@ def _described(run: Run, found: list[Row], mode: Row | None) -> tuple[Row, ...]:
     for rank, row in enumerate(found, 1):
         place = (row["item_id"], row["role"])
         item = {**by_place[place], "rank": rank, "similarity": row["similarity"], "said": said[place]}
-        described.append({**item, "disagrees": None if mode is None else _disagree(said[place], mode)})
+        described.append({**item, "disagrees": None if mode is None else _disagree(item, mode)})
     return tuple(described)
 
 
-def _disagree(said: list[Row], mode: Row) -> bool | None:
-    """Whether the mode's model says its class and the other does not; None where one of them says nothing."""
-    from audit.class_names import canonical
+def _disagree(item: Row, mode: Row) -> bool | None:
+    """Whether the mode's model says its class and what is held against it does not: the other model, or the label.
 
-    names = {row["model_id"]: canonical(row["predicted"]) for row in said if row["predicted"] is not None}
-    first, other = names.get(mode["model_id"]), names.get(mode["other_model_id"])
-    name = canonical(mode["class_name"])
+    None where one of them says nothing.
+    """
+    names = {row["model_id"]: canonical(row["predicted"]) for row in item["said"] if row["predicted"] is not None}
+    other = names.get(mode["other_model_id"])
+    if mode["other_model_id"] is None:
+        other = None if item["label"] is None else canonical(item["label"])
+    first, name = names.get(mode["model_id"]), canonical(mode["class_name"])
     return None if first is None or other is None else first == name and other != name
 
 
-def _said(run: Run, ids: list[str], parameters: list[Any]) -> list[Row]:
+def _said(run: Run, ids: list[str], screened: _Screened) -> list[Row]:
     """For each model and class: how many of the retrieved images, and of all, it says the class of."""
     return run.rows(
-        _CANDIDATES + ", counted as (select model_id, predicted as says, "
+        f"with candidates as ({screened.query}), counted as (select model_id, predicted as says, "
         "count(*) filter (list_contains(?::varchar[], item_id)) as retrieved, count(*) as images "
         "from candidates join predictions using (item_id, role) where status = 'ok' group by all) "
         "select model_id, says, retrieved::bigint as retrieved, images::bigint as images, "
         "coalesce(retrieved / nullif(sum(retrieved) over (partition by model_id), 0), 0) as share_retrieved, "
         "images / sum(images) over (partition by model_id) as share "
         "from counted order by model_id, retrieved desc, images desc, says",
-        [*parameters, ids],
+        [*screened.parameters, ids],
     )
 
 
-def _tested(run: Run, mode: Row, ids: list[str], parameters: list[Any]) -> Row:
-    """How often the two models disagree as the mode says, among the retrieved images and among the rest."""
+def _tested(run: Run, mode: Row, ids: list[str], screened: _Screened) -> Row:
+    """How often the model says the class and what is held against it does not, among the retrieved images and among the
+    rest."""
+    against, models = "b.predicted", [mode["model_id"], mode["other_model_id"]]
+    joined = "join predictions b using (item_id, role) where b.status = 'ok' and a.status = 'ok' and a.model_id = ? "
+    joined += "and b.model_id = ?"
+    if mode["other_model_id"] is None:
+        against, models = "a.label", models[:1]
+        joined = "where a.label is not null and a.status = 'ok' and a.model_id = ?"
     counts = run.rows(
-        _CANDIDATES + "select list_contains(?::varchar[], item_id) as retrieved, count(*) as images, "
-        "count(*) filter (canonical(a.predicted) = canonical(?) and canonical(b.predicted) <> canonical(?)) as hits "
-        "from candidates join predictions a using (item_id, role) join predictions b using (item_id, role) "
-        "where a.status = 'ok' and b.status = 'ok' and a.model_id = ? and b.model_id = ? group by all",
-        [*parameters, ids, *[mode["class_name"]] * 2, mode["model_id"], mode["other_model_id"]],
+        f"with candidates as ({screened.query}) "
+        "select list_contains(?::varchar[], item_id) as retrieved, count(*) as images, "
+        f"count(*) filter (canonical(a.predicted) = canonical(?) and canonical({against}) <> canonical(?)) as hits "
+        f"from candidates join predictions a using (item_id, role) {joined} group by all",
+        [*screened.parameters, ids, *[mode["class_name"]] * 2, *models],
     )
     by_side = {row["retrieved"]: (row["hits"], row["images"]) for row in counts}
     sides = [by_side.get(side, (0, 0)) for side in (True, False)]

@@ -108,8 +108,10 @@ def _show_found(found: Row) -> None:
     if found["mode"]:
         _show_test(found["mode"], found["said"])
     st.header(f"The {len(found['rows'])} most similar of {found['images']:,} images")
+    if found["approximate"]:
+        st.caption("Proposed by an index: a few others may be as similar.")
     if found["mode"]:
-        st.caption("A bar above an image: the models disagree on it as the failure mode says.")
+        st.caption("A bar above an image: it is as the failure mode says.")
     st.html(components.grid([_cell(row) for row in found["rows"]]))
     if any(row["thumbnail"] is None for row in found["rows"]):
         st.text("Images without a picture are not where the run read them, or are others now.")
@@ -127,9 +129,12 @@ def _show_test(mode: Row, said: list[Row]) -> None:
     cells = st.columns(3)
     rates = [mode["retrieved_rate"], mode["rest_rate"]]
     shown = ["no images" if rate is None else f"{rate:.1%}" for rate in rates]
-    cells[0].metric("the models disagree, of these images", shown[0])
+    against = "the models disagree" if mode["other_model_id"] else "the label is another"
+    cells[0].metric(f"{against}, of these images", shown[0])
     cells[1].metric(f"of the other {mode['rest_images']:,}", shown[1])
     cells[2].metric("p", f"{mode['p_value']:.1g}", help="one-sided Fisher test, of this query alone")
+    if not mode["other_model_id"] and mode["retrieved_rate"] is None:
+        st.text("Only images under audit have labels: look among the data.")
     own = [row for row in said if row["model_id"] == mode["other_model_id"] and row["says"] == mode["class_name"]]
     if own and own[0]["share_retrieved"] > 0.5:
         st.text(

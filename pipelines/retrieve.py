@@ -14,7 +14,7 @@ from rich.table import Table
 from audit.errors import ConfigError
 from audit.originals import contents, thumbnails
 from audit.results.sql import Run
-from audit.retrieval import Retrieval
+from audit.retrieval import EXACT, Retrieval
 
 Row = dict[str, Any]
 
@@ -62,6 +62,10 @@ def tables(found: Retrieval) -> Iterator[Table | str]:
         cells = [str(row["rank"]), f"{row['similarity']:.4f}", name, row["role"], *(said.get(m, "") for m in models)]
         table.add_row(*map(escape, cells), style="bold" if row["disagrees"] else None)
     yield table
+    if found.approximate:
+        yield "Proposed by an index: a few others may be as similar."
+    elif found.images > EXACT:
+        yield r"Compared one by one. With an index this is quicker: pip install 'audit\[index]'"
     yield _summary(found)
     if found.mode is not None:
         yield escape(sentence(found.mode))
@@ -85,9 +89,11 @@ def _summary(found: Retrieval) -> Table:
 
 def sentence(mode: Row) -> str:
     """The test of a failure mode in words."""
-    claim = f"{mode['model_id']} says {mode['class_name']} and {mode['other_model_id']} does not"
+    against = mode["other_model_id"] or "the label"
+    claim = f"{mode['model_id']} says {mode['class_name']} and {against} does not"
     if mode["retrieved_rate"] is None or mode["rest_rate"] is None:
-        return f"{claim}: no images on one side to compare"
+        labelled = "" if mode["other_model_id"] else "; only images under audit have labels: ask among those"
+        return f"{claim}: no images on one side to compare{labelled}"
     return (
         f"{claim}: on {mode['retrieved_rate']:.0%} of these {mode['retrieved_images']} images, on "
         f"{mode['rest_rate']:.1%} of the other {mode['rest_images']} (p = {mode['p_value']:.1g}, of this query alone)"
