@@ -216,6 +216,34 @@ def test_all_retrieved_leaves_nothing_to_compare_with(circle: Run) -> None:
     json.dumps(found.as_dict(), allow_nan=False)
 
 
+def test_a_failure_mode_that_labels_show_is_tested_against_the_labels(tmp_path: Path) -> None:
+    """d0 ... d4 retrieved: f says crab of d0 ... d3, and d0 is one; d4 has no label. Of d5 ... d9 f says car."""
+    store = Store(tmp_path / "labels")
+    store.create("job.json", b"{}")
+    items, arrays, predictions = [], [], []
+    for k in range(10):
+        place = {"item_id": f"d{k}", "role": "data", "label": None if k == 4 else "Crab" if k == 0 else "boat"}
+        items.append({**place, "position": k})
+        arrays.append(
+            {"subject_id": f"d{k}", "role": "data", "name": "embedding", "values": flat([0.1 * k])[0].tolist()}
+        )
+        predictions.append({**place, "model_id": "f", "predicted": "crab" if k < 5 else "car", "status": "ok"})
+    by_label = {**MODE, "model_id": "f", "other_model_id": None, "source": "labels"}
+    by_embedder = {**MODE, "failure_mode_id": "m2", "model_id": "f", "other_model_id": "embedder"}
+    rows = {"items": items, "arrays": arrays, "predictions": predictions, "failure_modes": [by_label, by_embedder]}
+    store.commit("u", "1-x", rows)
+    found = retrieve(Run(store.root), ANGLES, "0", "data", top=5, mode_id="m1")
+    assert [row["disagrees"] for row in found.rows] == [False, True, True, True, None]
+    assert found.mode
+    assert (found.mode["retrieved_images"], found.mode["retrieved_rate"]) == (4, 0.75)
+    assert (found.mode["rest_images"], found.mode["rest_rate"]) == (5, 0.0)
+    chance = math.comb(4, 3) / math.comb(9, 3)  # that 3 of 9 are all among the first 4
+    assert found.mode["p_value"] == pytest.approx(chance)
+    assert sentence(found.mode).startswith("f says crab and the label does not: on 75%")
+    with pytest.raises(ConfigError, match="words prove nothing there"):
+        retrieve(Run(store.root), ANGLES, "0", "data", mode_id="m2")
+
+
 def test_what_cannot_be_asked_is_refused(circle: Run) -> None:
     with pytest.raises(ConfigError, match="does not read the query to its end"):
         retrieve(circle, ANGLES, "0.3 unread")
