@@ -27,7 +27,7 @@ from audit.locations import absolute
 from audit.results.sql import Run
 
 TRAINED_ON = 50_000  # embeddings from which the range of each number is learned
-PROPOSED = 8  # for each image that is asked for
+PROPOSED = 4  # for each image that is asked for
 _EMBEDDINGS = "from arrays where name = 'embedding' and values is not null and role in ('data', 'pool')"
 
 

@@ -33,6 +33,36 @@ def sentence(mode: Row) -> str:
     return text
 
 
+def certainty(mode: Row) -> str:
+    """How large and how sure it is, as far as that is known: 95 % intervals, and p corrected for all of the run."""
+    parts = []
+    if mode["effect"] is not None:
+        within = _within(_interval(mode, "effect", ".1f"))
+        parts.append(f"The shift is {mode['effect']:.1f} standard deviations of the controls{within}.")
+    if mode["evidence_rate"] is not None and mode["control_rate"] is not None:
+        told = [_interval(mode, "excess", ".1%", "difference, ")]
+        told += (
+            [] if mode["p_corrected"] is None else [f"p = {mode['p_corrected']:.1g}, corrected for all that were asked"]
+        )
+        inside = "; ".join(filter(None, told))
+        parts.append(
+            f"It happens to {mode['evidence_rate']:.1%} of {mode['evidence_images']:,} real images that show it and to "
+            f"{mode['control_rate']:.1%} of {mode['control_images']:,} {control(mode)}{_within(inside)}."
+        )
+    if mode["impact"] is not None:
+        parts.append(f"Impact on all: {mode['impact']:.2%}{_within(_interval(mode, 'impact', '.2%'))}.")
+    return " ".join(parts)
+
+
+def _interval(mode: Row, name: str, form: str, of: str = "") -> str:
+    low, high = mode[f"{name}_low"], mode[f"{name}_high"]
+    return "" if low is None or high is None else f"{of}95 %: {low:{form}} to {high:{form}}"
+
+
+def _within(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
 def support(mode: Row) -> str:
     """What `support` counts."""
     return "searches that show it" if mode["source"] == "search" else "images that show it"

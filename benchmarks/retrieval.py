@@ -28,7 +28,7 @@ from audit.embedding_index import index_of
 from audit.results.sql import Run
 from audit.results.store import Store
 
-D, KINDS, UNIT = 512, 2_000, 10_000
+D, KINDS, UNIT = 512, 2_000, 1_000
 TOP = 40
 
 

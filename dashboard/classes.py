@@ -205,16 +205,19 @@ def _models(run: Run, name: str, confusion_page: Any) -> None:
 
 def _modes(run: Run, name: str, page: Any) -> None:
     """Failure modes in which a model says the class."""
-    where = "from failure_modes where listed and canonical(class_name) = canonical(?)"
+    where = "from failure_modes m left join verdicts v on v.subject_id = m.failure_mode_id "
+    where += "where listed and canonical(class_name) = canonical(?)"
     modes = run.rows(
-        f"select * {where} order by verdict, impact desc nulls last, failure_mode_id limit {MODES}", [name]
+        f"select m.* exclude (showing), v.verdict as reviewed {where} "
+        f"order by m.verdict, impact desc nulls last, failure_mode_id limit {MODES}",
+        [name],
     )
     if not modes:
         return
     st.header("Failure modes that concern it")
     for mode in modes:
         with st.container(border=True):
-            st.html(components.headline(mode))
+            st.html(components.headline(mode, {"verdict": mode["reviewed"]} if mode["reviewed"] else None))
             st.text(sentences.sentence(mode))
             st.page_link(page, label="Evidence", query_params={"id": mode["failure_mode_id"]})
     total = run.rows(f"select count(*) as n {where}", [name])[0]["n"]
@@ -224,9 +227,9 @@ def _modes(run: Run, name: str, page: Any) -> None:
 
 def _neurons(run: Run, name: str, page: Any) -> None:
     found = run.frame(
-        "select model_id as model, neuron, verdict, weight, importance, suspicion, reason from neurons "
-        "where canonical(class_name) = canonical(?) "
-        "order by list_position(['harmful', 'spurious', 'core'], verdict) nulls last, model_id, rank nulls last "
+        "select n.model_id as model, neuron, n.verdict, v.verdict as reviewed, weight, importance, suspicion, reason "
+        "from neurons n left join verdicts v on v.subject_id = neuron_id where canonical(class_name) = canonical(?) "
+        "order by list_position(['harmful', 'spurious', 'core'], n.verdict) nulls last, model_id, rank nulls last "
         f"limit {SAID}",
         [name],
     )

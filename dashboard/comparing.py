@@ -173,13 +173,18 @@ def _changes(run: Run, before: Run, after: Run, found: Comparison, page: Any) ->
     later = [change.shown for change in shown if change.shown is change.after]
     earlier = [change.shown for change in shown if change.shown is not change.after]
     pictures = {True: iter(_pictures(run, after, later)), False: iter(_pictures(run, before, earlier))}
+    there = [row["failure_mode_id"] for change in shown for row in (change.before, change.after) if row is not None]
+    said = queries.verdicts(run, there)
     with place:
         for change in shown:
-            _card(run, before, after, change, next(pictures[change.shown is change.after]), page)
+            _card(run, before, after, change, next(pictures[change.shown is change.after]), said, page)
 
 
-def _card(run: Run, before: Run, after: Run, change: Change, pictures: list[str], page: Any) -> None:
-    """One change: what it is and why, the pictures of the run that confirmed it, and links to its rows."""
+def _card(
+    run: Run, before: Run, after: Run, change: Change, pictures: list[str], said: dict[str, str], page: Any
+) -> None:
+    """One change: what it is and why, the pictures of the run that confirmed it, links to its rows, and what people
+    `said` of those."""
     with st.container(border=True):
         status = components.badge(change.status, STATUSES[change.status])
         impact = f"{_impact(change.before)} before, {_impact(change.after)} after"
@@ -193,6 +198,8 @@ def _card(run: Run, before: Run, after: Run, change: Change, pictures: list[str]
         for title, side, row in (("before", before, change.before), ("after", after, change.after)):
             if row is not None and side is run:
                 st.page_link(page, label=f"Evidence ({title})", query_params={"id": row["failure_mode_id"]})
+                if row["failure_mode_id"] in said:
+                    st.html(components.reviewed(said[row["failure_mode_id"]]))
             elif row is not None:
                 st.text(f"{title}: {row['verdict']} in {name_of(side.location)}, as {row['failure_mode_id']}")
 

@@ -127,8 +127,13 @@ def headline(mode: Row, review: Row | None = None, level: int = 3) -> str:
     """The finding in a few words, with the audit's verdict and a person's as badges."""
     badges = badge(mode["verdict"], "#1a7f4b" if mode["verdict"] == "confirmed" else "#8a6d1a")
     if review is not None:
-        badges += " " + badge(review["verdict"], "#34568b")
+        badges += " " + reviewed(review["verdict"])
     return heading(sentences.claim(mode), level) + badges
+
+
+def reviewed(verdict: str) -> str:
+    """A person's verdict."""
+    return badge(verdict, "#34568b")
 
 
 def metric(name: str, value: str, note: str) -> str:

@@ -44,7 +44,9 @@ def show(run: Run, mode_page: Any) -> None:
         st.text("Failure modes, neurons and counterfactuals lead to the explanations that they rest on.")
         return
     row = rows[0]
-    st.html(f"<h2 style='margin:0;overflow-wrap:anywhere'>{title(row)}</h2>")
+    said = queries.verdict(run, row["explanation_id"])
+    badge = "" if said is None else components.reviewed(said["verdict"])
+    st.html(f"<h2 style='margin:0;overflow-wrap:anywhere'>{title(row)} {badge}</h2>")
     if row["status"] != "ok":
         st.text(f"This one failed: {row['reason']}.")
     else:

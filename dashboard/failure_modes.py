@@ -138,6 +138,8 @@ def show_one(run: Run, listed: Any, explanation: Any, retrieval: Any, neurons: A
     if others:
         st.text(f"What other models make of these images: {others}")
     _figures(found)
+    if sure := sentences.certainty(found):
+        st.text(sure)
     _parts(run, found, here)
     _searches(run, found, explanation)
     _real(run, found)
@@ -164,7 +166,7 @@ def _figures(mode: Row) -> None:
         shown = f"{mode['support']} of {mode['seeds']}" if mode["seeds"] else mode["support"]
         cells[0].metric(sentences.support(mode), shown)
     if mode["effect"] is not None:
-        cells[1].metric("shift against controls", f"{mode['effect']:.1f} sd", help=_interval(mode, "effect", "{:.1f}"))
+        cells[1].metric("shift against controls", f"{mode['effect']:.1f} sd")
     if mode["evidence_rate"] is not None:
         others = None if mode["control_rate"] is None else f"{mode['control_rate']:.1%} of others"
         cells[2].metric(
@@ -176,7 +178,7 @@ def _figures(mode: Row) -> None:
             help=f"others: {sentences.control(mode)}",
         )
     if mode["impact"] is not None:
-        cells[3].metric("impact", f"{mode['impact']:.1%}", help=_interval(mode, "impact", "{:.2%}"))
+        cells[3].metric("impact", f"{mode['impact']:.1%}")
 
 
 def _parts(run: Run, mode: Row, here: Any) -> None:
@@ -188,11 +190,6 @@ def _parts(run: Run, mode: Row, here: Any) -> None:
         for part in gallery.parts_of(run, mode["failure_mode_id"]):
             st.text(f"A part of it: {part['name']}.", width="content")
             st.page_link(here, label="Evidence", query_params={"id": part["failure_mode_id"]})
-
-
-def _interval(row: Row, name: str, form: str) -> str | None:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return None if low is None or high is None else f"95 % interval: {form.format(low)} to {form.format(high)}"
 
 
 def _searches(run: Run, mode: Row, page: Any) -> None:
@@ -240,7 +237,8 @@ def _related(run: Run, mode: Row, here: Any) -> None:
     for row in found:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.page_link(here, label="Evidence", query_params={"id": row["failure_mode_id"]})
-            st.text(f"{sentences.claim(row)} ({_shares(row)}; {row['verdict']})", width="content")
+            told = [_shares(row), row["verdict"], *([f"reviewed: {row['reviewed']}"] if row["reviewed"] else [])]
+            st.text(f"{sentences.claim(row)} ({'; '.join(told)})", width="content")
 
 
 def _shares(row: Row) -> str:

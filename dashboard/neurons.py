@@ -221,7 +221,7 @@ def _headline(neuron: Row, level: int) -> str:
     words = f"{escape(neuron['model_id'])}: {sentences.neuron_name(neuron)} for “{escape(neuron['class_name'])}”"
     badges = components.badge(verdict, colour)
     if neuron.get("reviewed"):
-        badges += " " + components.badge(neuron["reviewed"], "#34568b")
+        badges += " " + components.reviewed(neuron["reviewed"])
     return f"<h{level} style='margin:0;overflow-wrap:anywhere'>{words}</h{level}>{badges}"
 
 

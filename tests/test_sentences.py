@@ -70,3 +70,19 @@ def test_what_figures_count_follows_from_where_a_mode_is_from() -> None:
         "real image on which the models disagree",
         "real image that it befalls",
     ]
+
+
+def test_certainty_says_what_is_known_with_its_interval() -> None:
+    assert sentences.certainty(MODE) == ""
+    effect = {"effect": 1.74, "effect_low": 0.91, "effect_high": 2.6}
+    assert sentences.certainty({**MODE, **effect}) == (
+        "The shift is 1.7 standard deviations of the controls (95 %: 0.9 to 2.6)."
+    )
+    known = {**RATES, "evidence_images": 1268, "control_images": 20, "excess_low": 0.61, "excess_high": 0.789}
+    known |= {"p_corrected": 0.00012, "impact": 0.0123, "impact_low": 0.01, "impact_high": 0.0151}
+    assert sentences.certainty({**MODE, **known}) == (
+        "It happens to 80.0% of 1,268 real images that show it and to 10.0% of 20 others of the same classes "
+        "(difference, 95 %: 61.0% to 78.9%; p = 0.0001, corrected for all that were asked). "
+        "Impact on all: 1.23% (95 %: 1.00% to 1.51%)."
+    )
+    assert "(95 %" not in sentences.certainty({**MODE, "effect": 1.0})

@@ -102,6 +102,7 @@ def _described(run: Run, mode: Row, pictures: _Pictures) -> Row:
         **mode,
         "claim": sentences.claim(mode),
         "sentence": sentences.sentence(mode),
+        "certainty": sentences.certainty(mode),
         "support_word": sentences.support(mode),
         "control_word": sentences.control(mode),
         "evidence_word": sentences.evidence(mode),

@@ -96,16 +96,18 @@ def beside(run: Run, failure_mode_id: str) -> tuple[str | None, str | None]:
 def related(run: Run, mode: Row, most: int) -> list[Row]:
     """Other failure modes that share real images, the class or the model at fault with this one, in this order.
 
-    `shared`: how many real images of its evidence are evidence of both; `same_class`: whether the models say one class.
+    `shared`: how many real images of its evidence are evidence of both; `same_class`: whether the models say one class;
+    `reviewed`: a person's last verdict.
     """
     return run.rows(
         "with shared as (select failure_mode_id, count(distinct item_id) as shared from "
         "(select failure_mode_id, unnest(evidence) as item_id from failure_modes where listed) "
         "where item_id in (select unnest(?)) group by all) "
-        "select * exclude (evidence, exemplars) from (select m.* exclude (showing), coalesce(shared, 0) as shared, "
-        f"canonical(class_name) = canonical(?) as same_class, {AT_FAULT} = ? as same_model "
-        "from failure_modes m left join shared using (failure_mode_id) where listed "
-        "and failure_mode_id <> ?) where shared > 0 or same_class or same_model "
+        "select * exclude (evidence, exemplars) from (select m.* exclude (showing), v.verdict as reviewed, "
+        "coalesce(shared, 0) as shared, canonical(class_name) = canonical(?) as same_class, "
+        f"{AT_FAULT} = ? as same_model from failure_modes m left join shared using (failure_mode_id) "
+        "left join verdicts v on v.subject_id = m.failure_mode_id where listed and failure_mode_id <> ?) "
+        "where shared > 0 or same_class or same_model "
         "order by shared desc, same_class desc, same_model desc, impact desc nulls last, failure_mode_id limit ?",
         [mode["evidence"] or [], mode["class_name"], _at_fault(mode), mode["failure_mode_id"], most],
     )

@@ -71,6 +71,12 @@ def verdict(run: Run, subject_id: str) -> Row | None:
     return rows[0] if rows else None
 
 
+def verdicts(run: Run, subject_ids: list[str]) -> dict[str, str]:
+    """A person's last verdict on each finding that has one."""
+    rows = run.rows("select subject_id, verdict from verdicts where subject_id in (select unnest(?))", [subject_ids])
+    return {row["subject_id"]: row["verdict"] for row in rows}
+
+
 def against_others(run: Run, failure_mode_id: str) -> list[Row]:
     """What discovery measured of a failure mode against models that are not of its pair, one row a model."""
     names = ("holds_against", "alike", "both_confirmed")
