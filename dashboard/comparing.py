@@ -66,8 +66,12 @@ def _opened(location: str, name: str) -> Run:
 
 
 def _chosen() -> None:
-    for name in ("with", "old", "new", "page"):
-        st.query_params.pop(name, None)
+    for name, empty in (("old", None), ("new", None), ("page", 1)):
+        if name in st.session_state:  # what a widget is bound to follows the widget
+            st.session_state[name] = empty
+        else:
+            st.query_params.pop(name, None)
+    st.query_params.pop("with", None)
     if st.session_state["other"] is not None:
         st.query_params["with"] = st.session_state["other"]
 

@@ -20,12 +20,9 @@ def number(count: int) -> int:
     if count == 1:
         return 1
     shown = _within(count)
-    cells = st.columns([1, 1, 6], vertical_alignment="center")
-    cells[0].button(
-        "Previous page", key="earlier", shortcut="P", disabled=shown == 1, on_click=_turn, args=(shown - 1,)
-    )
-    cells[1].button("Next page", key="later", shortcut="N", disabled=shown == count, on_click=_turn, args=(shown + 1,))
-    with cells[2]:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Previous page", key="earlier", shortcut="P", disabled=shown == 1, on_click=_turn, args=(shown - 1,))
+        st.button("Next page", key="later", shortcut="N", disabled=shown == count, on_click=_turn, args=(shown + 1,))
         return st.pagination(count, key="page", bind="query-params")
 
 

@@ -25,6 +25,7 @@ from dashboard.child import Refused, answer, python
 Row = dict[str, Any]
 
 SECONDS = 180
+MOST = 200  # images that are shown
 
 
 def command(root: Location, query: str, role: str, top: int, mode_id: str | None) -> list[str]:
@@ -60,7 +61,7 @@ def words_for(run: Run, mode: Row) -> str:
 
 
 def show(run: Run) -> None:
-    """The page: a form, and what was found."""
+    """The page: a form, and what was found; both are its address."""
     st.title("Real images by words")
     st.text(
         "Describe images, and see the real ones that are most similar to the words, by their stored embeddings.\n"
@@ -73,7 +74,7 @@ def show(run: Run) -> None:
     if chosen and found_mode:
         modes.setdefault(chosen, found_mode)
     with st.form("words"):
-        begin = words_for(run, found_mode) if found_mode else ""
+        begin = st.query_params.get("q") or (words_for(run, found_mode) if found_mode else "")
         query = st.text_input("what the images show", begin, key=f"query {chosen}")
         left, middle, right = st.columns([3, 1, 1])
         mode_id = left.selectbox(
@@ -83,10 +84,13 @@ def show(run: Run) -> None:
             format_func=lambda key: sentences.claim(modes[key]) if key else "none",
             key=f"mode {chosen}",
         )
-        role = middle.selectbox("among", _roles(run))
-        top = right.number_input("how many", 1, 200, 40)
+        roles, among = _roles(run), st.query_params.get("role")
+        role = middle.selectbox("among", roles, roles.index(among) if among in roles else 0, key=f"among {chosen}")
+        top = right.number_input("how many", 1, MOST, _top(st.query_params.get("top", "")), key=f"top {chosen}")
         submitted = st.form_submit_button("Find images", type="primary")
-    if not submitted:
+    if submitted:
+        _into_address(query or "", role, int(top), mode_id)
+    elif "q" not in st.query_params:
         return
     try:
         found = _asked(str(run.location), len(run.commits or {}), query or "", role, int(top), mode_id)
@@ -95,6 +99,15 @@ def show(run: Run) -> None:
         st.text(str(refused))
         return
     _show_found(found)
+
+
+def _top(asked: str) -> int:
+    return int(asked) if asked.isdecimal() and 1 <= int(asked) <= MOST else 40
+
+
+def _into_address(query: str, role: str, top: int, mode_id: str | None) -> None:
+    """So that a link leads to what was found."""
+    st.query_params.from_dict({"q": query, "role": role, "top": str(top), **({"id": mode_id} if mode_id else {})})
 
 
 def _roles(run: Run) -> list[str]:

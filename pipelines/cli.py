@@ -248,7 +248,7 @@ def sql(
                 json.dump(named, file, default=plain, indent=1)
                 file.write("\n")
             elif format == "csv":
-                writer = csv.writer(file)
+                writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(result.column_names)
                 writer.writerows([v if isinstance(v, float) else cell(v) for v in row] for row in rows)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ SETTINGS = {
     "server.maxUploadSize": "1",
     "browser.gatherUsageStats": "false",
     "client.showErrorDetails": "none",
+    "global.disableWidgetStateDuplicationWarning": "true",  # lists turn their pages by their widget's state
     "client.toolbarMode": "minimal",
     "logger.hideWelcomeMessage": "true",
 }
@@ -150,7 +152,16 @@ def serve(run: Location, port: int, to: Access | None = None, token_file: Path |
     if to.token:
         where += f"/?token=...  with the token in {token_file or 'AUDIT_TOKEN'}"
     print(f"report of {name_of(run)}: {where}  (Ctrl-C ends it)", flush=True)
+    server = subprocess.Popen(command(port, to), env=environment(run, to))
+    signal.signal(signal.SIGTERM, _ended)
     try:
-        return subprocess.run(command(port, to), env=environment(run, to), check=False).returncode
+        return server.wait()
     except KeyboardInterrupt:
         return 0
+    finally:  # whatever ends this process, nothing goes on listening
+        server.terminate()
+        server.wait()
+
+
+def _ended(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from audit.originals import thumbnails
 from audit.results.sql import Run
+from audit.reviews import review
 from dashboard import child, classes, confusions
 from tests.labelled import labelled
 from tests.report_server import CHROMIUM, served
@@ -135,6 +136,32 @@ def test_the_list_and_one_class_show_what_is_known(run: Run, monkeypatch: pytest
     ghost = page(run, monkeypatch, "class_pages", name="ghost")
     assert ghost.text[0].value == "Drawn badly."
     assert page(run, monkeypatch, "class_pages", name="none").title[0].value == "No such class"
+
+
+def test_what_people_said_of_a_finding_is_shown_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = {"explanation_id": f"{1:032x}", "stage": "2-disagreement", "status": "failed", "target_class": "crab"}
+    rows = {"failure_modes": MODES, "neurons": [NEURON], "explanations": [search]}
+    made = labelled(tmp_path / "run", {"new": NEW, "old": OLD}, rows)
+    pages = {
+        "class_pages": {"name": "crab"},
+        "one": {"id": "m2"},
+        "one_explanation": {"id": f"{1:032x}"},
+    }
+
+    def told(name: str) -> str:
+        app = page(made, monkeypatch, name, **pages[name])
+        return html(app) + " ".join(element.value for element in app.text)
+
+    before = {name: told(name) for name in pages}
+    for subject, verdict in (("m1", "expected"), ("n1", "needs review"), (f"{1:032x}", "not a failure")):
+        review(made, subject, verdict, reviewer="Ada")
+    st.cache_resource.clear()  # what a session saw last is new enough for two seconds
+    shown = {"class_pages": ">expected<", "one": "reviewed: expected", "one_explanation": ">not a failure<"}
+    for name, words in shown.items():
+        assert words not in before[name], name
+        assert words in told(name), name
+    neurons = page(made, monkeypatch, "class_pages", name="crab").dataframe[-1].value
+    assert neurons["reviewed"].tolist() == ["needs review"]
 
 
 def test_a_run_without_images_has_no_classes_and_no_confusions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

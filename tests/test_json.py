@@ -152,14 +152,19 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_the_report_names_its_address_before_it_serves(folder: Path, ran: Any) -> None:
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_the_report_names_its_address_and_serves_until_it_is_ended(
+    folder: Path, ran: Any, end: signal.Signals, code: int
+) -> None:
     port = free_port()
     command = [sys.executable, "-m", "pipelines.cli", "dashboard", "runs/loud", "--port", str(port), "--json"]
     serving = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: answers(f"http://127.0.0.1:{port}/_stcore/health"), "the report is served")
     finally:
-        serving.send_signal(signal.SIGINT)
+        serving.send_signal(end)
         said, words = serving.communicate(timeout=60)
+    assert serving.returncode == code
+    assert not answers(f"http://127.0.0.1:{port}/_stcore/health")
     assert f"report of loud: http://127.0.0.1:{port}" in words
     assert json.loads(said) == {"run": str(folder / "runs" / "loud"), "url": f"http://127.0.0.1:{port}"}

@@ -422,10 +422,20 @@ def test_a_person_asks_for_images_of_a_failure_mode(run: Run, monkeypatch: pytes
     assert html.count("src='data:image/webp;base64,UklGR") == 12
     assert "<b>crab</b>" in html
     started: list[str] = []
+    ask = page.ask
     monkeypatch.setattr(page, "ask", lambda *arguments: started.append(arguments[1]))
     app.button[0].click().run()
     assert "The 12 most similar of 400 images" in texts(app)
     assert started == []  # the second answer is the remembered one
+    monkeypatch.setattr(page, "ask", lambda *arguments: ask(*arguments))
+    asked = {name: app.query_params[name] for name in app.query_params}
+    assert asked == {"q": "a photograph of a car on sand", "role": "pool", "top": "12", "id": "m1"}
+    link = opened(run, monkeypatch, **(asked | {"top": "5"}))  # leads to what was found
+    assert not link.exception
+    assert "The 5 most similar of 400 images" in texts(link)
+    assert (link.text_input[0].value, link.number_input[0].value) == ("a photograph of a car on sand", 5)
+    odd = opened(run, monkeypatch, q="a crab", role="nobody", top="-3", id="gone")
+    assert "The 40 most similar of 400 images" in texts(odd)
 
 
 def test_the_page_says_why_there_is_no_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,16 @@ def test_two_models_of_one_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert half.info[0].value == "Choose a model on both sides, or none."
 
 
+def test_another_run_is_chosen_after_two_models(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of the address are those of the run before, and go with it."""
+    app = page(root / "v2", monkeypatch, "compare_page", **{"with": "v2", "old": "v", "new": "reference"})
+    assert "before: v of v2" in app.text[0].value
+    app.selectbox[0].set_value("v1").run()
+    assert not app.exception
+    assert statuses(app) == [("added", "new"), ("old", "unclear"), ("red", "unchanged"), ("gone", "fixed")]
+    assert app.query_params["with"] == "v1"
+
+
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", "link", "s3://bucket/run", "..", "file:///etc/passwd"])
 def test_the_page_opens_no_other_place(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     asked = {"with": name}
