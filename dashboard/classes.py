@@ -11,7 +11,7 @@ import streamlit as st
 
 from audit import sentences
 from audit.results.sql import Run
-from dashboard import components, originals
+from dashboard import components, originals, paging
 from dashboard.cached import Snapshot, snapshot
 
 Row = dict[str, Any]
@@ -115,16 +115,16 @@ def _all(classes: pa.Table) -> None:
         return
     columns = classes.column_names
     cells = st.columns([3, 3, 2], vertical_alignment="bottom")
-    search = cells[0].text_input("Search for a class", key="q", bind="query-params", on_change=_first_page)
-    order = cells[1].selectbox("Sort by", columns, key="by", bind="query-params", on_change=_first_page)
-    down = cells[2].toggle("Largest first", key="down", bind="query-params", on_change=_first_page)
+    search = cells[0].text_input("Search for a class", key="q", bind="query-params", on_change=paging.first_page)
+    order = cells[1].selectbox("Sort by", columns, key="by", bind="query-params", on_change=paging.first_page)
+    down = cells[2].toggle("Largest first", key="down", bind="query-params", on_change=paging.first_page)
     found = found_in(classes, search or "")
     if not len(found):
         st.info("No class has this in its name.")
         return
     st.caption("Choose a row to see the class. A class that the generator cannot draw gets no findings from it.")
-    place, pages = st.container(), -(-len(found) // PAGE_SIZE)
-    number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    place = st.container()
+    number = paging.number(paging.pages(len(found), PAGE_SIZE))
     frame = page_of(found, order, down, number)
     chosen = place.dataframe(
         frame,
@@ -138,10 +138,6 @@ def _all(classes: pa.Table) -> None:
     if chosen.selection.rows:
         _choose(str(frame["class"].iloc[chosen.selection.rows[0]]))
         st.rerun()
-
-
-def _first_page() -> None:
-    st.session_state["page"] = 1
 
 
 def _columns(names: list[str]) -> dict[str, Any]:

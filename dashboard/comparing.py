@@ -16,7 +16,7 @@ from audit.locations import absolute, located, name_of
 from audit.results import queries
 from audit.results.sql import Run
 from audit.runs import open_beside, unfinished
-from dashboard import components, siblings
+from dashboard import components, paging, siblings
 from dashboard.cached import FRESH, Snapshot, snapshot
 
 Row = dict[str, Any]
@@ -170,9 +170,8 @@ def _changes(run: Run, before: Run, after: Run, found: Comparison, page: Any) ->
     if not changes:
         st.info("No failure mode of this kind.")
         return
-    pages = -(-len(changes) // PAGE_SIZE)
     place = st.container()
-    number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    number = paging.number(paging.pages(len(changes), PAGE_SIZE))
     shown = changes[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
     later = [change.shown for change in shown if change.shown is change.after]
     earlier = [change.shown for change in shown if change.shown is not change.after]

@@ -11,8 +11,9 @@ import streamlit as st
 
 from audit.class_names import canonical
 from audit.results.sql import Run
-from dashboard import components, originals
+from dashboard import components, originals, paging
 from dashboard.cached import Snapshot, snapshot
+from dashboard.filters import left_out
 
 Row = dict[str, Any]
 
@@ -109,7 +110,9 @@ def show(run: Run) -> None:
         st.info("No labelled images with answers yet: the stage `screen` of a job asks the models.")
         return
     left, middle, search_cell = st.columns(3)
-    model_id = left.selectbox("Model", models, key="model", bind="query-params", on_change=_first_page)
+    left_out(left, "model", models)
+    left_out(middle, "right", models)
+    model_id = left.selectbox("Model", models, key="model", bind="query-params", on_change=paging.first_page)
     right = middle.selectbox(
         "Only images that this model gets right",
         [name for name in models if name != model_id],
@@ -117,7 +120,7 @@ def show(run: Run) -> None:
         placeholder="all images",
         key="right",
         bind="query-params",
-        on_change=_first_page,
+        on_change=paging.first_page,
         help="What the first model gets wrong and this one right",
     )
     search = search_cell.text_input("Search for a class", key="class", bind="query-params")
@@ -249,10 +252,6 @@ def chart(frame: pd.DataFrame) -> alt.Chart:
     )
 
 
-def _first_page() -> None:
-    st.session_state["page"] = 1
-
-
 def _cell_chosen() -> None:
     """What was clicked in the matrix, into the address."""
     points = st.session_state["matrix"]["selection"].get("cell", [])
@@ -268,13 +267,13 @@ def _row_chosen(pairs: list[list[str]]) -> None:
 
 def _choose(label: str, says: str) -> None:
     st.query_params["label"], st.query_params["says"] = label, says
-    _first_page()
+    paging.first_page()
 
 
 def _all_mistakes() -> None:
     for name in ("label", "says"):
         st.query_params.pop(name, None)
-    _first_page()
+    paging.first_page()
 
 
 def _found(
@@ -293,8 +292,7 @@ def _found(
         st.info("No such images. Choose a cell above.")
         return
     st.caption("Those that the model is surest of come first. Above each image: its label.")
-    pages = -(-total // PAGE_SIZE)
-    number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    number = paging.number(paging.pages(total, PAGE_SIZE))
     said = sorted(own["predicted"].unique()) if one_cell else None
     rows = _images(run, snapshot(run), model_id, right, label if one_cell else None, said, number)
     originals.show(run, rows, "labelled image")

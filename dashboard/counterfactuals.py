@@ -62,6 +62,7 @@ def show(run: Run, page: Any) -> None:
 
 def _gallery(run: Run, named: list[str], page: Any) -> None:
     cells = st.columns(5)
+    filters.left_out(cells[0], "stage", named)
     stage = cells[0].selectbox("stage", named, key="stage", bind="query-params", on_change=paging.first_page)
     of_stage = gallery.Explanations(stage=stage, method="uvce", status="ok")
     source = filters.select(cells[1], "from", kept(gallery.values_of, run, "explanations", "source_class", _UVCE))

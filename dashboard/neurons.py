@@ -13,7 +13,8 @@ from audit import sentences
 from audit.results import queries
 from audit.results.queries import NOT_REVIEWED, Row
 from audit.results.sql import Run
-from dashboard import components, reviewing
+from dashboard import components, paging, reviewing
+from dashboard.filters import left_out
 
 PAGE_SIZE = 12
 FILTERS = {  # what the list can be held to: the name in the address, and the column
@@ -130,16 +131,13 @@ def _filtered(there: Mapping[str, list[str]]) -> dict[str, str]:
     """What the filters are held to; their values are part of the address."""
     chosen = {}
     for cell, (name, values) in zip(st.columns(len(FILTERS)), there.items(), strict=True):
+        left_out(cell, name, values)
         value = cell.selectbox(
-            _TITLES[name], values, None, key=name, bind="query-params", placeholder="any", on_change=_first_page
+            _TITLES[name], values, None, key=name, bind="query-params", placeholder="any", on_change=paging.first_page
         )
         if value is not None:
             chosen[name] = value
     return chosen
-
-
-def _first_page() -> None:
-    st.session_state["page"] = 1
 
 
 def _list(run: Run, filters: Mapping[str, str], page: Any) -> None:
@@ -148,10 +146,9 @@ def _list(run: Run, filters: Mapping[str, str], page: Any) -> None:
     if not found:
         st.info("No neuron of this kind. Take a filter away.")
         return
-    pages = -(-found // PAGE_SIZE)
-    number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    number = paging.number(paging.pages(found, PAGE_SIZE))
     with place:
-        st.caption(f"{found:,} neurons" if found > 1 else "1 neuron")
+        st.caption(f"{found:,} neurons. N and P turn the page." if found > 1 else "1 neuron")
         rows = listed(run, filters, number)
         pictures = raised(run, rows)
         for row in rows:

@@ -14,6 +14,7 @@ from audit.results import queries
 from audit.results.progress import live, stages_of
 from audit.results.sql import Run
 from audit.runs import beside, open_beside, unfinished
+from dashboard import paging
 
 Row = dict[str, Any]
 
@@ -80,9 +81,8 @@ def show(run: Run, compare_page: Any) -> None:
     st.text(f"The runs that lie beside {here}, which this report shows. Choose another one to compare it with.")
     if there == [here]:
         st.info("No other run lies here. Runs with the same 'output' in their job files lie side by side.")
-    pages = -(-len(there) // PAGE_SIZE)
     place = st.container()
-    number = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    number = paging.number(paging.pages(len(there), PAGE_SIZE))
     shown = there[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
     with st.spinner("Reading runs ..."):
         frame = pd.DataFrame([_told(absolute(run.location), name) for name in shown]).reindex(columns=_COLUMNS)

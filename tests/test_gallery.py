@@ -287,3 +287,13 @@ def test_runs_without_findings_say_what_to_do(tmp_path: Path, monkeypatch: pytes
     empty = audited(tmp_path / "run", [], [])
     assert "No failure modes" in opened(empty, monkeypatch, "gallery").info[0].value
     assert "No explanations" in opened(empty, monkeypatch, "explanation_pages").info[0].value
+
+
+def test_values_of_the_address_that_are_none_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list is not held to them, and does not pass for one that is."""
+    app = opened(run, monkeypatch, "gallery", **{"class": "<b>nope", "sort": "size", "verdict": "confirmd"})
+    told = "".join(element.proto.body for element in app.get("html"))
+    for words in ("class “&lt;b&gt;nope”", "sort “size”", "verdict “confirmd”"):
+        assert f"There is no {words} here: it is left out." in told
+    known = opened(run, monkeypatch, "gallery", sort="effect", verdict="confirmed")
+    assert "left out" not in "".join(element.proto.body for element in known.get("html"))
