@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from audit.datasets import folder
 from audit.errors import ConfigError
 from audit.results.sql import Run
-from audit.slices import Slice, write_slice
+from audit.slices import Slice, _images, write_slice
 from pipelines.cli import app
 from tests.audited import audited, mode, said
 
@@ -69,8 +69,19 @@ def test_a_slice_is_a_data_set_for_a_job(run: Run, tmp_path: Path) -> None:
     write_slice(run, "crab on sand", tmp_path / "slice")
     source = folder.open_source(folder.Options(path=tmp_path / "slice"))
     entries = list(source.entries())
-    assert len(entries) == 3
+    assert [entry.label for entry in entries] == [None, None, None]  # nobody has checked what the other model says
     assert all(source.read([entry.uri for entry in entries]))
+
+
+def test_labels_of_the_data_set_are_labels_of_the_slice(run: Run, pool: dict[str, bytes], tmp_path: Path) -> None:
+    known = hashlib.sha256(pool["three"]).hexdigest()
+    answers = [{**row, "label": "cat"} for row in said("data", "v", {known: "crab"})]
+    item = {"item_id": known, "role": "data", "uri": str(tmp_path / "pool" / "three"), "status": "ok", "label": "cat"}
+    run.store.commit("labelled", "0-inventory", {"items": [item], "predictions": answers})
+    rows = _images(Run(run.location), run.rows("select * from failure_modes where verdict = 'confirmed'")[0])
+    told = {row["item_id"]: (row["role"], row["label"], row["suggested_label"]) for row in rows}
+    assert told[known] == ("data", "cat", "cat")
+    assert told[hashlib.sha256(pool["two.jpg"]).hexdigest()] == ("pool", None, "boat")
 
 
 def test_what_has_no_images_is_refused(run: Run, tmp_path: Path) -> None:
