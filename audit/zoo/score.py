@@ -110,6 +110,7 @@ class Score:
                 _share(c.recall),
             )
         console.print(table)
+        console.print("Of labels that are confused with each other the truth says nothing: they are not counted.")
         for name, c in self.by_source().items():
             console.print(f"{name}: found {_list(c.found)}; missed {_list(c.missed)}", highlight=False)
             console.print(f"  planted, as hypotheses: {_list(c.hypotheses)}", highlight=False)
