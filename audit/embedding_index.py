@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -46,9 +47,9 @@ class Index:
         `count` of them or all; in no order."""
         import faiss
 
-        index = faiss.read_index(str(self.folder / "rows.faiss"))
+        index = faiss.read_index(str(self.folder / "rows.faiss"), faiss.IO_FLAG_MMAP_IFC)  # read as it is scanned
         told = pq.read_table(self.ids)
-        among = np.isin(told["role"].to_numpy(), list(roles))
+        among = pc.is_in(told["role"], pa.array(roles)).to_numpy()
         selector = faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))  # type: ignore[call-arg, arg-type]
         chosen = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         most = min(PROPOSED * count * len(roles), int(among.sum()))

@@ -87,7 +87,10 @@ def retrieve(
     else:
         screened = _Screened(_INDEXED, [str(index.ids), roles])
         proposed = index.nearest(vector, roles, top)
-        rows = run.rows(_nearest(len(vector), "and subject_id in (select unnest(?))"), [vector, roles, proposed, top])
+        those = (
+            f"and subject_id in ({', '.join('?' * len(proposed)) or 'null'})"  # one by one: files without are skipped
+        )
+        rows = run.rows(_nearest(len(vector), those), [vector, roles, *proposed, top])
     if not rows:
         raise ConfigError(_no_images(run, role))
     ids = [row["item_id"] for row in rows]
