@@ -200,8 +200,8 @@ def pairs_of(before: Run, after: Run, models: Mapping[str, str] | None = None) -
     both = {model_id: model_id for model_id in old if model_id in new}
     if not both:
         raise ConfigError(
-            f"the runs have no model of one name (first: {', '.join(old)}; second: {', '.join(new)}); say which is "
-            "which"
+            f"the runs have no model of one name (first: {', '.join(old)}; second: {', '.join(new)}); name which is "
+            "which: --model OLD=NEW, or the models of the report's page"
         )
     return both
 

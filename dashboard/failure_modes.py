@@ -210,7 +210,8 @@ def _real(run: Run, mode: Row) -> None:
     real = queries.kept(run, [ids], REAL_IMAGES)[0]
     if real:
         st.header("Real images on which it happens")
-        st.caption(f"{len(ids):,} real images are its evidence; those nearest to it are shown.")
+        count = "One real image is" if len(ids) == 1 else f"{len(ids):,} real images are"
+        st.caption(f"{count} its evidence; those nearest to it are shown.")
         said = queries.said(run, real)
         st.html(components.grid([components.real(mode, item_id, said.get(item_id, [])) for item_id in real]))
 

@@ -619,3 +619,15 @@ def test_what_is_gained_and_what_is_lost_has_a_name() -> None:
     options = discover.Options(vocabulary=("red {}", "{} with a badge"))
     assert options.phrases == ("red {}", "{} with a badge", "not red {}", "{} not with a badge")
     assert [claims.concept_name(phrase) for phrase in options.phrases[2:]] == ["not red", "not with a badge"]
+
+
+@pytest.mark.parametrize(
+    ("concept", "others"), [("{} on sand", "others of the same classes"), ("car", "those with other labels")]
+)
+def test_a_doubt_names_the_images_that_were_compared(concept: str, others: str) -> None:
+    mode = {"reason": None, "source": "labels", "concept": concept, "class_name": "crab", "name": "x"}
+    mode |= {"evidence_rate": 0.02, "control_rate": 0.03, "evidence_images": 50, "control_images": 90}
+    mode |= {"p_corrected": 1.0, "p_value": 1.0}
+    doubt = discover._doubt(mode, True, discover.Options(), 1)
+    assert doubt
+    assert doubt[0] == f"real images do not show it: it happens to 2% of the 50 that show it, and to 3% of {others}"

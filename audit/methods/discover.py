@@ -19,6 +19,7 @@ from itertools import product
 from typing import Any
 
 from audit import discovery as d
+from audit import sentences
 from audit.class_names import canonical
 from audit.config import Job
 from audit.errors import ConfigError
@@ -101,7 +102,7 @@ def _doubt(mode: Mode, real: bool, options: Options, tests: int) -> tuple[str, s
         return None
     why = (
         f"real images do not show it: it happens to {rate:.0%} of the {images} that show it, "
-        f"and to {control_rate:.0%} of others of the same classes"
+        f"and to {control_rate:.0%} of {sentences.control(mode)}"
     )
     if not larger:
         return (
