@@ -42,7 +42,9 @@ def certainty(mode: Row) -> str:
     if mode["evidence_rate"] is not None and mode["control_rate"] is not None:
         told = [_interval(mode, "excess", ".1%", "difference, ")]
         told += (
-            [] if mode["p_corrected"] is None else [f"p = {mode['p_corrected']:.1g}, corrected for all that were asked"]
+            []
+            if mode["p_corrected"] is None
+            else [f"p {p_value(mode['p_corrected'])}, corrected for all that were asked"]
         )
         inside = "; ".join(filter(None, told))
         parts.append(
@@ -52,6 +54,11 @@ def certainty(mode: Row) -> str:
     if mode["impact"] is not None:
         parts.append(f"Impact on all: {mode['impact']:.2%}{_within(_interval(mode, 'impact', '.2%'))}.")
     return " ".join(parts)
+
+
+def p_value(p: float) -> str:
+    """'= 0.003', or that it is less than what a number can hold."""
+    return "< 1e-300" if p < 1e-300 else f"= {p:.1g}"
 
 
 def _interval(mode: Row, name: str, form: str, of: str = "") -> str:

@@ -86,3 +86,4 @@ def test_certainty_says_what_is_known_with_its_interval() -> None:
         "Impact on all: 1.23% (95 %: 1.00% to 1.51%)."
     )
     assert "(95 %" not in sentences.certainty({**MODE, "effect": 1.0})
+    assert [sentences.p_value(p) for p in (0.0, 1e-301, 0.0123, 1.0)] == ["< 1e-300", "< 1e-300", "= 0.01", "= 1"]

@@ -103,6 +103,7 @@ def _described(run: Run, mode: Row, pictures: _Pictures) -> Row:
         "claim": sentences.claim(mode),
         "sentence": sentences.sentence(mode),
         "certainty": sentences.certainty(mode),
+        "p": None if mode["p_corrected"] is None else sentences.p_value(mode["p_corrected"]).removeprefix("= "),
         "support_word": sentences.support(mode),
         "control_word": sentences.control(mode),
         "evidence_word": sentences.evidence(mode),
