@@ -28,12 +28,17 @@ class Assets:
                 await send(message)
 
             await self.app(scope, receive, hearing)
-            if answer and answer[0].get("status") == 200 and not answer[-1].get("more_body"):
+            if answer and answer[0].get("status") == 200 and _is_last(answer[-1]):
                 body = b"".join(message.get("body", b"") for message in answer[1:])
                 self.kept[name] = [answer[0], {"type": "http.response.body", "body": body}]
             return
         for message in self.kept[name]:
             await send(message)
+
+
+def _is_last(message: Message) -> bool:
+    """Whether an answer ends with it. One that a browser left before its end was given up, maybe before its beginning."""
+    return message["type"] == "http.response.body" and not message.get("more_body")
 
 
 def _is_whole_asset(scope: Scope) -> bool:

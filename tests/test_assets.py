@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from dashboard.assets import Assets
 from dashboard.sockets import send_at_once
@@ -60,6 +62,34 @@ def test_everything_else_is_asked_for_each_time(path: str, asked: dict[str, Any]
         served.client.request(**{"method": "GET", "url": path, **asked})
     assert len(served.asked) == 2
     assert served.client.get("/static/a.js").content == b"one, two, 3"  # and is kept for nobody
+
+
+@pytest.mark.parametrize("sent", [0, 1, 2])
+def test_an_answer_that_a_browser_did_not_wait_for_is_kept_for_nobody(sent: int) -> None:
+    """The app gives it up after its head and so many of three parts; the next who asks has all of them."""
+    parts, asked = [b"one, ", b"two, ", b"three"], []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number, part in enumerate(parts[:sent] if len(asked) == 1 else parts):
+            await send({"type": "http.response.body", "body": part, "more_body": number < 2})
+
+    async def ask(answer: list[Message]) -> None:
+        async def receive() -> Message:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            answer.append(message)
+
+        await assets({"type": "http", "method": "GET", "path": "/static/js/a.js", "headers": []}, receive, send)
+
+    assets = Assets(app)
+    for expected in (parts[:sent], parts, parts):
+        answer: list[Message] = []
+        asyncio.run(ask(answer))
+        assert b"".join(message.get("body", b"") for message in answer) == b"".join(expected)
+    assert len(asked) == 2
 
 
 def test_connections_of_a_socket_that_was_made_without_tcps_number_send_at_once() -> None:
