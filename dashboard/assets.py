@@ -37,7 +37,7 @@ class Assets:
 
 
 def _is_last(message: Message) -> bool:
-    """Whether an answer ends with it. One that a browser left before its end was given up, maybe before its beginning."""
+    """Whether an answer ends with it: one that a browser left is given up, maybe before its first part."""
     return message["type"] == "http.response.body" and not message.get("more_body")
 
 
