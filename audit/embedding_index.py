@@ -29,6 +29,7 @@ from audit.results.sql import Run
 
 TRAINED_ON = 50_000  # embeddings from which the range of each number is learned
 PROPOSED = 4  # for each image that is asked for
+_MAKING = "making-"
 _EMBEDDINGS = "from arrays where name = 'embedding' and values is not null and role in ('data', 'pool')"
 
 
@@ -76,7 +77,7 @@ def index_of(run: Run) -> Index:
     if not folder.is_dir():
         _make(run, folder)
         for older in kept.iterdir():
-            if older != folder:
+            if older != folder and not older.name.startswith(_MAKING):  # another process may be at work on that
                 rmtree(older, ignore_errors=True)
     return Index(folder)
 
@@ -90,7 +91,7 @@ def _make(run: Run, folder: Path) -> None:
     import faiss
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="making-", ignore_cleanup_errors=True) as place:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=_MAKING, ignore_cleanup_errors=True) as place:
         made = Path(place) / "index"
         made.mkdir()
         index: Any = None

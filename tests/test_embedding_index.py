@@ -85,7 +85,10 @@ def test_it_is_made_once_until_more_is_committed(run: Run, monkeypatch: pytest.M
     new = embeddings(1, 9)
     run.store.commit("d", "1-screen", {"arrays": rows_of(new, "pool", 90_000)})
     run.refresh()
+    elsewhere = first.folder.parent / "making-elsewhere"
+    elsewhere.mkdir()
     later = index_of(run)
+    elsewhere.rmdir()  # what another process makes is left alone
     assert "90000" in later.nearest(new[0].tolist(), ["pool"], 1)
     assert [folder.name for folder in first.folder.parent.iterdir()] == [later.folder.name]
 
