@@ -95,7 +95,9 @@ def retrieve(
         raise ConfigError(_no_images(run, role))
     ids = [row["item_id"] for row in rows]
     tested = None if mode is None else _tested(run, mode, ids, screened)
-    images = run.rows(f"select count(*) as images from ({screened.query})", screened.parameters)[0]["images"]
+    images = rows[0]["images"]  # all that were compared; of those that an index proposed, the count tells nothing
+    if index is not None:
+        images = run.rows(f"select count(*) as images from ({screened.query})", screened.parameters)[0]["images"]
     said = tuple(_said(run, ids, screened))
     return Retrieval(text, role, images, index is not None, _described(run, rows, mode), said, tested)
 
@@ -111,9 +113,9 @@ class _Screened:
 def _nearest(d: int, only: str = "") -> str:
     """The images of roles that are nearest to a vector (d,). As lists DuckDB would refuse all where one is NULL."""
     return (
-        "select subject_id as item_id, min(role) as role, "
+        "select *, count(*) over () as images from (select subject_id as item_id, min(role) as role, "
         f"max(array_cosine_similarity(values::float[{d}], ?::float[{d}])) as similarity {_SCREENED} {only} "
-        "group by subject_id having not isnan(similarity) order by similarity desc, item_id limit ?"
+        "group by subject_id) qualify not isnan(similarity) order by similarity desc, item_id limit ?"
     )
 
 
