@@ -37,6 +37,7 @@ from pipelines.report import command
 
 PAGES = ("overview", "modes", "explanations", "counterfactuals", "mode", "retrieval")
 SETTLED = 30.0  # seconds that the server has to let go of what sessions held
+KEPT = 130.0  # seconds after which Streamlit keeps no session that was left; it looks when the next one comes
 
 
 @dataclass
@@ -112,8 +113,8 @@ def job_seconds(work: Workload, name: str) -> float:
     return max(ends) - min(ends)
 
 
-def measure(folder: Path, sessions: int, images: int, pause: float, pairs: int) -> dict[str, Any]:
-    """Jobs with and without sessions that look at them, in turn."""
+def measure(folder: Path, sessions: int, images: int, pause: float, reading: float, pairs: int) -> dict[str, Any]:
+    """Jobs with and without sessions that look at them, in turn. Raises RuntimeError where no session saw a page."""
     work = Workload(folder, images=images)
     work.misbehave(pause=pause)
     alone: list[float] = []
@@ -128,22 +129,26 @@ def measure(folder: Path, sessions: int, images: int, pause: float, pairs: int) 
         with served(root) as (address, server):
             visit(address, 1, len(PAGES))
             handles, threads = int(server.num_fds()), int(server.num_threads())
+            options = ["--look", address, "--sessions", str(sessions), "--reading", str(reading)]
             looking = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.sessions", "--look", address, "--sessions", str(sessions)],
-                stdout=subprocess.PIPE,
-                text=True,
+                [sys.executable, "-m", "benchmarks.sessions", *options], stdout=subprocess.PIPE, text=True
             )
             time.sleep(5.0)  # until they are there
             watched.append(job_seconds(work, job.name))
             peak = int(server.num_fds())
             looking.terminate()
             seen = json.loads((looking.communicate()[0] or "{}").strip().splitlines()[-1])
+            if not seen["pages"]:
+                raise RuntimeError(
+                    f"{sessions} sessions saw no page while the job ran: it is too short to tell anything"
+                )
+            time.sleep(KEPT)
+            visit(address, 1, 1)
             left = settled(server, handles)
             told = {
                 "sessions": sessions,
-                "pages": seen["pages"],
-                "errors": seen["errors"],
-                "median_page_seconds": seen["median"],
+                "seconds_of_reading": reading,
+                **seen,
                 "handles_before": handles,
                 "handles_during": peak,
                 "handles_after": left,
@@ -155,21 +160,18 @@ def measure(folder: Path, sessions: int, images: int, pause: float, pairs: int) 
     return {**told, "job_seconds_alone": alone, "job_seconds_watched": watched, "slowdowns": slowdowns}
 
 
-def look(address: str, sessions: int) -> None:
-    """Look until SIGTERM; then say what was seen."""
+def look(address: str, sessions: int, reading: float) -> None:
+    """Look until SIGTERM, five pages a session, each read for so many seconds; then say what was seen."""
     import signal
 
     seen = Seen()
     ended = asyncio.Event()
 
     async def one(number: int) -> None:
-        place = number
+        await asyncio.sleep(reading * number / sessions)  # people do not come at once
         while not ended.is_set():
-            round_ = Seen()
-            await _session(address, place, 5, 3.0, round_)
-            seen.seconds += round_.seconds
-            seen.errors += round_.errors
-            place += 5
+            await _session(address, number, 5, reading, seen)
+            number += 5
 
     async def everybody() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
@@ -180,24 +182,26 @@ def look(address: str, sessions: int) -> None:
         await asyncio.gather(*looking, return_exceptions=True)
 
     asyncio.run(everybody())
-    median = sorted(seen.seconds)[len(seen.seconds) // 2] if seen.seconds else None
-    print(json.dumps({"pages": len(seen.seconds), "errors": seen.errors, "median": median}), flush=True)
+    took = sorted(seen.seconds)
+    told = {"median_page_seconds": took[len(took) // 2], "slowest_page_seconds": took[-1]} if took else {}
+    print(json.dumps({"pages": len(took), "errors": seen.errors, **told}), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sessions", description=__doc__)
     parser.add_argument("--sessions", type=int, default=100)
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds that the job's model takes over a batch")
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds that the job's model takes over a batch")
+    parser.add_argument("--reading", type=float, default=20.0, help="seconds that a session looks at a page")
     parser.add_argument("--pairs", type=int, default=2, help="jobs without and with sessions")
     parser.add_argument("--look", metavar="ADDRESS", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
     if given.look:
-        look(given.look, given.sessions)
+        look(given.look, given.sessions, given.reading)
         return
     with tempfile.TemporaryDirectory(prefix="audit-sessions-") as folder:
-        found = measure(Path(folder), given.sessions, given.images, given.pause, given.pairs)
+        found = measure(Path(folder), given.sessions, given.images, given.pause, given.reading, given.pairs)
     found["load"] = os.getloadavg()
     print(json.dumps(found, indent=1))
     if given.output:

@@ -213,7 +213,7 @@ def _modes(run: Run, name: str, page: Any) -> None:
     st.header("Failure modes that concern it")
     for mode in modes:
         with st.container(border=True):
-            st.html(components.headline(mode, {"verdict": mode["reviewed"]} if mode["reviewed"] else None))
+            st.html(components.headline(mode, mode["reviewed"]))
             st.text(sentences.sentence(mode))
             st.page_link(page, label="Evidence", query_params={"id": mode["failure_mode_id"]})
     total = run.rows(f"select count(*) as n {where}", [name])[0]["n"]

@@ -123,11 +123,11 @@ def grid(cells: list[str]) -> str:
     return f"<div>{''.join(cells)}</div>"
 
 
-def headline(mode: Row, review: Row | None = None, level: int = 3) -> str:
-    """The finding in a few words, with the audit's verdict and a person's as badges."""
+def headline(mode: Row, said: str | None = None, level: int = 3) -> str:
+    """The finding in a few words, with the audit's verdict and a person's, who said so, as badges."""
     badges = badge(mode["verdict"], "#1a7f4b" if mode["verdict"] == "confirmed" else "#8a6d1a")
-    if review is not None:
-        badges += " " + reviewed(review["verdict"])
+    if said:
+        badges += " " + reviewed(said)
     return heading(sentences.claim(mode), level) + badges
 
 

@@ -98,7 +98,7 @@ def cards(run: Run, modes: list[Row], page: Any, keys: bool = False) -> None:
 def _card(mode: Row, pictures: str, page: Any, key: str | None) -> None:
     """One failure mode: its best start and result, or real images, as HTML; the sentence, the link."""
     query = {"id": mode["failure_mode_id"]}
-    headline = components.headline(mode, {"verdict": mode["reviewed"]} if mode["reviewed"] else None)
+    headline = components.headline(mode, mode["reviewed"])
     words = components.paragraph(sentences.sentence(mode)) + components.paragraph(_brief(mode), 0.65)
     st.html(components.beside(pictures, headline + words))
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -128,7 +128,8 @@ def show_one(run: Run, listed: Any, explanation: Any, retrieval: Any, neurons: A
         st.page_link(listed, label="All failure modes")
         return
     _beside(run, found, here)
-    st.html(components.headline(found, queries.verdict(run, found["failure_mode_id"]), level=1))
+    said = queries.verdict(run, found["failure_mode_id"])
+    st.html(components.headline(found, said["verdict"] if said else None, level=1))
     st.text(sentences.sentence(found))
     if found["reason"]:
         st.text(f"Not confirmed: {found['reason']}.")

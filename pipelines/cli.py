@@ -55,6 +55,10 @@ def init(
     model: Annotated[str, typer.Option(help="Model to audit: folder, hub id, zoo:<name> or file.py:function")],
     data: Annotated[Path, typer.Option(help="Labelled images: a folder with a sub-folder a class, or Parquet")],
     against: Annotated[Optional[str], typer.Option(help="Second model to compare with")] = None,
+    pool: Annotated[Optional[Path], typer.Option(help="More images, labelled or not, to confirm findings on")] = None,
+    embedder: Annotated[
+        Optional[str], typer.Option(help="CLIP model that names failure modes: folder, hub id or zoo:embedder")
+    ] = None,
     job: Annotated[Path, typer.Option(help="Where to write the job file")] = Path("job.yaml"),
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +68,7 @@ def init(
     with exit_codes():
         if job.exists():
             raise ConfigError(f"{job} exists; name another file with --job")
-        text = job_text(model, data, against)
+        text = job_text(model, data, against, pool, embedder)
         try:
             job.write_text(text, "utf-8")
         except OSError as error:
@@ -112,8 +116,8 @@ def plan(
 
     with exit_codes():
         checked = load_job(job)
-        with for_json(as_json):
-            stages = forecast(checked, calibrate)
+        with for_json(as_json), err.status("") as status:
+            stages = forecast(checked, calibrate, status.update)
         if as_json:
             print_json([stage.as_dict() for stage in stages])
             return
@@ -122,8 +126,8 @@ def plan(
         for column in ("stage", "items", "seconds an item", f"{unit} hours", "MiB", ""):
             table.add_column(column, justify="left" if column in ("stage", "") else "right")
         for stage in stages:
-            figures = (cell(value) for value in (stage.seconds_per_item, stage.hours, stage.mib))
-            table.add_row(stage.stage, str(stage.items), *figures, escape(stage.reason or ""))
+            figures = (_short(value) for value in (stage.seconds_per_item, stage.hours, stage.mib))
+            table.add_row(stage.stage, f"{stage.items:,}", *figures, escape(stage.reason or ""))
         out.print(table)
         tried = [stage for stage in stages if stage.hours is not None]
         if not tried:
@@ -165,6 +169,13 @@ def run(
         out.print(f"open the report:  {audit} dashboard {root}", highlight=False)
         out.print(f'ask questions:    {audit} sql {root} "select * from failure_modes"', highlight=False)
         ended(outcome.failed)
+
+
+def _short(value: float | None) -> str:
+    """Three digits are more than a forecast knows."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _print_findings(opened: object) -> None:

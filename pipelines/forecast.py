@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -50,19 +50,21 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(job: Job, calibrate: bool = True) -> list[Forecast]:
-    """Every stage of a job. Lists the data once; a calibration does a few units of each stage, on this machine.
+def forecast(job: Job, calibrate: bool = True, tell: Callable[[str], None] = lambda _: None) -> list[Forecast]:
+    """Every stage of a job. Lists the data once; a calibration does a few units of each stage, on this machine. `tell`
+    hears what goes on, which takes minutes where models are large.
 
     What a calibration cannot reach, such as the discovery of modes that no search has found yet, is counted but not
     timed. Raises ConfigError and DataError as a run would.
     """
     check_order(job)
+    tell("listing the data")
     counts, sample = _listed(job)
     stages = []
     for name in stage_names(job):
         plugin, module = module_of(job, name)
         stages.append(Forecast(name, module.expected(plugin.options, counts)))
-    return _calibrated(job, stages, sample) if calibrate else stages
+    return _calibrated(job, stages, sample, tell) if calibrate else stages
 
 
 def _listed(job: Job) -> tuple[Counts, dict[str, list[tuple[int, Entry]]]]:
@@ -89,7 +91,9 @@ def _in_turn(groups: list[list[tuple[int, Entry]]]) -> Iterator[tuple[int, Entry
         yield from (group[place] for group in groups if place < len(group))
 
 
-def _calibrated(job: Job, stages: list[Forecast], sample: dict[str, list[tuple[int, Entry]]]) -> list[Forecast]:
+def _calibrated(
+    job: Job, stages: list[Forecast], sample: dict[str, list[tuple[int, Entry]]], tell: Callable[[str], None]
+) -> list[Forecast]:
     """The stages with times and sizes, from a small run in a temporary folder that inherits the job's settings."""
     found: list[Forecast] = []
     with tempfile.TemporaryDirectory(prefix="audit-plan-") as folder:
@@ -106,7 +110,8 @@ def _calibrated(job: Job, stages: list[Forecast], sample: dict[str, list[tuple[i
         write_plan(store, INVENTORY, (unit_of(INVENTORY, plugin, module.VERSION, p, job, known) for p in payloads))
         worker = Worker(job, root, classes, job.compute.batch_size)
         with _threads(job) as threads:
-            for stage in stages:
+            for number, stage in enumerate(stages, 1):
+                tell(f"trying {stage.stage} on a few images ({number} of {len(stages)} stages)")
                 try:
                     units = list(units_in(store, planned(job, stage.stage, root, known, classes)))
                     few = _few(units, module_of(job, stage.stage)[1])

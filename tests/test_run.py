@@ -22,6 +22,7 @@ import yaml
 from audit import reference
 from audit.config import load_job, parse_job
 from audit.errors import ConfigError
+from audit.methods import stage_names
 from audit.models import digests
 from audit.results.schema import TABLES
 from audit.results.sql import Run
@@ -347,6 +348,21 @@ def test_init_writes_a_job_that_validates(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert audit(folder, "validate", "mine.yaml").returncode == 0
     assert audit(folder, "init", "--model", "x", "--data", "labelled", "--job", "mine.yaml").returncode == 2
+
+
+def test_init_with_an_embedder_writes_a_job_that_discovers(folder: Path) -> None:
+    given = ("--model", "zoo:shortcut-a", "--against", "zoo:reference", "--data", "labelled", "--pool", "pool")
+    done = audit(folder, "init", *given, "--embedder", "zoo:clip", "--job", "named.yaml")
+    assert done.returncode == 0, done.stderr
+    job = load_job(folder / "named.yaml")
+    assert stage_names(job) == ["0-inventory", "1-screen", "2-discover"]
+    assert job.pool is not None
+    assert job.pool.options.path == (folder / "pool").resolve()
+    assert job.embedder is not None
+    assert (job.embedder.loader, job.embedder.options.ref) == ("clip", "zoo:clip")
+    assert audit(folder, "validate", "named.yaml").returncode == 0
+    none = audit(folder, "init", *given[:-1], "none", "--job", "x.yaml")
+    assert (none.returncode, none.stderr.split()[:5]) == (2, ["error:", "no", "pool", "at", "none;"])
 
 
 def test_init_quotes_what_yaml_would_misread(tmp_path: Path) -> None:

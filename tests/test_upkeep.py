@@ -174,7 +174,9 @@ def test_what_is_no_run_is_refused(work: Workload, command: str) -> None:
 
 def test_a_plan_counts_what_the_run_then_has(work: Workload) -> None:
     root, _ = clean(work)
-    told = forecast(load_job(work.folder / "clean.yaml"), calibrate=False)
+    heard: list[str] = []
+    told = forecast(load_job(work.folder / "clean.yaml"), calibrate=False, tell=heard.append)
+    assert heard == ["listing the data"]
     assert [(one.stage, one.items) for one in told] == [("0-inventory", 40), ("1-screen", 40)]
     for one in told:
         plan = plan_of(Store(root), one.stage)
@@ -231,7 +233,13 @@ def test_a_plan_counts_no_loading_and_the_cores_of_a_worker(
     Timed.seen.clear()
     before = torch.get_num_threads()
     big = replace(work, unit_items=64)
-    told = forecast(load_job(big.job("single", workers=workers)))
+    heard: list[str] = []
+    told = forecast(load_job(big.job("single", workers=workers)), tell=heard.append)
+    assert [(word.split()[0], *re.findall(r"\d-\w+", word)) for word in heard] == [
+        ("listing",),
+        ("trying", "0-inventory"),
+        ("trying", "1-screen"),
+    ]
     assert [one.seconds_per_item for one in told] == [1.0, 1.0]
     assert [one.hours for one in told] == [pytest.approx(40 * threads / 3600)] * 2
     assert {stage: set(seen) for stage, seen in Timed.seen.items()} == {"0-inventory": {threads}, "1-screen": {threads}}
