@@ -359,7 +359,7 @@ def test_init_with_an_embedder_writes_a_job_that_discovers(folder: Path) -> None
     assert job.pool is not None
     assert job.pool.options.path == (folder / "pool").resolve()
     assert job.embedder is not None
-    assert (job.embedder.loader, job.embedder.options.ref) == ("clip", "zoo:clip")
+    assert (job.embedder.name, job.embedder.options.ref) == ("clip", "zoo:clip")
     assert audit(folder, "validate", "named.yaml").returncode == 0
     none = audit(folder, "init", *given[:-1], "none", "--job", "x.yaml")
     assert (none.returncode, none.stderr.split()[:5]) == (2, ["error:", "no", "pool", "at", "none;"])
