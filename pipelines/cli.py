@@ -123,11 +123,14 @@ def plan(
             return
         unit = "GPU" if checked.compute.gpus else "core"
         table = Table(title="at most, before anything ran", title_justify="left")
-        for column in ("stage", "items", "seconds an item", f"{unit} hours", "MiB", ""):
-            table.add_column(column, justify="left" if column in ("stage", "") else "right")
+        lacking = "why not tried"
+        columns = ["stage", "items", "seconds an item", f"{unit} hours", "MiB"]
+        for column in [*columns, lacking] if any(stage.reason for stage in stages) else columns:
+            table.add_column(column, justify="left" if column in ("stage", lacking) else "right")
         for stage in stages:
             figures = (_short(value) for value in (stage.seconds_per_item, stage.hours, stage.mib))
-            table.add_row(stage.stage, f"{stage.items:,}", *figures, escape(stage.reason or ""))
+            row = [stage.stage, f"{stage.items:,}", *figures, escape(stage.reason or "")]
+            table.add_row(*row[: len(table.columns)])
         out.print(table)
         tried = [stage for stage in stages if stage.hours is not None]
         if not tried:
