@@ -200,12 +200,14 @@ def _models(run: Run, name: str, confusion_page: Any) -> None:
 
 
 def _modes(run: Run, name: str, page: Any) -> None:
-    """Failure modes in which a model says the class."""
+    """Failure modes in which a model says the class, or misses it: also where that is the other end of another one."""
     where = "from failure_modes m left join verdicts v on v.subject_id = m.failure_mode_id "
-    where += "where listed and canonical(class_name) = canonical(?)"
+    where += "left join failure_modes whole on whole.failure_mode_id = m.part_of "
+    where += "where canonical(m.class_name) = canonical(?) "
+    where += "and (m.listed or canonical(whole.class_name) <> canonical(m.class_name))"
     modes = run.rows(
         f"select m.* exclude (showing), v.verdict as reviewed {where} "
-        f"order by m.verdict, impact desc nulls last, failure_mode_id limit {MODES}",
+        f"order by m.verdict, m.impact desc nulls last, m.failure_mode_id limit {MODES}",
         [name],
     )
     if not modes:

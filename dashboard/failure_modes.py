@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from audit import sentences
+from audit.class_names import canonical
 from audit.results import gallery, queries
 from audit.results.queries import NOT_REVIEWED, Row
 from audit.results.sql import Run
@@ -186,10 +187,14 @@ def _parts(run: Run, mode: Row, here: Any) -> None:
     """What was found too and is no failure by itself, or the failure mode that this one is a part of."""
     with st.container(horizontal=True, vertical_alignment="center"):
         if mode["part_of"] is not None:
-            st.text("This is a part of another failure mode: beside that one it does not hold.", width="content")
+            whole = queries.mode(run, mode["part_of"])
+            why = "beside that one it does not hold"
+            if whole and canonical(whole["class_name"]) != canonical(mode["class_name"]):
+                why = "nearly all images on which it happens are of that one"
+            st.text(f"This is a part of another failure mode: {why}.", width="content")
             st.page_link(here, label="The whole", query_params={"id": mode["part_of"]})
         for part in gallery.parts_of(run, mode["failure_mode_id"]):
-            st.text(f"A part of it: {part['name']}.", width="content")
+            st.text(f"A part of it: {sentences.claim(part)}.", width="content")
             st.page_link(here, label="Evidence", query_params={"id": part["failure_mode_id"]})
 
 

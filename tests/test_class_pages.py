@@ -42,6 +42,12 @@ MODES = [
     {**MODE, "failure_mode_id": "m2", "class_name": "crab", "name": "red", "verdict": "hypothesis"},
     {**MODE, "failure_mode_id": "m3", "class_name": "crab", "name": "red", "verdict": "confirmed", "listed": False},
 ]
+PART = {**MODE, "class_name": "crab", "name": "red", "verdict": "confirmed", "listed": False}
+MODES += [
+    {**PART, "failure_mode_id": "m4", "part_of": "m5"},  # the other end of a mode of another class
+    {**MODE, "failure_mode_id": "m5", "class_name": "car", "name": "on sand", "verdict": "confirmed"},
+    {**PART, "failure_mode_id": "m6", "part_of": "m1"},
+]
 MODES[1] |= {"kind": "confusion", "other_model_id": None}
 MEASURED = [("crab", "agreement", 0.75, None), ("crab", "kid", 0.01, None), ("crab", "auditable", 1.0, None)]
 MEASURED += [("ghost", "agreement", 0.25, None), ("ghost", "auditable", 0.0, "drawn badly")]
@@ -99,7 +105,7 @@ def test_classes_are_counted_as_planted(run: Run) -> None:
         None,
         "drawn badly",
     )
-    assert (rows["car"]["auditable"], rows["car"]["confirmed"]) == ("not tried", 0)
+    assert (rows["car"]["auditable"], rows["car"]["confirmed"]) == ("not tried", 1)
 
 
 def test_classes_are_sorted_and_paged(run: Run, tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def test_the_list_and_one_class_show_what_is_known(run: Run, monkeypatch: pytest
     ]
     assert neurons["neuron"].tolist() == [7]
     links = [link.proto.query_string for link in app.get("page_link")]
-    assert links == ["id=m1", "id=m2", "class=crab"]
+    assert links == ["id=m1", "id=m4", "id=m2", "class=crab"]
     assert names_in(app) == ["0", "1", "2", "3"]
     assert any("wrongly takes for crab" in text.value for text in app.text)
     hostile = page(run, monkeypatch, "class_pages", name=HOSTILE)

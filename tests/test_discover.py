@@ -539,6 +539,68 @@ def test_beside_others_a_mode_has_to_be_sure_and_large(images: int, rate: float,
     assert weakest is None or weakest["concept"] == "red {}"
 
 
+def ends(*modes: dict[str, Any]) -> dict[str, str]:
+    """Which of these modes are listed no more, and what they are a part of, by their ids."""
+    discover._join_ends(list(modes))
+    return {mode["failure_mode_id"]: mode["part_of"] for mode in modes if not mode["listed"] and "part_of" in mode}
+
+
+def end(real: claims.Real, says: str, name: str, shows: Any, befalls: list[str], **columns: Any) -> dict[str, Any]:
+    """A confirmed mode of f and g in which f is at fault: 'crab' is what f says, '-crab' what it misses."""
+    missed = says.startswith("-")
+    first, other, class_name = ("g", "f", says[1:]) if missed else ("f", "g", says)
+    claim = claims.Claim("disagreement", "screen", first, other, class_name)
+    made = {"failure_mode_id": f"{says} {name}", "model_id": first, "other_model_id": other, "class_name": class_name}
+    made |= {"kind": "disagreement", "concept": f"{{}} {name}", "verdict": "confirmed", "listed": True, "at_fault": "f"}
+    return made | {"asked": evidence.Asked(claim, real, np.packbits(shows), befalls)} | columns
+
+
+def test_what_a_model_misses_where_it_says_something_else_is_the_other_end_of_that() -> None:
+    """f says crab on sand and tree for what is red, misses birds off grass, and calls those nothing.
+
+    100 cars of which 40 are on sand and 20 red, and 100 boats of which 40 are on sand; 100 birds.
+    """
+    truth = np.repeat(np.array(["car", "boat", "bird"], object), 100)
+    place = np.arange(300) % 100
+    sand, red = (place < 40) & (truth != "bird"), (truth == "car") & (place >= 80)
+    off = (truth == "bird") & (place < 60)
+    said = truth.copy()
+    said[sand], said[red], said[off] = "crab", "tree", "nothing"
+    answers = {"f": said.tolist(), "g": truth.tolist(), "seen": truth.tolist()}
+    pool, data = (real(np.zeros((300, 1)), np.zeros((300, 1)), **answers) for _ in range(2))
+
+    def crab(**columns: Any) -> dict[str, Any]:
+        return end(pool, "crab", "on sand", sand, ["car", "boat"], **columns)
+
+    def car(**columns: Any) -> dict[str, Any]:
+        return end(pool, "-car", "on sand", sand, ["car"], **columns)
+
+    tree = end(pool, "tree", "red", red, ["car"])
+    boat = end(pool, "-boat", "on sand", sand, ["boat"])
+    assert ends(crab(), car(), boat) == {"-car on sand": "crab on sand", "-boat on sand": "crab on sand"}
+    # of which 40 of 60 are crabs and 20 trees: neither is enough, both are, and most are crabs
+    both = np.ones(300, np.bool_)
+    assert ends(crab(), end(pool, "-car", "anywhere", both, ["car"])) == {}
+    assert ends(crab(), tree, end(pool, "-car", "anywhere", both, ["car"])) == {"-car anywhere": "crab on sand"}
+    # 36 of 40 are nine in ten, 35 are not
+    assert ends(end(pool, "crab", "on sand", sand & (place < 36), ["car", "boat"]), car()) != {}
+    assert ends(end(pool, "crab", "on sand", sand & (place < 35), ["car", "boat"]), car()) == {}
+    # that it says nothing befalls birds alone, so that it misses them says more
+    nothing, bird = (end(pool, says, "not on grass", off, ["bird"]) for says in ("nothing", "-bird"))
+    assert ends(nothing, bird) == {"nothing not on grass": "-bird not on grass"}
+    few = end(pool, "-bird", "few", off & (place < 50), ["bird"])  # but it does not miss all to which that happens
+    assert ends(end(pool, "nothing", "not on grass", off, ["bird"]), few) == {"-bird few": "nothing not on grass"}
+    # of others' mistakes, other images or pairs, and of what is not confirmed or another kind, it is no end
+    assert ends(crab(verdict="hypothesis"), car()) == ends(crab(), car(verdict="hypothesis")) == {}
+    assert ends(crab(at_fault="g"), car()) == ends(crab(), car(at_fault="g")) == {}
+    assert ends(crab(kind="confusion"), car()) == ends(crab(other_model_id="h"), car()) == {}
+    assert ends(end(data, "crab", "on sand", sand, ["car", "boat"]), car()) == {}
+    assert ends(crab(listed=False), car()) == {}
+    # what a label speaks for is listed by the label's
+    label = {**crab(failure_mode_id="label", kind="confusion", other_model_id=None), "asked": None}
+    assert ends(crab(listed=False), label, car()) == {"-car on sand": "label"}
+
+
 def test_what_a_neuron_shows_joins_the_disagreement_of_the_same_name() -> None:
     shared = {"source": "search", "model_id": "f", "class_name": "crab", "concept": "{} on sand", "support": 3}
     pair = {**shared, "failure_mode_id": "pair", "kind": "disagreement", "verdict": "hypothesis", "found_by": ["2-x"]}

@@ -12,6 +12,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from audit import sentences
 from audit.results import gallery
 from audit.results.gallery import Explanations, Modes
 from audit.results.sql import Run
@@ -38,7 +39,7 @@ def planted() -> list[Row]:
     rows[8] |= {"evidence": ["i8", "i9"]}  # of one that the other model is at fault for
     rows.append({**rows[0], "failure_mode_id": "not listed", "listed": False})
     part = {"failure_mode_id": "part", "name": HOSTILE, "listed": False, "part_of": rows[0]["failure_mode_id"]}
-    rows.append({**rows[0], **part})
+    rows += [{**rows[0], **part}, {**rows[0], **part, "failure_mode_id": "end", "class_name": "other"}]
     return rows
 
 
@@ -168,11 +169,14 @@ def test_a_part_and_its_whole_lead_to_each_other(run: Run, modes: list[Row], mon
         return [f"{link.proto.label} {link.proto.query_string}" for link in app.get("page_link")]
 
     whole = opened(run, monkeypatch, "one", id=modes[0]["failure_mode_id"])
-    assert f"A part of it: {HOSTILE}." in [text.value for text in whole.text]
-    assert "Evidence id=part" in links(whole)
-    part = opened(run, monkeypatch, "one", id="part")
-    assert "This is a part of another failure mode" in " ".join(text.value for text in part.text)
-    assert f"The whole id={modes[0]['failure_mode_id']}" in links(part)
+    named = {f"A part of it: {sentences.claim(mode)}." for mode in modes if "part_of" in mode}
+    assert len(named) == 2
+    assert named <= {text.value for text in whole.text}
+    assert {"Evidence id=part", "Evidence id=end"} <= set(links(whole))
+    for name, why in (("part", "beside that one it does not hold"), ("end", "nearly all images on which it happens")):
+        part = opened(run, monkeypatch, "one", id=name)
+        assert f"This is a part of another failure mode: {why}" in " ".join(text.value for text in part.text)
+        assert f"The whole id={modes[0]['failure_mode_id']}" in links(part)
     alone = opened(run, monkeypatch, "one", id=modes[1]["failure_mode_id"])
     assert "part of" not in " ".join(text.value for text in alone.text)
 

@@ -36,6 +36,11 @@ class Asked:
     def shows(self) -> d.Bools:
         return np.unpackbits(self.bits, count=len(self.real.ids)).astype(np.bool_)
 
+    @property
+    def happens(self) -> d.Bools:
+        """Those that show it and to which it happens, (p,)."""
+        return self.real.wrong(self.claim) & self.shows
+
     def beside(self, others: list[Asked]) -> d.Evidence:
         """Whether it happens to those that show it more often than to images which show the same of the others."""
         strata = self.real.seen
@@ -46,7 +51,7 @@ class Asked:
 
     def shared(self, other: Asked) -> int:
         """Images that show both and to which it happens."""
-        return int((self.real.wrong(self.claim) & self.shows & other.shows).sum())
+        return int((self.happens & other.shows).sum())
 
 
 def groups_of(claim: Claim, own: Searches, controls: d.Floats, material: Material, seeds: int) -> list[Group]:

@@ -18,6 +18,8 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+import numpy as np
+
 from audit import discovery as d
 from audit import sentences
 from audit.class_names import canonical
@@ -33,7 +35,8 @@ from audit.screened import originals
 __all__ = ["Options", "check", "expected", "found_in", "plan", "run"]
 
 NEEDS, READS, ONCE = ("screen",), ("disagreement", "neuron", "uvce"), True
-VERSION = 10
+VERSION = 11
+OTHER_END = 0.9  # share of the images on which one mode happens that makes it the other end of others
 
 
 def check(options: Options, job: Job) -> None:
@@ -68,6 +71,7 @@ def found_in(made: Material) -> tuple[list[Group], list[Mode]]:
     _judge(modes, made.pool is not None or made.data is not None, made.options)
     modes = _listed(_merged(modes, made.options), made.options)
     _tell_apart(modes, made.options)
+    _join_ends(modes)
     for mode in modes:
         mode.pop("asked", None)
     return groups, modes
@@ -195,6 +199,38 @@ def _weakest(modes: list[Mode], options: Options) -> Mode | None:
         if facts.p_value >= options.level or facts.rate - facts.control_rate < options.excess:
             doubtful.append((facts.p_value, -mode["impact"], mode))
     return max(doubtful, key=lambda each: each[:2])[2] if doubtful else None
+
+
+def _join_ends(modes: list[Mode]) -> None:
+    """Find listed modes that are the other end of others, and list them no more.
+
+    Who says crab for all that is on sand misses the cars on sand, and the boats, and that is no second failure. What a
+    model misses is the other end of what it says instead where nearly all images on which it misses the class are those
+    on which it says others, and `part_of` the mode that has most of them. But where nearly all of these are images on
+    which it misses that class, "misses crab" says more than what it says instead, which is then a part.
+    """
+    sure = [mode for mode in modes if mode["verdict"] == "confirmed" and mode["kind"] == "disagreement"]
+    spoken = {_place(mode): mode for mode in modes if mode["listed"]}
+    pairs: dict[tuple[Any, ...], list[Mode]] = {}
+    for mode in sure:
+        if "asked" in mode and not sentences.misses(mode) and (mode["listed"] or _place(mode) in spoken):
+            pairs.setdefault((id(mode["asked"].real), mode["model_id"], mode["other_model_id"]), []).append(mode)
+    happens = {key: np.stack([np.packbits(mode["asked"].happens) for mode in says]) for key, says in pairs.items()}
+    for missed in (mode for mode in sure if mode["listed"] and "asked" in mode and sentences.misses(mode)):
+        key = id(missed["asked"].real), missed["other_model_id"], missed["model_id"]
+        if key not in pairs:
+            continue
+        own = np.packbits(missed["asked"].happens)
+        shared = np.bitwise_count(happens[key] & own).sum(1)
+        if np.bitwise_count(np.bitwise_or.reduce(happens[key]) & own).sum() < OTHER_END * np.bitwise_count(own).sum():
+            continue
+        most = int(shared.argmax())
+        said, same = pairs[key][most], shared[most] >= OTHER_END * np.bitwise_count(happens[key][most]).sum()
+        if said["listed"] and same:
+            said |= {"listed": False, "part_of": missed["failure_mode_id"]}
+        else:
+            whole = said if said["listed"] else spoken.get(_place(said), said)
+            missed |= {"listed": False, "part_of": whole["failure_mode_id"]}
 
 
 def _join(best: Mode, mode: Mode, options: Options) -> None:

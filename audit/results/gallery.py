@@ -114,9 +114,10 @@ def related(run: Run, mode: Row, most: int) -> list[Row]:
 
 
 def parts_of(run: Run, failure_mode_id: str) -> list[Row]:
-    """Failure modes that are a part of this one, and hold no more beside it."""
+    """Failure modes that are a part of this one: they hold no more beside it, or are the other end of it."""
     return run.rows(
-        "select failure_mode_id, name from failure_modes where part_of = ? order by impact desc, failure_mode_id",
+        "select failure_mode_id, model_id, other_model_id, at_fault, class_name, name from failure_modes "
+        "where part_of = ? order by impact desc, failure_mode_id",
         [failure_mode_id],
     )
 

@@ -211,7 +211,8 @@ TABLES: dict[str, pa.Schema] = {
             ),
             "part_of": (
                 _S,
-                "failure_mode_id of the listed mode that it is a part of: beside that one it does not hold",
+                "failure_mode_id of the mode that it is a part of: beside that one it does not hold, or it is the "
+                "other end of it, what a model misses where it says something else",
             ),
             "found_by": (pa.list_(_S), "stages whose searches or images show it"),
             "neurons": (pa.list_(_S), "neuron ids whose searches show it"),
