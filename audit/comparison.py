@@ -95,9 +95,14 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`changes`: new ones first, then unclear, unchanged and fixed ones, each by impact."""
+    """`changes`: new ones first, then unclear, unchanged and fixed ones, each by impact.
+
+    ends: those that are the other end of one of these, what a model misses where it says something else, and of which
+    the same is true.
+    """
 
     changes: tuple[Change, ...]
+    ends: tuple[Change, ...]
     accuracy: tuple[Accuracy, ...]
 
     def as_dict(self) -> Row:
@@ -117,8 +122,8 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
     pairs = pairs_of(before, after, models)
     called = with_namesakes(before, after, pairs)
     changes: list[Change] = []
-    earlier = before.failure_modes()
-    later = earlier if after is before else after.failure_modes()
+    earlier = before.failure_modes(ends=True)
+    later = earlier if after is before else after.failure_modes(ends=True)
     for old_id, new_id in pairs.items():
         old = [mode for mode in earlier if owner(mode) == old_id]
         new = [mode for mode in later if owner(mode) == new_id]
@@ -134,10 +139,22 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
         answers = said, said if after is before else _answers(after, asked)
         changes += (_change(*two, (old_id, new_id), called, answers) for two in found)
     changes.sort(key=lambda change: (_ORDER.index(change.status), -_impact(change), change.class_name, change.name))
-    return Comparison(tuple(changes), tuple(_accuracy(before, after, *pair) for pair in pairs.items()))
+    told = without_ends(changes)
+    ends = set(map(id, changes)) - set(map(id, told))
+    return Comparison(
+        tuple(told),
+        tuple(change for change in changes if id(change) in ends),
+        tuple(_accuracy(before, after, *pair) for pair in pairs.items()),
+    )
 
 
 _ORDER = ("new", "unclear", "unchanged", "fixed")
+
+
+def without_ends(changes: list[Change]) -> list[Change]:
+    """Those that are not the other end of another one of which the same is true: each failure once."""
+    told = {(change.status, failure_mode_id) for change in changes for failure_mode_id in change.ids}
+    return [change for change in changes if (change.status, change.shown["part_of"]) not in told]
 
 
 def owner(mode: Row) -> str:

@@ -2,7 +2,9 @@
 
 A gate does not pass for want of knowledge: a rule about failure modes needs a run that looked for them and had real
 images to confirm them on, a rule about new ones needs the run of before, and a query that gives no number fails. Of
-what is `unclear` against the run of before a rule says itself whether it counts.
+what is `unclear` against the run of before a rule says itself whether it counts. What a model misses where it says
+something else counts with that as one failure, and by itself for a rule that is about the missed class alone, or where
+only that is new.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from xml.etree import ElementTree
 from pydantic import Field, model_validator
 
 from audit.class_names import canonical
-from audit.comparison import Status, compare, models_of, owner, pairs_of, with_namesakes
+from audit.comparison import Status, compare, models_of, owner, pairs_of, with_namesakes, without_ends
 from audit.config import AnyPlace, Frozen, Names, checked, parse_yaml
 from audit.errors import ConfigError, unknown
 from audit.results.sql import Run
@@ -143,8 +145,11 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
     _check_names(rule.name, wanted, run)
     excused = _reviewed(run, wanted.unless) | (_reviewed(baseline, wanted.unless, True) if baseline else set())
     if wanted.status is None:
-        modes = [mode for mode in run.failure_modes() if wanted.verdict in ("any", mode["verdict"])]
-        words = [_words(m) for m in modes if _counts(m, wanted) and m["failure_mode_id"] not in excused]
+        found = run.failure_modes(ends=True)
+        modes = [mode for mode in found if wanted.verdict in ("any", mode["verdict"]) and _counts(mode, wanted)]
+        once = {mode["failure_mode_id"] for mode in modes}  # the other end of one of them is no second failure
+        modes = [mode for mode in modes if mode["part_of"] not in once]
+        words = [_words(mode) for mode in modes if mode["failure_mode_id"] not in excused]
     elif baseline is None:
         raise ConfigError(f"rule {rule.name!r} needs the run of before; name it with --baseline, or in the rules file")
     else:
@@ -152,11 +157,13 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
         models = rules.models if within else with_namesakes(baseline, run, rules.models)
         pairs = pairs_of(baseline, run, models)
         _check_compared(rule, run, baseline, pairs)
-        changes = [change for change in compare(baseline, run, pairs).changes if change.status in wanted.status]
+        compared = compare(baseline, run, pairs)
+        every = [change for change in (*compared.changes, *compared.ends) if change.status in wanted.status]
+        changes = without_ends([change for change in every if _counts(change.shown, wanted)])
         words = [
             f"{_words(change.shown)} ({change.status}: {change.reason})"
             for change in changes
-            if _counts(change.shown, wanted) and excused.isdisjoint(change.ids)
+            if excused.isdisjoint(change.ids)
         ]
     return _outcome(rule, float(len(words)), tuple(words))
 
@@ -193,7 +200,7 @@ def _check_compared(rule: Rule, run: Run, baseline: Run, pairs: Mapping[str, str
     """What a model that has no older version did is neither new nor old."""
     wanted, compared = rule.failure_modes, pairs.values()
     assert wanted is not None
-    for mode in run.failure_modes():
+    for mode in run.failure_modes(ends=True):
         if mode["verdict"] == "confirmed" and owner(mode) not in compared and _counts(mode, wanted):
             raise ConfigError(
                 f"rule {rule.name!r}: {baseline.location} has no model {owner(mode)!r}, for which failure modes "

@@ -28,6 +28,7 @@ import psutil
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
 
 from audit.config import load_job
 from audit.models import digests
@@ -42,10 +43,11 @@ KEPT = 130.0  # seconds after which Streamlit keeps no session that was left; it
 
 @dataclass
 class Seen:
-    """What sessions met: seconds of each page that was made, and how many ended in an error."""
+    """What sessions met: seconds of each page that was made, how many had an error, and how many sessions broke off."""
 
     seconds: list[float] = field(default_factory=list)
     errors: int = 0
+    lost: int = 0
 
 
 @contextlib.contextmanager
@@ -113,10 +115,15 @@ def job_seconds(work: Workload, name: str) -> float:
     return max(ends) - min(ends)
 
 
-def measure(folder: Path, sessions: int, images: int, pause: float, reading: float, pairs: int) -> dict[str, Any]:
-    """Jobs with and without sessions that look at them, in turn. Raises RuntimeError where no session saw a page."""
+def measure(
+    folder: Path, sessions: int, images: int, batch: dict[str, float], reading: float, pairs: int
+) -> dict[str, Any]:
+    """Jobs with and without sessions that look at them, in turn. Raises RuntimeError where no session saw a page.
+
+    batch: what the job's model does with each batch, `pause` in seconds or `products` of matrices.
+    """
     work = Workload(folder, images=images)
-    work.misbehave(pause=pause)
+    work.misbehave(**batch)
     alone: list[float] = []
     watched: list[float] = []
     told: dict[str, Any] = {}
@@ -170,7 +177,11 @@ def look(address: str, sessions: int, reading: float) -> None:
     async def one(number: int) -> None:
         await asyncio.sleep(reading * number / sessions)  # people do not come at once
         while not ended.is_set():
-            await _session(address, number, 5, reading, seen)
+            try:
+                await _session(address, number, 5, reading, seen)
+            except (OSError, WebSocketException):
+                seen.lost += 1
+                await asyncio.sleep(1.0)
             number += 5
 
     async def everybody() -> None:
@@ -184,7 +195,7 @@ def look(address: str, sessions: int, reading: float) -> None:
     asyncio.run(everybody())
     took = sorted(seen.seconds)
     told = {"median_page_seconds": took[len(took) // 2], "slowest_page_seconds": took[-1]} if took else {}
-    print(json.dumps({"pages": len(took), "errors": seen.errors, **told}), flush=True)
+    print(json.dumps({"pages": len(took), "errors": seen.errors, "lost": seen.lost, **told}), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -192,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sessions", type=int, default=100)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--pause", type=float, default=2.0, help="seconds that the job's model takes over a batch")
+    parser.add_argument("--products", type=int, default=0, help="or products of matrices that it computes instead")
     parser.add_argument("--reading", type=float, default=20.0, help="seconds that a session looks at a page")
     parser.add_argument("--pairs", type=int, default=2, help="jobs without and with sessions")
     parser.add_argument("--look", metavar="ADDRESS", help=argparse.SUPPRESS)
@@ -201,7 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         look(given.look, given.sessions, given.reading)
         return
     with tempfile.TemporaryDirectory(prefix="audit-sessions-") as folder:
-        found = measure(Path(folder), given.sessions, given.images, given.pause, given.reading, given.pairs)
+        batch = {"products": given.products} if given.products else {"pause": given.pause}
+        found = measure(Path(folder), given.sessions, given.images, batch, given.reading, given.pairs)
     found["load"] = os.getloadavg()
     print(json.dumps(found, indent=1))
     if given.output:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import streamlit as st
 
 from audit import sentences
-from audit.results.sql import Run
+from audit.results.sql import CONCERNING, Run
 from dashboard import components, originals, paging
 from dashboard.cached import Snapshot, snapshot
 
@@ -30,7 +30,7 @@ _CLASSES = (
     "max(reason) filter (name = 'auditable' and value = 0) as reason "
     "from measurements where name in ('agreement', 'kid', 'auditable') group by subject_id), "
     "modes as (select canonical(class_name) as said, count(*) filter (verdict = 'confirmed') as confirmed, "
-    "count(*) filter (verdict = 'hypothesis') as hypotheses from failure_modes where listed group by all) "
+    f"count(*) filter (verdict = 'hypothesis') as hypotheses from {CONCERNING} group by all) "
     "select class, coalesce(images, 0) as images, agreement, kid, "
     "case when auditable is null then 'not tried' when auditable > 0 then 'yes' else coalesce(reason, 'no') end "
     "as auditable, coalesce(confirmed, 0) as confirmed, coalesce(hypotheses, 0) as hypotheses "
@@ -40,7 +40,7 @@ _CLASSES = (
 
 def table(run: Run) -> pa.Table:
     """A row a class: class, images, agreement, kid, auditable ('yes', 'not tried' or why not), confirmed, hypotheses
-    (failure modes in which a model says it), and 'accuracy of <model>' for every model."""
+    (failure modes that concern it), and 'accuracy of <model>' for every model."""
     found = run.sql(_CLASSES)
     accuracy = run.sql("select model_id, label, accuracy from accuracy")
     models = sorted(set(accuracy.column("model_id").to_pylist()))
@@ -200,14 +200,12 @@ def _models(run: Run, name: str, confusion_page: Any) -> None:
 
 
 def _modes(run: Run, name: str, page: Any) -> None:
-    """Failure modes in which a model says the class, or misses it: also where that is the other end of another one."""
-    where = "from failure_modes m left join verdicts v on v.subject_id = m.failure_mode_id "
-    where += "left join failure_modes whole on whole.failure_mode_id = m.part_of "
-    where += "where canonical(m.class_name) = canonical(?) "
-    where += "and (m.listed or canonical(whole.class_name) <> canonical(m.class_name))"
+    """Failure modes in which a model says the class, or misses it."""
+    where = f"from {CONCERNING} m left join verdicts v on v.subject_id = m.failure_mode_id "
+    where += "where canonical(class_name) = canonical(?)"
     modes = run.rows(
         f"select m.* exclude (showing), v.verdict as reviewed {where} "
-        f"order by m.verdict, m.impact desc nulls last, m.failure_mode_id limit {MODES}",
+        f"order by m.verdict, impact desc nulls last, failure_mode_id limit {MODES}",
         [name],
     )
     if not modes:

@@ -185,17 +185,19 @@ def _figures(mode: Row) -> None:
 
 def _parts(run: Run, mode: Row, here: Any) -> None:
     """What was found too and is no failure by itself, or the failure mode that this one is a part of."""
-    with st.container(horizontal=True, vertical_alignment="center"):
-        if mode["part_of"] is not None:
+    if mode["part_of"] is not None:
+        with st.container(horizontal=True, vertical_alignment="center"):
             whole = queries.mode(run, mode["part_of"])
             why = "beside that one it does not hold"
             if whole and canonical(whole["class_name"]) != canonical(mode["class_name"]):
                 why = "nearly all images on which it happens are of that one"
             st.text(f"This is a part of another failure mode: {why}.", width="content")
             st.page_link(here, label="The whole", query_params={"id": mode["part_of"]})
-        for part in gallery.parts_of(run, mode["failure_mode_id"]):
-            st.text(f"A part of it: {sentences.claim(part)}.", width="content")
-            st.page_link(here, label="Evidence", query_params={"id": part["failure_mode_id"]})
+    parts = gallery.parts_of(run, mode["failure_mode_id"], RELATED)
+    for part in parts:
+        _linked(here, part, f"A part of it: {sentences.claim(part)}.")
+    if parts and parts[0]["total"] > len(parts):
+        st.text(f"{parts[0]['total'] - len(parts)} more are parts of it.")
 
 
 def _searches(run: Run, mode: Row, page: Any) -> None:
@@ -242,14 +244,20 @@ def _related(run: Run, mode: Row, here: Any) -> None:
         return
     st.header("Related failure modes")
     for row in found:
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.page_link(here, label="Evidence", query_params={"id": row["failure_mode_id"]})
-            told = [_shares(row), row["verdict"], *([f"reviewed: {row['reviewed']}"] if row["reviewed"] else [])]
-            st.text(f"{sentences.claim(row)} ({'; '.join(told)})", width="content")
+        told = [_shares(row), row["verdict"], *([f"reviewed: {row['reviewed']}"] if row["reviewed"] else [])]
+        _linked(here, row, f"{sentences.claim(row)} ({'; '.join(told)})")
+
+
+def _linked(here: Any, mode: Row, text: str) -> None:
+    """A line on another failure mode, with the link to it."""
+    link, words = st.columns([1, 8], vertical_alignment="center")
+    link.page_link(here, label="Evidence", query_params={"id": mode["failure_mode_id"]})
+    words.text(text)
 
 
 def _shares(row: Row) -> str:
-    parts = [f"{row['shared']} real images in common"] if row["shared"] else []
+    images = "image" if row["shared"] == 1 else "images"
+    parts = [f"{row['shared']} real {images} in common"] if row["shared"] else []
     parts += ["the same class"] if row["same_class"] else []
     parts += ["the same model"] if row["same_model"] else []
     return ", ".join(parts)

@@ -55,9 +55,11 @@ def init(
     model: Annotated[str, typer.Option(help="Model to audit: folder, hub id, zoo:<name> or file.py:function")],
     data: Annotated[Path, typer.Option(help="Labelled images: a folder with a sub-folder a class, or Parquet")],
     against: Annotated[Optional[str], typer.Option(help="Second model to compare with")] = None,
-    pool: Annotated[Optional[Path], typer.Option(help="More images, labelled or not, to confirm findings on")] = None,
+    pool: Annotated[
+        Optional[Path], typer.Option(help="More images, labelled or not, on which models may disagree")
+    ] = None,
     embedder: Annotated[
-        Optional[str], typer.Option(help="CLIP model that names failure modes: folder, hub id or zoo:embedder")
+        Optional[str], typer.Option(help="CLIP model that names failure modes: folder, hub id or zoo:clip")
     ] = None,
     job: Annotated[Path, typer.Option(help="Where to write the job file")] = Path("job.yaml"),
     as_json: AsJson = False,
@@ -91,7 +93,8 @@ def validate(job: JobFile, as_json: AsJson = False) -> None:
         if as_json:
             print_json({"job": checked.name, "models": list(checked.models), "stages": stage_names(checked)})
             return
-        out.print(f"{job} is fine: {len(checked.models)} models, {len(checked.stages)} stages")
+        counts = {"model": len(checked.models), "stage": len(checked.stages)}
+        out.print(f"{job} is fine: " + ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items()))
 
 
 @app.command()
@@ -178,7 +181,7 @@ def _short(value: float | None) -> str:
     """Three digits are more than a forecast knows."""
     if value is None:
         return ""
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _print_findings(opened: object) -> None:

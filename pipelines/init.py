@@ -14,9 +14,9 @@ def job_text(model: str, data: Path, against: str | None, pool: Path | None = No
     source = _source(data, "data", "a folder of images with a sub-folder a class, or Parquet files")
     wide = "parquet, path: pool/" if pool is None else _source(pool, "pool", "a folder of images, or Parquet files")
     clip = "{loader: clip, " + _pinned(embedder or "openai/clip-vit-base-patch32")
-    second = against or model
-    comment = "" if against else "  # replace: a second model to compare with\n"
-    pair = f"  - {_entry('new', model)}\n{comment}  - {_entry('old', second)}\n"
+    second = (
+        _entry("old", against) if against else "{id: old, loader: hf, ref: path/to/another/model}  # to compare with"
+    )
     return f"""# An audit job. Check it: audit validate <this file>. Run or resume it: audit run <this file>.
 version: 1
 name: my-audit            # the run's folder below output.uri
@@ -27,13 +27,16 @@ seed: 0                   # every random number of the run follows from it
 # shards), hf (Hugging Face datasets). Captions and masks are read where there are any. docs/data_sources.md has more.
 data: {{source: {source}}}
 
-# Many images, wider than the data, labelled or not: what is found is confirmed on them, else on the data.
+# Many images, wider than the data, labelled or not: what two models disagree about is confirmed on them, and what a
+# model confuses on labelled images of the data.
 {"# " * (pool is None)}pool: {{source: {wide}}}
 
 # The models. Loaders: hf (folder or pinned hub id), python (file.py:function), clip (zero-shot),
 # efficientnet_lite. Outputs of a model that names no classes follow the data's sorted labels: class_names: data
 models:
-{pair}
+  - {_entry("new", model)}
+  {"# " * (against is None)}- {second}
+
 # For embeddings and names of findings: a CLIP model that is not under audit.
 {"# " * (embedder is None)}embedder: {clip}
 

@@ -97,7 +97,7 @@ def test_classes_are_counted_as_planted(run: Run) -> None:
     crab = rows["crab"]
     assert (crab["images"], crab["accuracy of new"], crab["accuracy of old"]) == (4, 0.25, 0.5)
     assert (crab["agreement"], crab["kid"], crab["auditable"]) == (0.75, 0.01, "yes")
-    assert (crab["confirmed"], crab["hypotheses"]) == (1, 1)  # one is not listed
+    assert (crab["confirmed"], crab["hypotheses"]) == (2, 1)  # of three that are not listed one is an end
     ghost = rows["ghost"]
     assert (ghost["images"], ghost["accuracy of new"], ghost["kid"], ghost["auditable"]) == (
         0,
@@ -123,7 +123,7 @@ def test_the_list_and_one_class_show_what_is_known(run: Run, monkeypatch: pytest
     app = page(run, monkeypatch, "class_pages")
     assert app.dataframe[0].value["class"].tolist() == [HOSTILE, "car", "crab", "ghost"]
     app = page(run, monkeypatch, "class_pages", name="crab")
-    assert [metric.value for metric in app.metric] == ["4", "75%", "0.0100", "1"]
+    assert [metric.value for metric in app.metric] == ["4", "75%", "0.0100", "2"]
     accuracy, said, neurons = (frame.value for frame in app.dataframe)
     assert accuracy.to_dict("list") == {"model": ["new", "old"], "images": [4, 4], "accuracy": [0.25, 0.5]}
     assert list(said.itertuples(index=False, name=None)) == [

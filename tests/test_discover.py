@@ -12,6 +12,7 @@ import pytest
 from audit import discovery as d
 from audit.errors import ConfigError
 from audit.failure_modes import claims, evidence
+from audit.failure_modes.ends import join_ends
 from audit.methods import Context, discover
 from audit.results.schema import Rows
 from audit.results.sql import Run
@@ -541,7 +542,7 @@ def test_beside_others_a_mode_has_to_be_sure_and_large(images: int, rate: float,
 
 def ends(*modes: dict[str, Any]) -> dict[str, str]:
     """Which of these modes are listed no more, and what they are a part of, by their ids."""
-    discover._join_ends(list(modes))
+    join_ends(list(modes))
     return {mode["failure_mode_id"]: mode["part_of"] for mode in modes if not mode["listed"] and "part_of" in mode}
 
 
@@ -599,6 +600,25 @@ def test_what_a_model_misses_where_it_says_something_else_is_the_other_end_of_th
     # what a label speaks for is listed by the label's
     label = {**crab(failure_mode_id="label", kind="confusion", other_model_id=None), "asked": None}
     assert ends(crab(listed=False), label, car()) == {"-car on sand": "label"}
+    # and what is part of a larger one by that one, but not by what is no more than a guess or of another pair or model
+    whole = end(pool, "crab", "anywhere", np.zeros(300, np.bool_), ["car"])
+    assert ends(crab(listed=False, part_of="crab anywhere"), whole, car())["-car on sand"] == "crab anywhere"
+    for columns in ({"verdict": "hypothesis"}, {"other_model_id": "h"}, {"other_model_id": "h", "at_fault": "h"}):
+        assert "-car on sand" not in ends(crab(listed=False), crab(failure_mode_id="other", **columns), car())
+
+
+def test_what_is_told_by_one_class_that_is_missed_tells_of_no_other() -> None:
+    """f says nothing on sand of 92 birds and 8 cars: it is told as missed birds, and no car is among those."""
+    truth = np.repeat(np.array(["bird", "car"], object), [92, 8])
+    answers = {"f": ["nothing"] * 100, "g": truth.tolist(), "seen": truth.tolist()}
+    pool = real(np.zeros((100, 1)), np.zeros((100, 1)), **answers)
+    every = np.ones(100, np.bool_)
+    nothing, bird, car = (end(pool, says, "on sand", every, ["bird"]) for says in ("nothing", "-bird", "-car"))
+    for order in ((nothing, bird, car), (car, bird, nothing)):
+        copies = [dict(mode) for mode in order]
+        assert ends(*copies) == {"nothing on sand": "-bird on sand"}
+    again = [dict(nothing), dict(bird), end(pool, "-bird", "yellow", every, ["bird"])]
+    assert ends(*again) == {"nothing on sand": "-bird on sand"}  # of two that are missed alike one has it as a part
 
 
 def test_what_a_neuron_shows_joins_the_disagreement_of_the_same_name() -> None:

@@ -11,6 +11,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from audit.comparison import compare
 from audit.errors import ConfigError
 from audit.gate import Outcome, check, junit, load_rules
 from audit.results.sql import Run
@@ -56,6 +57,60 @@ def test_a_new_confirmed_mode_is_blocked_and_a_fixed_one_is_not(
         "(new: of 5 real images that show it, it happened to 0 before, and happens to 5)",
     )
     assert outcomes(tmp_path, NO_NEW, better, before)[0].passed
+
+
+def ended(folder: Path, boats: str, cars: str, *, cars_told: bool, listed: bool = False) -> Run:
+    """v says crab for boats and cars on sand, as many as these letters; what it misses are other ends of that."""
+    whole = mode("crab", "on sand", evidence=boats + cars)
+    part = {"listed": listed, "at_fault": "v", "model_id": "reference", "other_model_id": "v"}
+    part |= {"impact": 0.05} if listed else {"impact": 0.05, "part_of": whole["failure_mode_id"]}
+    ends = [mode("boat", "on sand", evidence=boats, **part)]
+    ends += [mode("car", "on sand", evidence=cars, **part)] if cars_told else []
+    wrong = boats + (cars if cars_told else "")
+    truth = {**dict.fromkeys("abcdefghij", "boat"), **dict.fromkeys("qrstuvwxyz", "car")}
+    answers = [*said("pool", "reference", truth), *said("pool", "v", truth | dict.fromkeys(wrong, "crab"))]
+    return audited(folder, [whole, *ends], answers)
+
+
+def test_a_class_that_is_newly_missed_is_blocked_although_what_is_said_instead_is_not_new(tmp_path: Path) -> None:
+    """Before it said crab for boats on sand, now for cars on sand as well."""
+    before = ended(tmp_path / "before", "abcdefghij", "", cars_told=False)
+    after = ended(tmp_path / "after", "abcdefghij", "qrstuvwxyz", cars_told=True)
+    found = outcomes(tmp_path, NO_NEW, after, before)[0]
+    assert (found.passed, found.value) == (False, 1.0)
+    assert found.modes[0].startswith("v misses “car” in what is on sand, impact 5.00% (new: of 10 real images")
+    same = outcomes(tmp_path, NO_NEW, after, ended(tmp_path / "same", "abcdefghij", "qrstuvwxyz", cars_told=True))[0]
+    assert same.passed
+    apart = ended(tmp_path / "apart", "abcdefghij", "qrstuvwxyz", cars_told=True, listed=True)
+    for one, other in ((after, apart), (apart, after)):  # whichever run lists both ends
+        assert outcomes(tmp_path, NO_NEW, one, other)[0].passed
+    compared = compare(before, after)
+    assert [(change.status, change.class_name) for change in compared.changes] == [
+        ("new", "car"),
+        ("unchanged", "crab"),
+    ]
+    assert [(change.status, change.class_name) for change in compared.ends] == [("unchanged", "boat")]
+    back = [(change.status, change.class_name) for change in compare(after, before).changes]
+    assert back == [("unchanged", "crab"), ("fixed", "car")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "value"),
+    [
+        ("{}", 1),  # a failure with three ends
+        ("{classes: [crab]}", 1),
+        ("{classes: [car]}", 1),
+        ("{classes: [car, boat]}", 2),
+        ("{classes: [car, boat, crab]}", 1),
+        ("{model: v}", 1),
+        ("{status: [unchanged]}", 1),
+        ("{status: [unchanged], classes: [car]}", 1),
+    ],
+)
+def test_a_failure_counts_once_unless_a_rule_is_about_what_is_missed(tmp_path: Path, wanted: str, value: float) -> None:
+    run, before = (ended(tmp_path / name, "abcdefghij", "qrstuvwxyz", cars_told=True) for name in ("run", "before"))
+    rule = f"- {{name: modes, failure_modes: {wanted}, at_most: 0}}"
+    assert outcomes(tmp_path, rule, run, before)[0].value == value
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,11 @@ def _real(role: str, most: int, context: Context, concepts: d.Floats, check: Che
     return Real(np.array(table["subject_id"].to_pylist(), object), embeddings, along, d.halves(along), said)
 
 
+def place_of(mode: Mode) -> tuple[str, ...]:
+    """What a mode says, whatever it was found against."""
+    return str(mode["model_id"]), canonical(mode["class_name"]), str(mode["concept"])
+
+
 def unit(x: d.Floats) -> d.Floats:
     """Rows (n, d) with norm 1."""
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))

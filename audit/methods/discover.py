@@ -18,15 +18,14 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-import numpy as np
-
 from audit import discovery as d
 from audit import sentences
 from audit.class_names import canonical
 from audit.config import Job
 from audit.errors import ConfigError
 from audit.failure_modes import confusions, disagreements, flips, spurious_neurons
-from audit.failure_modes.claims import Group, Material, Mode, Options, material, unit
+from audit.failure_modes.claims import Group, Material, Mode, Options, material, place_of, unit
+from audit.failure_modes.ends import join_ends
 from audit.failure_modes.evidence import MOST_EVIDENCE
 from audit.methods import Context, Counts, Payload
 from audit.results.schema import Rows
@@ -36,7 +35,6 @@ __all__ = ["Options", "check", "expected", "found_in", "plan", "run"]
 
 NEEDS, READS, ONCE = ("screen",), ("disagreement", "neuron", "uvce"), True
 VERSION = 11
-OTHER_END = 0.9  # share of the images on which one mode happens that makes it the other end of others
 
 
 def check(options: Options, job: Job) -> None:
@@ -71,7 +69,7 @@ def found_in(made: Material) -> tuple[list[Group], list[Mode]]:
     _judge(modes, made.pool is not None or made.data is not None, made.options)
     modes = _listed(_merged(modes, made.options), made.options)
     _tell_apart(modes, made.options)
-    _join_ends(modes)
+    join_ends(modes)
     for mode in modes:
         mode.pop("asked", None)
     return groups, modes
@@ -130,7 +128,7 @@ def _merged(modes: list[Mode], options: Options) -> list[Mode]:
     kept: dict[str, Mode] = {}
     pairs: dict[tuple[str, ...], str] = {}
     for mode in sorted(modes, key=_standing):
-        place = _place(mode)
+        place = place_of(mode)
         key = str(mode["failure_mode_id"])
         if mode["source"] != "screen":
             if mode["kind"] != "disagreement":
@@ -152,21 +150,16 @@ def _listed(modes: list[Mode], options: Options) -> list[Mode]:
     for mode in modes:
         mode["listed"] = mode["source"] != "screen" or mode["verdict"] == "confirmed"
         if mode["source"] != "screen":
-            others.setdefault(_place(mode), []).append(mode)
+            others.setdefault(place_of(mode), []).append(mode)
     for mode in (each for each in modes if each["source"] == "screen" and each["listed"]):
         pair = mode["other_model_id"]
-        there = (other for other in others.get(_place(mode), ()) if other["listed"])
+        there = (other for other in others.get(place_of(mode), ()) if other["listed"])
         alike = [other for other in there if other["kind"] != "disagreement" or other["other_model_id"] == pair]
         sure = [other for other in alike if other["verdict"] == "confirmed"]
         for other in [mode] if sure else alike:
             other["listed"] = False
             _join(sure[0] if sure else mode, other, options)
     return modes
-
-
-def _place(mode: Mode) -> tuple[str, ...]:
-    """What a mode says, whatever it was found against."""
-    return str(mode["model_id"]), canonical(mode["class_name"]), str(mode["concept"])
 
 
 def _tell_apart(modes: list[Mode], options: Options) -> None:
@@ -199,38 +192,6 @@ def _weakest(modes: list[Mode], options: Options) -> Mode | None:
         if facts.p_value >= options.level or facts.rate - facts.control_rate < options.excess:
             doubtful.append((facts.p_value, -mode["impact"], mode))
     return max(doubtful, key=lambda each: each[:2])[2] if doubtful else None
-
-
-def _join_ends(modes: list[Mode]) -> None:
-    """Find listed modes that are the other end of others, and list them no more.
-
-    Who says crab for all that is on sand misses the cars on sand, and the boats, and that is no second failure. What a
-    model misses is the other end of what it says instead where nearly all images on which it misses the class are those
-    on which it says others, and `part_of` the mode that has most of them. But where nearly all of these are images on
-    which it misses that class, "misses crab" says more than what it says instead, which is then a part.
-    """
-    sure = [mode for mode in modes if mode["verdict"] == "confirmed" and mode["kind"] == "disagreement"]
-    spoken = {_place(mode): mode for mode in modes if mode["listed"]}
-    pairs: dict[tuple[Any, ...], list[Mode]] = {}
-    for mode in sure:
-        if "asked" in mode and not sentences.misses(mode) and (mode["listed"] or _place(mode) in spoken):
-            pairs.setdefault((id(mode["asked"].real), mode["model_id"], mode["other_model_id"]), []).append(mode)
-    happens = {key: np.stack([np.packbits(mode["asked"].happens) for mode in says]) for key, says in pairs.items()}
-    for missed in (mode for mode in sure if mode["listed"] and "asked" in mode and sentences.misses(mode)):
-        key = id(missed["asked"].real), missed["other_model_id"], missed["model_id"]
-        if key not in pairs:
-            continue
-        own = np.packbits(missed["asked"].happens)
-        shared = np.bitwise_count(happens[key] & own).sum(1)
-        if np.bitwise_count(np.bitwise_or.reduce(happens[key]) & own).sum() < OTHER_END * np.bitwise_count(own).sum():
-            continue
-        most = int(shared.argmax())
-        said, same = pairs[key][most], shared[most] >= OTHER_END * np.bitwise_count(happens[key][most]).sum()
-        if said["listed"] and same:
-            said |= {"listed": False, "part_of": missed["failure_mode_id"]}
-        else:
-            whole = said if said["listed"] else spoken.get(_place(said), said)
-            missed |= {"listed": False, "part_of": whole["failure_mode_id"]}
 
 
 def _join(best: Mode, mode: Mode, options: Options) -> None:

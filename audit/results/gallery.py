@@ -113,12 +113,15 @@ def related(run: Run, mode: Row, most: int) -> list[Row]:
     )
 
 
-def parts_of(run: Run, failure_mode_id: str) -> list[Row]:
-    """Failure modes that are a part of this one: they hold no more beside it, or are the other end of it."""
+def parts_of(run: Run, failure_mode_id: str, most: int) -> list[Row]:
+    """Failure modes that are a part of this one: they hold no more beside it, or are the other end of it.
+
+    `total`: how many there are.
+    """
     return run.rows(
-        "select failure_mode_id, model_id, other_model_id, at_fault, class_name, name from failure_modes "
-        "where part_of = ? order by impact desc, failure_mode_id",
-        [failure_mode_id],
+        "select failure_mode_id, model_id, other_model_id, at_fault, class_name, name, count(*) over () as total "
+        "from failure_modes where part_of = ? order by impact desc, failure_mode_id limit ?",
+        [failure_mode_id, most],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from audit.results.sql import Run
+from audit.results.sql import CONCERNING, Run
 
 Row = dict[str, Any]
 
@@ -169,7 +169,7 @@ def refused(run: Run) -> list[Row]:
 
 def coverage(run: Run) -> list[Row]:
     """Of each class, what was looked at: labelled images and their accuracy over all models, explanations that ended
-    and failure modes in which it is the class said; and what the adequacy stage measured."""
+    and failure modes that concern it; and what the adequacy stage measured."""
     return run.rows(
         "with labelled as (select label as class, count(*) as images from items "
         "where role = 'data' and status = 'ok' and label is not null group by label), "
@@ -178,7 +178,7 @@ def coverage(run: Run) -> list[Row]:
         "searched as (select target_class as class, count(*) as explanations from explanations where status = 'ok' "
         "and target_class is not null group by target_class), "
         "found as (select class_name as class, count(*) as modes, count(*) filter (verdict = 'confirmed') as confirmed "
-        "from failure_modes where listed group by class_name), "
+        f"from {CONCERNING} group by class_name), "
         "adequate as (select subject_id as class, max(value) filter (name = 'agreement') as agreement, "
         "max(value) filter (name = 'kid') as kid, max(reason) filter (name = 'auditable' and value = 0) as reason "
         "from measurements where name in ('agreement', 'kid', 'auditable') group by subject_id) "

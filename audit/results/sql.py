@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 # As `audit.class_names.canonical`: 'Water_Bottle' and 'water bottle' are one class.
 _CANONICAL = r"create or replace macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
+# Failure modes that concern their class: those that are listed, and what a model misses that says another instead.
+CONCERNING = (
+    "(select m.* from failure_modes m left join failure_modes whole on whole.failure_mode_id = m.part_of "
+    "where m.listed or canonical(whole.class_name) <> canonical(m.class_name))"
+)
 # What a column would hold in files that were written before there was such a column.
 _OLDER = {"failure_modes": "coalesce(listed, source is distinct from 'screen') as listed"}
 _TYPES = {
@@ -241,10 +246,13 @@ class Run:
             [[table] if table else [*TABLES, *VIEWS], [*TABLES, *VIEWS]],
         )
 
-    def failure_modes(self) -> FailureModes:
-        """The failure modes that a report lists: confirmed ones first, by impact."""
+    def failure_modes(self, ends: bool = False) -> FailureModes:
+        """The failure modes that a report lists: confirmed ones first, by impact.
+
+        ends: with those that are the other end of one, what a model misses where it says something else.
+        """
         rows = self.rows(
-            "select * from failure_modes where listed "
+            f"select * from {CONCERNING if ends else 'failure_modes'} where listed or {ends} "
             "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id"
         )
         return FailureModes(self, rows)

@@ -72,6 +72,8 @@ class Brightness(torch.nn.Module):
         with open(HERE / "executions.log", "a") as log:
             log.write(f"{os.getpid()} {time.time()} {','.join(map(str, numbers))}\\n")
         time.sleep(faults.get("pause", 0.0))
+        for _ in range(faults.get("products", 0)):
+            torch.mm(torch.eye(512), torch.eye(512))
         if faults.get("slow_first"):
             with contextlib.suppress(FileExistsError):  # of two processes that begin together one is slow
                 (HERE / "slow").touch(exist_ok=False)
