@@ -540,6 +540,21 @@ def test_beside_others_a_mode_has_to_be_sure_and_large(images: int, rate: float,
     assert weakest is None or weakest["concept"] == "red {}"
 
 
+def test_without_searches_a_planted_failure_is_listed_once(tmp_path: Path) -> None:
+    """f says crab on all sand, so it misses what else is on sand; screening both ways round finds both ends."""
+    run, _ = Planted(tmp_path).discovered(tmp_path / "run")
+    found = run.rows("select * from failure_modes where verdict = 'confirmed'")
+    (listed,) = (mode for mode in found if mode["listed"])
+    assert (listed["model_id"], listed["class_name"], listed["concept"]) == ("f", "crab", "{} on sand")
+    parts = [mode for mode in found if mode is not listed]
+    assert len(parts) >= 3
+    assert {(mode["model_id"], mode["at_fault"], mode["part_of"]) for mode in parts} == {
+        ("g", "f", listed["failure_mode_id"])
+    }
+    assert run.failure_modes() == [mode for mode in run.failure_modes(ends=True) if mode["listed"]]
+    assert len(run.failure_modes(ends=True)) == len(run.failure_modes()) + len(parts)
+
+
 def ends(*modes: dict[str, Any]) -> dict[str, str]:
     """Which of these modes are listed no more, and what they are a part of, by their ids."""
     join_ends(list(modes))

@@ -193,6 +193,10 @@ def test_a_plan_is_calibrated_by_real_units_in_a_folder_that_goes(work: Workload
         work.misbehave()
     assert done.returncode == 0, done.stderr
     screen = json.loads(done.stdout)[1]
+    told = work.audit("plan", str(work.job("clean")))
+    assert re.search(r"1-screen\W+40\W+[0-9.e-]+\W+[0-9.e-]+\W+[0-9.e-]+\W+$", told.stdout, re.MULTILINE), told.stdout
+    assert re.search(r"^[0-9.e-]+ core hours of work, \d+ MiB of results$", told.stdout, re.MULTILINE)
+    assert "why not tried" not in told.stdout
     assert screen["seconds_per_item"] >= 0.2 / 4  # four images a unit, of .2 s at least
     assert screen["hours"] == pytest.approx(40 * screen["seconds_per_item"] / 3600)
     assert screen["mib"] > 0
