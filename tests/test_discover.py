@@ -632,6 +632,8 @@ def test_what_is_told_by_one_class_that_is_missed_tells_of_no_other() -> None:
     for order in ((nothing, bird, car), (car, bird, nothing)):
         copies = [dict(mode) for mode in order]
         assert ends(*copies) == {"nothing on sand": "-bird on sand"}
+    twin = {**nothing, "failure_mode_id": "screen", "listed": False}  # screening found what the search speaks for
+    assert ends(twin, dict(nothing), dict(bird)) == {"nothing on sand": "-bird on sand"}
     again = [dict(nothing), dict(bird), end(pool, "-bird", "yellow", every, ["bird"])]
     assert ends(*again) == {"nothing on sand": "-bird on sand"}  # of two that are missed alike one has it as a part
 

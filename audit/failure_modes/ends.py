@@ -37,8 +37,9 @@ def join_ends(modes: list[Mode]) -> None:
         said, missing = ([np.packbits(mode["asked"].happens) for mode in each] for each in (says, misses))
         shared = _shared(said, missing, range(len(says)))
         for i in sorted(shared, key=lambda i: -int(shared[i].max())):
-            most = int(shared[i].argmax())
-            if says[most]["listed"] and shared[i][most] >= OTHER_END * np.bitwise_count(said[most]).sum():
+            listed = np.array([mode["listed"] for mode in says])
+            most = int(np.where(listed, shared[i], -1).argmax())
+            if listed[most] and shared[i][most] >= OTHER_END * np.bitwise_count(said[most]).sum():
                 says[most] |= {"listed": False, "part_of": misses[i]["failure_mode_id"]}
                 missing[i] = np.zeros_like(missing[i])  # it is no part itself
         wholes = _wholes(says, modes)
