@@ -190,7 +190,7 @@ def _parts(run: Run, mode: Row, here: Any) -> None:
             whole = queries.mode(run, mode["part_of"])
             why = "beside that one it does not hold"
             if whole and canonical(whole["class_name"]) != canonical(mode["class_name"]):
-                why = "nearly all images on which it happens are of that one, or of it and others"
+                why = "most images on which it happens are of that one, or of it and others"
             st.text(f"This is a part of another failure mode: {why}.", width="content")
             st.page_link(here, label="The whole", query_params={"id": mode["part_of"]})
     parts = gallery.parts_of(run, mode["failure_mode_id"], RELATED)

@@ -541,15 +541,18 @@ def test_beside_others_a_mode_has_to_be_sure_and_large(images: int, rate: float,
 
 
 def test_without_searches_a_planted_failure_is_listed_once(tmp_path: Path) -> None:
-    """f says crab on all sand, so it misses what else is on sand; screening both ways round finds both ends."""
+    """f says crab on all sand, so it misses what else is on sand; screening both ways round finds both ends.
+
+    Of a few classes there are so few images that CLIP's idea of sand does not hold four in five of both.
+    """
     run, _ = Planted(tmp_path).discovered(tmp_path / "run")
     found = run.rows("select * from failure_modes where verdict = 'confirmed'")
-    (listed,) = (mode for mode in found if mode["listed"])
-    assert (listed["model_id"], listed["class_name"], listed["concept"]) == ("f", "crab", "{} on sand")
-    parts = [mode for mode in found if mode is not listed]
-    assert len(parts) >= 3
-    assert {(mode["model_id"], mode["at_fault"], mode["part_of"]) for mode in parts} == {
-        ("g", "f", listed["failure_mode_id"])
+    (said,) = (mode for mode in found if mode["model_id"] == "f")
+    assert (said["class_name"], said["concept"], said["listed"]) == ("crab", "{} on sand", True)
+    parts = [mode for mode in found if not mode["listed"]]
+    assert len(parts) >= 5
+    assert {(mode["model_id"], mode["at_fault"], mode["concept"], mode["part_of"]) for mode in parts} == {
+        ("g", "f", "{} on sand", said["failure_mode_id"])
     }
     assert run.failure_modes() == [mode for mode in run.failure_modes(ends=True) if mode["listed"]]
     assert len(run.failure_modes(ends=True)) == len(run.failure_modes()) + len(parts)
@@ -597,14 +600,15 @@ def test_what_a_model_misses_where_it_says_something_else_is_the_other_end_of_th
     # of which 40 of 60 are crabs and 20 trees: neither is enough, both are, and most are crabs
     both = np.ones(300, np.bool_)
     assert ends(crab(), end(pool, "-car", "anywhere", both, ["car"])) == {}
-    assert ends(crab(), tree, end(pool, "-car", "anywhere", both, ["car"])) == {"-car anywhere": "crab on sand"}
-    # 36 of 40 are nine in ten, 35 are not
-    assert ends(end(pool, "crab", "on sand", sand & (place < 36), ["car", "boat"]), car()) != {}
-    assert ends(end(pool, "crab", "on sand", sand & (place < 35), ["car", "boat"]), car()) == {}
+    for says in ((crab(), tree), (tree, crab())):
+        assert ends(*says, end(pool, "-car", "anywhere", both, ["car"])) == {"-car anywhere": "crab on sand"}
+    # 32 of 40 are four in five, 31 are not
+    assert ends(end(pool, "crab", "on sand", sand & (place < 32), ["car", "boat"]), car()) != {}
+    assert ends(end(pool, "crab", "on sand", sand & (place < 31), ["car", "boat"]), car()) == {}
     # that it says nothing befalls birds alone, so that it misses them says more
     nothing, bird = (end(pool, says, "not on grass", off, ["bird"]) for says in ("nothing", "-bird"))
     assert ends(nothing, bird) == {"nothing not on grass": "-bird not on grass"}
-    few = end(pool, "-bird", "few", off & (place < 50), ["bird"])  # but it does not miss all to which that happens
+    few = end(pool, "-bird", "few", off & (place < 47), ["bird"])  # but it does not miss all to which that happens
     assert ends(end(pool, "nothing", "not on grass", off, ["bird"]), few) == {"-bird few": "nothing not on grass"}
     # of others' mistakes, other images or pairs, and of what is not confirmed or another kind, it is no end
     assert ends(crab(verdict="hypothesis"), car()) == ends(crab(), car(verdict="hypothesis")) == {}
@@ -616,7 +620,7 @@ def test_what_a_model_misses_where_it_says_something_else_is_the_other_end_of_th
     label = {**crab(failure_mode_id="label", kind="confusion", other_model_id=None), "asked": None}
     assert ends(crab(listed=False), label, car()) == {"-car on sand": "label"}
     # and what is part of a larger one by that one, but not by what is no more than a guess or of another pair or model
-    whole = end(pool, "crab", "anywhere", np.zeros(300, np.bool_), ["car"])
+    whole = end(pool, "crab", "anywhere", sand & (truth == "boat"), ["boat"])
     assert ends(crab(listed=False, part_of="crab anywhere"), whole, car())["-car on sand"] == "crab anywhere"
     for columns in ({"verdict": "hypothesis"}, {"other_model_id": "h"}, {"other_model_id": "h", "at_fault": "h"}):
         assert "-car on sand" not in ends(crab(listed=False), crab(failure_mode_id="other", **columns), car())
@@ -634,8 +638,22 @@ def test_what_is_told_by_one_class_that_is_missed_tells_of_no_other() -> None:
         assert ends(*copies) == {"nothing on sand": "-bird on sand"}
     twin = {**nothing, "failure_mode_id": "screen", "listed": False}  # screening found what the search speaks for
     assert ends(twin, dict(nothing), dict(bird)) == {"nothing on sand": "-bird on sand"}
+    yellow = {**nothing, "failure_mode_id": "nothing yellow"}
+    assert ends(yellow, dict(nothing), dict(bird)) == dict.fromkeys(
+        ("nothing on sand", "nothing yellow"), "-bird on sand"
+    )
     again = [dict(nothing), dict(bird), end(pool, "-bird", "yellow", every, ["bird"])]
     assert ends(*again) == {"nothing on sand": "-bird on sand"}  # of two that are missed alike one has it as a part
+
+
+def test_what_has_a_part_is_none_itself() -> None:
+    """f says nothing of 92 birds and 8 cars on sand, and of 50 cars elsewhere: birds on sand are told as missed."""
+    truth = np.repeat(np.array(["bird", "car"], object), [92, 58])
+    answers = {"f": ["nothing"] * 150, "g": truth.tolist(), "seen": truth.tolist()}
+    pool = real(np.zeros((150, 1)), np.zeros((150, 1)), **answers)
+    sand, every = np.arange(150) < 100, np.ones(150, np.bool_)
+    told = [end(pool, "nothing", "on sand", sand, ["bird"]), end(pool, "nothing", "anywhere", every, ["bird", "car"])]
+    assert ends(*told, end(pool, "-bird", "on sand", sand, ["bird"])) == {"nothing on sand": "-bird on sand"}
 
 
 def test_what_a_neuron_shows_joins_the_disagreement_of_the_same_name() -> None:

@@ -173,7 +173,7 @@ def test_a_part_and_its_whole_lead_to_each_other(run: Run, modes: list[Row], mon
     assert len(named) == 2
     assert named <= {text.value for text in whole.text}
     assert {"Evidence id=part", "Evidence id=end"} <= set(links(whole))
-    for name, why in (("part", "beside that one it does not hold"), ("end", "nearly all images on which it happens")):
+    for name, why in (("part", "beside that one it does not hold"), ("end", "most images on which it happens")):
         part = opened(run, monkeypatch, "one", id=name)
         assert f"This is a part of another failure mode: {why}" in " ".join(text.value for text in part.text)
         assert f"The whole id={modes[0]['failure_mode_id']}" in links(part)

@@ -12,15 +12,15 @@ from audit import discovery as d
 from audit import sentences
 from audit.failure_modes.claims import Mode, place_of
 
-OTHER_END = 0.9  # share of the images on which one mode happens that makes it the other end of others
+OTHER_END = 0.8  # share of the images on which one mode happens that makes it the other end of others
 
 
 def join_ends(modes: list[Mode]) -> None:
     """Find listed modes that are the other end of others, and list them no more.
 
     Who says crab for all that is on sand misses the cars on sand, and the boats, and that is no second failure. What a
-    model misses is the other end of what it says instead where nearly all images on which it misses the class are those
-    on which it says others, and `part_of` the mode that has most of them. But where nearly all of that one's images are
+    model misses is the other end of what it says instead where most images on which it misses the class are those
+    on which it says others, and `part_of` the mode that has most of them. But where most of that one's images are
     of the class, "misses crab" says more than what it says instead, which is then the part.
     """
     pairs: dict[tuple[Any, ...], tuple[list[Mode], list[Mode]]] = {}
@@ -36,11 +36,13 @@ def join_ends(modes: list[Mode]) -> None:
             continue
         said, missing = ([np.packbits(mode["asked"].happens) for mode in each] for each in (says, misses))
         shared = _shared(said, missing, range(len(says)))
+        sizes = np.array([np.bitwise_count(each).sum() for each in said])
         for i in sorted(shared, key=lambda i: -int(shared[i].max())):
             listed = np.array([mode["listed"] for mode in says])
-            most = int(np.where(listed, shared[i], -1).argmax())
-            if listed[most] and shared[i][most] >= OTHER_END * np.bitwise_count(said[most]).sum():
-                says[most] |= {"listed": False, "part_of": misses[i]["failure_mode_id"]}
+            same = listed & (shared[i] >= OTHER_END * sizes)
+            if same[np.where(listed, shared[i], -1).argmax()]:
+                for j in np.flatnonzero(same):
+                    says[j] |= {"listed": False, "part_of": misses[i]["failure_mode_id"]}
                 missing[i] = np.zeros_like(missing[i])  # it is no part itself
         wholes = _wholes(says, modes)
         for i, counts in _shared(said, missing, list(wholes)).items():
@@ -49,14 +51,14 @@ def join_ends(modes: list[Mode]) -> None:
 
 
 def _shared(said: list[NDArray[np.uint8]], missing: list[NDArray[np.uint8]], among: Sequence[int]) -> dict[int, d.Ints]:
-    """Of those whose images are nearly all of what is `said` `among`: how many they share with each of these."""
+    """Of those whose images are most of what is `said` `among`: how many they share with each of these."""
     found, every = {}, np.stack([said[j] for j in among]) if among else np.zeros((0, 0), np.uint8)
     for i, own in enumerate(missing if among else []):
         here = np.flatnonzero(own)
         common = every[:, here] & own[here]
         covered = np.bitwise_count(np.bitwise_or.reduce(common)).sum()
         if len(here) and covered >= OTHER_END * np.bitwise_count(own).sum():
-            found[i] = np.bitwise_count(common).sum(1)
+            found[i] = np.bitwise_count(common).sum(1, dtype=np.int64)
     return found
 
 
