@@ -35,11 +35,16 @@ WANTED = ("*.json", "*.txt", "*.safetensors")
 
 
 def local_folder(
-    ref: str, revision: str | None = None, wanted: Sequence[str] = WANTED, unwanted: Sequence[str] = ()
+    ref: str,
+    revision: str | None = None,
+    wanted: Sequence[str] = WANTED,
+    unwanted: Sequence[str] = (),
+    config: str | None = "config.json",
 ) -> Path:
     """The folder that a reference names, fetched from the hub where it is a hub id with a pinned revision.
 
-    `wanted`, `unwanted`: patterns of file names, for the hub; `*` matches `/` too.
+    `wanted`, `unwanted`: patterns of file names, for the hub; `*` matches `/` too. `config`: the file that a folder
+    must have. Raises ModelError.
     """
     if ref.startswith("zoo:"):
         path = _WEIGHTS / ref.removeprefix("zoo:")
@@ -48,6 +53,9 @@ def local_folder(
             raise ModelError(unknown("zoo model", ref.removeprefix("zoo:"), known))
         return path
     if Path(ref).is_dir():
+        if config is not None and not (Path(ref) / config).is_file():
+            there = ", ".join(sorted(path.name for path in Path(ref).iterdir())[:8])
+            raise ModelError(f"{ref} is no model folder: it has no {config}, and holds {there or 'nothing'}")
         return Path(ref)
     if ref.startswith("/"):
         raise ModelError(f"no model folder at {ref}")

@@ -193,7 +193,10 @@ MODELS: dict[str, tuple[Callable[[Path], dict[str, Any]], Refused | Holds]] = {
         damaged(lambda _: None, class_names=["a", "b"]),
         refused("9 outputs", "class_names gives 2 names"),
     ),
-    "no config": (damaged(lambda model: (model / "config.json").unlink()), refused(LOADS, "model_type")),
+    "no config": (
+        damaged(lambda model: (model / "config.json").unlink()),
+        refused("is no model folder: it has no config.json, and holds"),
+    ),
     "a config that is no JSON": (damaged(text("config.json", "{")), refused(LOADS, "config.json")),
     "a config of an unknown kind": (damaged(config(model_type="nope")), refused(LOADS, "nope")),
     "a config that brings code": (damaged(remote_code), refused(LOADS, "custom code")),

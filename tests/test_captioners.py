@@ -80,5 +80,8 @@ def test_the_digest_follows_the_weights_and_a_wrong_folder_is_named(folder: Path
     assert blip.digest(blip.Options(ref=str(folder))) != before
     weights.write_bytes(kept)
     assert blip.digest(blip.Options(ref=str(folder))) == before
+    with pytest.raises(ModelError, match=r"is no model folder: it has no config.json, and holds nothing"):
+        blip.load(blip.Options(ref=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded as a BLIP model"):
         blip.load(blip.Options(ref=str(tmp_path)))

@@ -168,4 +168,6 @@ def digest(options: Options) -> str:
 
 
 def _folder(options: Options) -> Path:
-    return local_folder(options.ref, options.revision, WANTED, UNWANTED)
+    return local_folder(
+        options.ref, options.revision, WANTED, UNWANTED, None
+    )  # its index is looked at when it is opened
