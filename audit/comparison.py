@@ -139,22 +139,21 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
         answers = said, said if after is before else _answers(after, asked)
         changes += (_change(*two, (old_id, new_id), called, answers) for two in found)
     changes.sort(key=lambda change: (_ORDER.index(change.status), -_impact(change), change.class_name, change.name))
-    told = without_ends(changes)
-    ends = set(map(id, changes)) - set(map(id, told))
-    return Comparison(
-        tuple(told),
-        tuple(change for change in changes if id(change) in ends),
-        tuple(_accuracy(before, after, *pair) for pair in pairs.items()),
-    )
+    told, ends = without_ends(changes)
+    return Comparison(tuple(told), tuple(ends), tuple(_accuracy(before, after, *pair) for pair in pairs.items()))
 
 
 _ORDER = ("new", "unclear", "unchanged", "fixed")
 
 
-def without_ends(changes: list[Change]) -> list[Change]:
-    """Those that are not the other end of another one of which the same is true: each failure once."""
-    told = {(change.status, failure_mode_id) for change in changes for failure_mode_id in change.ids}
-    return [change for change in changes if (change.status, change.shown["part_of"]) not in told]
+def without_ends(changes: list[Change]) -> tuple[list[Change], list[Change]]:
+    """Each failure once; and those that are the other end of one of these, of which the same is true."""
+    known = {(change.status, failure_mode_id) for change in changes for failure_mode_id in change.ids}
+    told: list[Change] = []
+    ends: list[Change] = []
+    for change in changes:
+        (ends if (change.status, change.shown["part_of"]) in known else told).append(change)
+    return told, ends
 
 
 def owner(mode: Row) -> str:

@@ -159,7 +159,7 @@ def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcom
         _check_compared(rule, run, baseline, pairs)
         compared = compare(baseline, run, pairs)
         every = [change for change in (*compared.changes, *compared.ends) if change.status in wanted.status]
-        changes = without_ends([change for change in every if _counts(change.shown, wanted)])
+        changes, _ = without_ends([change for change in every if _counts(change.shown, wanted)])
         words = [
             f"{_words(change.shown)} ({change.status}: {change.reason})"
             for change in changes

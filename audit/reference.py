@@ -34,17 +34,21 @@ ModelRef = Annotated[str, BeforeValidator(_absolute)]
 WANTED = ("*.json", "*.txt", "*.safetensors")
 
 
+def model_folder(ref: str, revision: str | None = None) -> Path:
+    """`local_folder` in the layout of transformers. Raises ModelError where it is none, before anything is loaded."""
+    folder = local_folder(ref, revision)
+    if not (folder / "config.json").is_file():
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+        raise ModelError(f"{ref} is no model folder: it has no config.json, and holds {there or 'nothing'}")
+    return folder
+
+
 def local_folder(
-    ref: str,
-    revision: str | None = None,
-    wanted: Sequence[str] = WANTED,
-    unwanted: Sequence[str] = (),
-    config: str | None = "config.json",
+    ref: str, revision: str | None = None, wanted: Sequence[str] = WANTED, unwanted: Sequence[str] = ()
 ) -> Path:
     """The folder that a reference names, fetched from the hub where it is a hub id with a pinned revision.
 
-    `wanted`, `unwanted`: patterns of file names, for the hub; `*` matches `/` too. `config`: the file that a folder
-    must have. Raises ModelError.
+    `wanted`, `unwanted`: patterns of file names, for the hub; `*` matches `/` too.
     """
     if ref.startswith("zoo:"):
         path = _WEIGHTS / ref.removeprefix("zoo:")
@@ -53,9 +57,6 @@ def local_folder(
             raise ModelError(unknown("zoo model", ref.removeprefix("zoo:"), known))
         return path
     if Path(ref).is_dir():
-        if config is not None and not (Path(ref) / config).is_file():
-            there = ", ".join(sorted(path.name for path in Path(ref).iterdir())[:8])
-            raise ModelError(f"{ref} is no model folder: it has no {config}, and holds {there or 'nothing'}")
         return Path(ref)
     if ref.startswith("/"):
         raise ModelError(f"no model folder at {ref}")

@@ -215,11 +215,11 @@ def _activations(run: Run, neuron: Row) -> None:
 def _headline(neuron: Row, level: int) -> str:
     verdict = neuron["verdict"] or "no evidence"
     colour = _COLOURS.get(verdict, "#555555")
-    words = f"{escape(neuron['model_id'])}: {sentences.neuron_name(neuron)} for “{escape(neuron['class_name'])}”"
+    words = f"{neuron['model_id']}: {sentences.neuron_name(neuron)} for “{neuron['class_name']}”"
     badges = components.badge(verdict, colour)
     if neuron.get("reviewed"):
         badges += " " + components.reviewed(neuron["reviewed"])
-    return f"<h{level} style='margin:0;overflow-wrap:anywhere'>{words}</h{level}>{badges}"
+    return components.heading(words, level) + badges
 
 
 def _sentence(neuron: Row) -> str:

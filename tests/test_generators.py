@@ -101,6 +101,12 @@ def test_an_unusable_pipeline_is_refused_with_what_it_lacks(name: str, folder: P
         diffusers.load(diffusers.Options(ref=str(folder), steps=4))
 
 
+def test_a_job_with_a_folder_that_is_no_pipeline_is_refused_before_it_runs(folder: Path) -> None:
+    BROKEN["no index"][0](folder)
+    with pytest.raises(ModelError, match=BROKEN["no index"][1]):
+        diffusers.digest(diffusers.Options(ref=str(folder)))
+
+
 def test_zero_terminal_snr_works_where_the_first_step_lies_before_it(folder: Path) -> None:
     zero_snr(folder)
     change(folder / "scheduler/scheduler_config.json", timestep_spacing="leading")

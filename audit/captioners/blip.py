@@ -11,7 +11,7 @@ from audit.classifiers import check_whole
 from audit.config import Frozen
 from audit.errors import ModelError
 from audit.predictions import to_uint8
-from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
+from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
 
 
 class Options(Frozen):
@@ -24,7 +24,7 @@ def load(options: Options, device: str = "cpu") -> Captioner:
     """Load a BLIP model for conditional captioning. Captions are the most probable words, nothing is drawn."""
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
-    folder = local_folder(options.ref, options.revision)
+    folder = model_folder(options.ref, options.revision)
     try:
         network, loaded = BlipForConditionalGeneration.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -48,4 +48,4 @@ def load(options: Options, device: str = "cpu") -> Captioner:
 
 
 def digest(options: Options) -> str:
-    return digest_of_folder(local_folder(options.ref, options.revision))
+    return digest_of_folder(model_folder(options.ref, options.revision))

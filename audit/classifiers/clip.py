@@ -13,7 +13,7 @@ from audit.classifiers import Embedder, check_network, check_whole, names_for
 from audit.classifiers.hf import preprocess_of
 from audit.config import Frozen, Names, Template
 from audit.errors import ModelError
-from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
+from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
 
 
 class Options(Frozen):
@@ -27,7 +27,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
     """Load a CLIP model. Logits are the scaled cosine similarities to the classes' prompts."""
     from transformers import CLIPModel, CLIPTokenizer
 
-    folder = local_folder(options.ref, options.revision)
+    folder = model_folder(options.ref, options.revision)
     try:
         network, loaded = CLIPModel.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -66,4 +66,4 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
 
 
 def digest(options: Options) -> str:
-    return digest_of_folder(local_folder(options.ref, options.revision))
+    return digest_of_folder(model_folder(options.ref, options.revision))

@@ -12,7 +12,7 @@ from pydantic import Field
 from audit.classifiers import Classifier, Preprocess, check_network, check_whole, names_for
 from audit.config import Frozen, Names
 from audit.errors import ModelError
-from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, local_folder
+from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
 
 _MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
@@ -29,7 +29,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     """Load safetensors weights; code from the model's repository is never run."""
     from transformers import AutoModelForImageClassification
 
-    folder = local_folder(options.ref, options.revision)
+    folder = model_folder(options.ref, options.revision)
     try:
         network, loaded = AutoModelForImageClassification.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
@@ -93,4 +93,4 @@ def _preprocess(raw: dict[str, Any], path: Path) -> Preprocess:
 
 
 def digest(options: Options) -> str:
-    return digest_of_folder(local_folder(options.ref, options.revision))
+    return digest_of_folder(model_folder(options.ref, options.revision))

@@ -28,9 +28,9 @@ def join_ends(modes: list[Mode]) -> None:
         if mode["verdict"] == "confirmed" and mode["kind"] == "disagreement" and "asked" in mode:
             missed = sentences.misses(mode)
             models = ("other_model_id", "model_id") if missed else ("model_id", "other_model_id")
-            place = id(mode["asked"].real), *(mode[name] for name in models)
+            pair = id(mode["asked"].real), *(mode[name] for name in models)
             if mode["listed"] or not missed:
-                pairs.setdefault(place, ([], []))[missed].append(mode)
+                pairs.setdefault(pair, ([], []))[missed].append(mode)
     for says, misses in pairs.values():
         if not says or not misses:
             continue
@@ -45,15 +45,18 @@ def join_ends(modes: list[Mode]) -> None:
                     says[j] |= {"listed": False, "part_of": misses[i]["failure_mode_id"]}
                 missing[i] = np.zeros_like(missing[i])  # it is no part itself
         wholes = _wholes(says, modes)
-        for i, counts in _shared(said, missing, list(wholes)).items():
-            whole = wholes[list(wholes)[int(counts.argmax())]]
+        among = list(wholes)
+        for i, counts in _shared(said, missing, among).items():
+            whole = wholes[among[int(counts.argmax())]]
             misses[i] |= {"listed": False, "part_of": whole["failure_mode_id"]}
 
 
 def _shared(said: list[NDArray[np.uint8]], missing: list[NDArray[np.uint8]], among: Sequence[int]) -> dict[int, d.Ints]:
     """Of those whose images are most of what is `said` `among`: how many they share with each of these."""
-    found, every = {}, np.stack([said[j] for j in among]) if among else np.zeros((0, 0), np.uint8)
-    for i, own in enumerate(missing if among else []):
+    if not among:
+        return {}
+    found, every = {}, np.stack([said[j] for j in among])
+    for i, own in enumerate(missing):
         here = np.flatnonzero(own)
         common = every[:, here] & own[here]
         covered = np.bitwise_count(np.bitwise_or.reduce(common)).sum()

@@ -141,7 +141,6 @@ def load(options: Options, device: str = "cpu") -> DiffusersGenerator:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     folder = _folder(options)
-    check_folder(options.ref, folder)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,
@@ -168,6 +167,6 @@ def digest(options: Options) -> str:
 
 
 def _folder(options: Options) -> Path:
-    return local_folder(
-        options.ref, options.revision, WANTED, UNWANTED, None
-    )  # its index is looked at when it is opened
+    folder = local_folder(options.ref, options.revision, WANTED, UNWANTED)
+    check_folder(options.ref, folder)
+    return folder

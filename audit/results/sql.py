@@ -252,7 +252,7 @@ class Run:
         ends: with those that are the other end of one, what a model misses where it says something else.
         """
         rows = self.rows(
-            f"select * from {CONCERNING if ends else 'failure_modes'} where listed or {ends} "
+            f"select * from {CONCERNING if ends else '(from failure_modes where listed)'} "
             "order by verdict, impact desc nulls last, effect desc nulls last, failure_mode_id"
         )
         return FailureModes(self, rows)
