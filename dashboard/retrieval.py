@@ -84,7 +84,7 @@ def show(run: Run) -> None:
             format_func=lambda key: sentences.claim(modes[key]) if key else "none",
             key=f"mode {chosen}",
         )
-        roles, among = _roles(run), st.query_params.get("role")
+        roles, among = list[str](queries.roles(run)), st.query_params.get("role")
         role = middle.selectbox("among", roles, roles.index(among) if among in roles else 0, key=f"among {chosen}")
         top = right.number_input("how many", 1, MOST, _top(st.query_params.get("top", "")), key=f"top {chosen}")
         submitted = st.form_submit_button("Find images", type="primary")
@@ -108,13 +108,6 @@ def _top(asked: str) -> int:
 def _into_address(query: str, role: str, top: int, mode_id: str | None) -> None:
     """So that a link leads to what was found."""
     st.query_params.from_dict({"q": query, "role": role, "top": str(top), **({"id": mode_id} if mode_id else {})})
-
-
-def _roles(run: Run) -> list[str]:
-    """The roles that have images, the pool first."""
-    head = queries.header(run)
-    there = [role for role, images in (("pool", head["pool"]), ("data", head["images"])) if images]
-    return [*there, "both"] if len(there) == 2 else there or ["pool"]
 
 
 def _show_found(found: Row) -> None:

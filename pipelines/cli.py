@@ -287,7 +287,10 @@ def retrieve(
     run: RunFolder,
     query: Annotated[str, typer.Argument(help="What the images show; after -- where it begins with a dash")],
     top: Annotated[int, typer.Option(help="How many images, the most similar ones")] = 20,
-    role: Annotated[Literal["pool", "data", "both"], typer.Option(help="Among which images")] = "pool",
+    role: Annotated[
+        Optional[Literal["pool", "data", "both"]],
+        typer.Option(help="Among which images; default: the pool's, or the data's of a run without a pool"),
+    ] = None,
     mode: Annotated[
         Optional[str], typer.Option(help="A failure_mode_id: test whether its models disagree more on these images")
     ] = None,
@@ -298,6 +301,7 @@ def retrieve(
     images: Annotated[Optional[Path], typer.Option(help="New folder to write the images to")] = None,
 ) -> None:
     """Find real images by words, and what the models say of them."""
+    from audit.results.queries import roles
     from audit.results.sql import Run
     from audit.retrieval import checked_query, embedder_of, retrieve
     from pipelines.retrieve import tables, with_thumbnails, write_images
@@ -306,7 +310,7 @@ def retrieve(
         opened = Run(located(run))
         text = checked_query(query)  # before the seconds that the text model takes to load
         with for_json(as_json):
-            found = retrieve(opened, embedder_of(opened), text, role, top, mode)
+            found = retrieve(opened, embedder_of(opened), text, role or roles(opened)[0], top, mode)
         if images is not None:
             count = write_images(opened, found, images)
             err.print(f"wrote {count} of {len(found.rows)} images to {images}", markup=False, highlight=False)

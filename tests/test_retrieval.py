@@ -28,6 +28,7 @@ from audit.classifiers import Embedder, Preprocess
 from audit.config import load_job
 from audit.errors import ConfigError, ModelError
 from audit.originals import contents, thumbnails
+from audit.results import queries
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.retrieval import LONGEST_QUERY, checked_query, embedder_of, retrieve
@@ -360,6 +361,20 @@ def test_the_command_prints_a_table_for_people(run: Run) -> None:
     assert "shortcut-a says crab and reference does not: on " in done.stdout
     empty = audit(str(run.root), " ")
     assert (empty.returncode, "the query is empty" in empty.stderr) == (2, True)
+
+
+def test_a_run_without_a_pool_is_asked_for_its_own_images(run: Run, tmp_path: Path) -> None:
+    assert queries.roles(run) == ["pool", "data", "both"]
+    export("labelled", tmp_path / "labelled", "folder", 8)
+    job = "".join(line for line in JOB.splitlines(keepends=True) if not line.startswith("pool:"))
+    (tmp_path / "job.yaml").write_text(job)
+    alone = done(load_job(tmp_path / "job.yaml"), tmp_path / "run", 8)
+    assert queries.roles(alone) == ["data"]
+    asked = audit(str(alone.root), "a crab", "--top", "3", "--json")
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout)
+    assert (answer["role"], answer["images"], len(answer["rows"])) == ("data", 8, 3)
+    assert audit(str(alone.root), "a crab", "--role", "pool").returncode == 2
 
 
 def test_the_page_passes_the_query_as_one_argument(run: Run) -> None:

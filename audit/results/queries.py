@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from audit.results.sql import CONCERNING, Run
 
@@ -24,6 +24,14 @@ def header(run: Run) -> Row:
         "from runs"
     )
     return rows[0]
+
+
+def roles(run: Run) -> list[Literal["pool", "data", "both"]]:
+    """Among which images one can look: those of the roles that have any, the pool first; the pool where none has."""
+    head = header(run)
+    if head["pool"] and head["images"]:
+        return ["pool", "data", "both"]
+    return ["data"] if head["images"] else ["pool"]
 
 
 def audited(run: Run) -> list[Row]:
