@@ -7,7 +7,7 @@ model's numbers may change and is found without loading the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from audit.class_names import canonical
 from audit.errors import ModelError, unknown
+from audit.results.warnings import RunWarning
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -66,13 +67,15 @@ def _centre_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
 class Classifier:
     """A classifier under audit.
 
-    `forward` maps preprocessed images (b, 3, *preprocess.size) to logits (b, classes).
+    `forward` maps preprocessed images (b, 3, *preprocess.size) to logits (b, classes). `warnings`: what its loader
+    could not know.
     """
 
     class_names: tuple[str, ...]
     preprocess: Preprocess
     forward: Forward
     network: nn.Module
+    warnings: tuple[RunWarning, ...] = field(default=(), kw_only=True)
 
     def logits(self, x: Tensor) -> Tensor:
         """RGB (b, 3, h, w) in [0, 1] to logits (b, classes), float32; differentiable in x."""

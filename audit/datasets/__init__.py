@@ -24,6 +24,10 @@ class Entry(NamedTuple):
 class DataSource(Protocol):
     """What a plugin's `open_source(options)` returns."""
 
+    def classes(self) -> tuple[str, ...]:
+        """The classes that the data set itself declares, in its own order, also those without images (a ClassLabel's
+        names, `class_names` of the options); empty where it declares none."""
+
     def entries(self) -> Iterator[Entry]:
         """All entries, in a stable order, as they are listed: none is kept. Raises DataError where the data set cannot
         be listed, DataUnavailable where it cannot be now."""

@@ -58,6 +58,9 @@ class CsvSource:
         self.files = files_at(self.root)
         self._elsewhere = lru_cache(maxsize=64)(files_at)
 
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
     def entries(self) -> Iterator[Entry]:
         options, listed = self.options, 0
         for number, row in self._rows():

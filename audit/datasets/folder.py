@@ -63,6 +63,9 @@ class FolderSource:
                 f"label_pattern {options.label_pattern!r} is not a regular expression: {error}"
             ) from error
 
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
     def entries(self) -> Iterator[Entry]:
         listed = 0
         for relative, reason in self._all():

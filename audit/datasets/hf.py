@@ -71,6 +71,9 @@ class HfSource:
     def __init__(self, options: Options) -> None:
         self.options = options
 
+    def classes(self) -> tuple[str, ...]:
+        return self._opened.classes()
+
     def entries(self) -> Iterator[Entry]:
         return self._opened.entries()
 
@@ -143,6 +146,9 @@ class _Rows:
         self.rows = rows.with_format("arrow")
         self._columns: dict[str, datasets.Dataset] = {}
         check_columns(self.rows.features.arrow_schema, options, f"{options.path}, split {split}")
+
+    def classes(self) -> tuple[str, ...]:
+        return ()
 
     def entries(self) -> Iterator[Entry]:
         options, schema = self.options, self.rows.features.arrow_schema

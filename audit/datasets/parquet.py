@@ -53,6 +53,9 @@ class ParquetSource:
     def _places(self) -> tuple[Files, list[str]]:
         return self._given or matching(self.options.path, ".parquet")
 
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
     def entries(self) -> Iterator[Entry]:
         listed = 0
         for name in self._places[1]:

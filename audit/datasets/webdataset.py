@@ -83,6 +83,9 @@ class WebDatasetSource:
                 )
         return files, names
 
+    def classes(self) -> tuple[str, ...]:
+        return ()
+
     def entries(self) -> Iterator[Entry]:
         listed = lost = 0
         for shard in self._places[1]:

@@ -47,6 +47,24 @@ TABLES: dict[str, pa.Schema] = {
             "error": (_S, "why it was quarantined"),
         },
     ),
+    "warnings": _table(
+        "what a job cannot know or doubts about its models and data",
+        {
+            "code": (_S, "short stable word for its kind"),
+            "message": (_S, "one line for people"),
+            "model_id": (_S, "model that it is about; NULL for all"),
+            "role": (_S, "data or pool, where it is about one of them"),
+            "items": (_I, "how many images it is about"),
+            "blocks_gate": (_B, "whether a gate refuses to pass while it stands"),
+        },
+    ),
+    "classes": _table(
+        "a class that the data set itself declares, also one without images",
+        {
+            "class_name": (_S, "its name"),
+            "position": (_I, "its place in the data set's own order, from 0"),
+        },
+    ),
     "items": _table(
         "an input image, at a place of a data set",
         {
