@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from audit.class_names import spaced
 from audit.diffusion.prompt_to_prompt import edited, name_in
 
 
@@ -19,7 +20,7 @@ def captioned(source: str, template: str, caption: str | None, label: str | None
     """
     if caption is None:
         return template.format(source)
-    for name in (source, label.replace("_", " ") if label else None):
+    for name in (source, spaced(label) if label else None):
         if name and names(caption, name):
             return edited(caption, name, source)
     return f"{template.format(source)}, {caption}"

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.class_names import canonical
+from audit.class_names import spaced
 from audit.classifiers import Embedder
 from audit.models import Models
 
 
 @dataclass(frozen=True)
 class Check:
-    """`check_id`: a model id, or embedder. Names are canonical.
+    """`check_id`: a model id, or embedder.
 
     of_images: class names for images (b, 3, h, w). of_real: class names (n,) from stored embeddings (n, d), or, where
     the check is a model of the job, its id: its predictions are stored.
@@ -31,7 +31,7 @@ class Check:
     @torch.no_grad()
     def sees(self, images: Tensor, class_name: str) -> list[bool]:
         """Whether it sees the class on each of images (b, 3, h, w)."""
-        return [name == canonical(class_name) for name in self.of_images(images)]
+        return [name == class_name for name in self.of_images(images)]
 
 
 def check_of(models: Models, model_id: str | None, prompt: str) -> Check:
@@ -44,8 +44,8 @@ def check_of(models: Models, model_id: str | None, prompt: str) -> Check:
 
 def zero_shot(embedder: Embedder, classes: Sequence[str], prompt: str) -> Check:
     """The class whose prompt, with its name for '{}', is nearest to the image."""
-    names = [canonical(name) for name in classes]
-    texts = embedder.embed_texts([prompt.format(name.replace("_", " ")) for name in classes])
+    names = list(classes)
+    texts = embedder.embed_texts([prompt.format(spaced(name)) for name in classes])
 
     def nearest(embeddings: Tensor) -> list[str]:
         return [names[i] for i in (embeddings.cpu() @ texts.T).argmax(-1).tolist()]
@@ -58,5 +58,5 @@ def zero_shot(embedder: Embedder, classes: Sequence[str], prompt: str) -> Check:
 
 def _of_model(models: Models, model_id: str) -> Check:
     model = models.classifier(model_id)
-    names = [canonical(name) for name in model.class_names]
+    names = model.class_names
     return Check(model_id, lambda images: [names[i] for i in model.logits(images).argmax(-1).tolist()], model_id)

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import duckdb
 from scipy import stats
 
-from audit.class_names import canonical
 from audit.errors import ConfigError
 from audit.results.sql import Run
 from audit.sentences import misses
@@ -168,11 +167,11 @@ def twins_of(first: list[Row], second: list[Row], called: Mapping[str, str] | No
     found: dict[int, int] = {}
     free: dict[str, list[int]] = {}
     for j, mode in enumerate(second):
-        free.setdefault(canonical(mode["class_name"]), []).append(j)
+        free.setdefault(mode["class_name"], []).append(j)
     first = [{**mode, "other_model_id": (called or {}).get(o := mode["other_model_id"], o)} for mode in first]
     for same in (_same_pair, _same_concept, _same_evidence):
         for i, mode in enumerate(first):
-            left = free.get(canonical(mode["class_name"]), [])
+            left = free.get(mode["class_name"], [])
             twin = None if i in found else next((j for j in left if same(mode, second[j])), None)
             if twin is not None:
                 found[i] = twin
@@ -270,7 +269,7 @@ def _change(
 def _happens(mode: Row, says: str | None, misses: str | None, answers: _Said) -> dict[str, bool]:
     """Of a mode's images of which a run has answers, to which it happens: `says` is in this run the model that says the
     class, `misses` the one that does not; None where that is no model that both runs have, and is not asked."""
-    name = canonical(mode["class_name"])
+    name = mode["class_name"]
     told = [(answers.get(model, {}), it_says) for model, it_says in ((says, True), (misses, False)) if model]
     return {
         item_id: all((side[item_id] == name) is it_says for side, it_says in told)
@@ -295,7 +294,7 @@ def _answers(run: Run, item_ids: set[str]) -> _Said:
     said: dict[str, dict[str, str]] = {}
     if item_ids:
         rows = run.rows(
-            "select model_id, item_id, canonical(any_value(predicted)) as says from predictions "
+            "select model_id, item_id, any_value(predicted) as says from predictions "
             "where role in ('data', 'pool') and status = 'ok' and item_id in (select unnest(?)) "
             "group by model_id, item_id",
             [sorted(item_ids)],

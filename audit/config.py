@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -87,6 +88,48 @@ class Plugin(Frozen):
         return {"plugin": self.name, **self.options.model_dump(mode="json")}
 
 
+def _pairs_of_file(value: Any, info: ValidationInfo) -> Any:
+    """'by_position' stays; any other text is a file of pairs: YAML or JSON, or two columns of CSV or TSV."""
+    if not isinstance(value, str) or value == "by_position":
+        return value
+    path = _resolved(value, info)
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the file of labels {path}: {error}; or write by_position, or pairs") from error
+    if path.suffix in (".csv", ".tsv"):
+        rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",") if row]
+        if any(len(row) != 2 for row in rows):
+            raise ValueError(f"{path}: each line needs two columns, the label and the model's name of it")
+        return {label.strip(): name.strip() or None for label, name in rows}
+    return parse_yaml(text, f"file of labels {path}")
+
+
+LabelPairs = Annotated[
+    dict[str, str | int | None] | Literal["by_position"],
+    BeforeValidator(_pairs_of_file),
+]
+
+
+class LabelOptions(Frozen):
+    """How the labels of the data set are matched with the outputs of a model."""
+
+    labels: LabelPairs | None = Field(
+        None,
+        description="from a label to the model's name, or number, of it, null for a class that the model does not "
+        "have; a file of such pairs; or by_position, where labels are the numbers of outputs",
+    )
+
+
+class Model(Plugin):
+    """A model under audit: its loader and, where the job says so, what labels are called by the model."""
+
+    labels: dict[str, str | int | None] | Literal["by_position"] | None = None
+
+    def dump(self) -> dict[str, Any]:
+        return super().dump() | ({} if self.labels is None else {"labels": self.labels})
+
+
 class Compute(Frozen):
     """Where the work runs. Nothing in here changes a result."""
 
@@ -141,7 +184,7 @@ class Job(Frozen):
     seed: int = 0
     data: Plugin
     pool: Plugin | None = None
-    models: dict[str, Plugin]
+    models: dict[str, Model]
     embedder: Plugin | None = None
     captioner: Plugin | None = None
     generator: Plugin | None = None
@@ -204,20 +247,25 @@ def parse_job(raw: Any, folder: Path) -> Job:
     return checked(Job, raw, "job file", context)
 
 
-def _models(raw: Any, context: Mapping[str, Any]) -> dict[str, Plugin]:
+def _models(raw: Any, context: Mapping[str, Any]) -> dict[str, Model]:
     if not isinstance(raw, list) or not raw:
         raise ConfigError("'models' is a list with at least one model, such as: - {id: new, loader: hf, ref: path}")
-    models: dict[str, Plugin] = {}
+    models: dict[str, Model] = {}
     for i, entry in enumerate(raw):
         where = f"models[{i}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
             raise ConfigError(f"{where} needs an 'id' of text that names the model in all results")
         if entry["id"] in models:
             raise ConfigError(f"{where} repeats the id {entry['id']!r}; every model needs its own")
-        models[entry["id"]] = _plugin(
-            "classifiers", "loader", {k: v for k, v in entry.items() if k != "id"}, where, context
-        )
+        models[entry["id"]] = _model(entry, where, context)
     return models
+
+
+def _model(entry: Mapping[str, Any], where: str, context: Mapping[str, Any]) -> Model:
+    own = {key: value for key, value in entry.items() if key not in ("id", *LabelOptions.model_fields)}
+    plugin = _plugin("classifiers", "loader", own, where, context)
+    labels = {key: entry[key] for key in LabelOptions.model_fields if key in entry}
+    return Model(name=plugin.name, options=plugin.options, labels=checked(LabelOptions, labels, where, context).labels)
 
 
 def _stage(raw: Any, where: str, context: Mapping[str, Any]) -> Plugin:
@@ -248,6 +296,11 @@ def restored(family: Any, dumped: Mapping[str, Any]) -> Plugin:
     return Plugin(name=dumped["plugin"], options=checked(module.Options, options, dumped["plugin"], _RESTORED))
 
 
+def _restored_model(dumped: Mapping[str, Any]) -> Model:
+    plugin = restored("classifiers", {key: value for key, value in dumped.items() if key != "labels"})
+    return Model(name=plugin.name, options=plugin.options, labels=dumped.get("labels"))
+
+
 def is_restored(info: ValidationInfo) -> bool:
     """Whether options are read from a run's record, which leaves out places that decide nothing."""
     return bool((info.context or {}).get("restored"))
@@ -260,7 +313,7 @@ def restored_job(numbers: Mapping[str, Any], compute: Mapping[str, Any], output:
     for key, family in _OPTIONAL.items():
         if key in raw:
             raw[key] = restored(family, raw[key])
-    raw["models"] = {name: restored("classifiers", model) for name, model in raw["models"].items()}
+    raw["models"] = {name: _restored_model(model) for name, model in raw["models"].items()}
     raw["stages"] = tuple(restored("methods", stage) for stage in raw["stages"])
     raw["compute"] = checked(Compute, compute, "compute", {})
     raw["output"] = Output(uri=str(output))

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 from pydantic import Field, model_validator
 
-from audit.class_names import canonical
+from audit.class_names import resolve
 from audit.comparison import Status, compare, models_of, owner, pairs_of, with_namesakes, without_ends
 from audit.config import AnyPlace, Frozen, Names, checked, parse_yaml
 from audit.errors import ConfigError, unknown
@@ -190,10 +190,10 @@ def _check_names(rule: str, wanted: Modes, run: Run) -> None:
         "not null union select class_name from failure_modes union select predicted from predictions "
         "where predicted is not null"
     )
-    known = {canonical(row["name"]): row["name"] for row in rows}
+    known = [row["name"] for row in rows]
     for name in wanted.classes:
-        if canonical(name) not in known:
-            raise ConfigError(f"rule {rule!r}: {unknown('class', name, known.values())}")
+        if resolve(name, known) is None:
+            raise ConfigError(f"rule {rule!r}: {unknown('class', name, known)}")
 
 
 def _check_compared(rule: Rule, run: Run, baseline: Run, pairs: Mapping[str, str]) -> None:
@@ -212,7 +212,7 @@ def _check_compared(rule: Rule, run: Run, baseline: Run, pairs: Mapping[str, str
 def _counts(mode: Row, wanted: Modes) -> bool:
     return (
         wanted.model in (None, owner(mode))
-        and (wanted.classes is None or canonical(mode["class_name"]) in map(canonical, wanted.classes))
+        and (wanted.classes is None or resolve(mode["class_name"], wanted.classes) is not None)
         and (mode["impact"] or 0.0) >= wanted.least_impact
     )
 

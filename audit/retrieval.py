@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from audit import discovery, registry
-from audit.class_names import canonical
 from audit.config import Plugin, restored
 from audit.embedding_index import available, index_of
 from audit.errors import ConfigError, ModelError, unknown
@@ -233,11 +232,11 @@ def _disagree(item: Row, mode: Row) -> bool | None:
 
     None where one of them says nothing.
     """
-    names = {row["model_id"]: canonical(row["predicted"]) for row in item["said"] if row["predicted"] is not None}
+    names = {row["model_id"]: row["predicted"] for row in item["said"] if row["predicted"] is not None}
     other = names.get(mode["other_model_id"])
     if mode["other_model_id"] is None:
-        other = None if item["label"] is None else canonical(item["label"])
-    first, name = names.get(mode["model_id"]), canonical(mode["class_name"])
+        other = item["label"]
+    first, name = names.get(mode["model_id"]), mode["class_name"]
     return None if first is None or other is None else first == name and other != name
 
 
@@ -267,7 +266,7 @@ def _tested(run: Run, mode: Row, ids: list[str], screened: _Screened) -> Row:
     counts = run.rows(
         f"with candidates as ({screened.query}) "
         "select list_contains(?::varchar[], item_id) as retrieved, count(*) as images, "
-        f"count(*) filter (canonical(a.predicted) = canonical(?) and canonical({against}) <> canonical(?)) as hits "
+        f"count(*) filter (a.predicted = ? and {against} <> ?) as hits "
         f"from candidates join predictions a using (item_id, role) {joined} group by all",
         [*screened.parameters, ids, *[mode["class_name"]] * 2, *models],
     )

@@ -12,7 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from audit import suspects
-from audit.class_names import canonical
 from audit.decode import decode
 from audit.models import Models
 from audit.neurons import stored_as
@@ -30,7 +29,7 @@ _PREDICTIONS = "select item_id, role, predicted as checked from predictions wher
 
 @dataclass(frozen=True)
 class Screened:
-    """Real images of data set and pool. Names are canonical; `labels` are '' where there is none."""
+    """Real images of data set and pool. `labels` are '' where there is none."""
 
     ids: Names
     activations: Floats
@@ -44,7 +43,7 @@ class Screened:
         Triggers are told by images that propose failure modes alone, as what is asked of the others must not be why a
         unit was chosen: they count as if the check saw the class, and so are on neither side.
         """
-        name = canonical(class_name)
+        name = class_name
         labelled, says, sees = self.labels == name, self.says == name, self.checks == name
         apart = sees | ~naming_half(self.ids)
         return suspects.rank(self.activations.astype(np.float64), weights, labelled, says, apart)
@@ -92,8 +91,8 @@ def matrix(column: pa.ChunkedArray) -> Floats:
 
 
 def names(column: pa.ChunkedArray) -> Names:
-    known = {name: canonical(name) for name in column.unique().to_pylist()}
-    return np.array([known[name] for name in column.to_pylist()], object)
+    """A column of text to (n,)."""
+    return np.array(column.to_pylist(), object)
 
 
 def originals(run: Run, models: Models, item_ids: list[str]) -> list[dict[str, Any]]:

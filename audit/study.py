@@ -97,7 +97,7 @@ def references(run: Run, class_name: str, but: str, most: int = 4) -> list[str]:
     """Images of a class in the data set of which the run keeps pictures, without `but`: image ids."""
     rows = run.rows(
         "select distinct image_id from images join items on item_id = image_id "
-        "where role = 'data' and canonical(label) = canonical(?) and image_id <> ? order by image_id limit ?",
+        "where role = 'data' and label = ? and image_id <> ? order by image_id limit ?",
         [class_name, but, most],
     )
     return [row["image_id"] for row in rows]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audit.captions import captioned
-from audit.class_names import canonical
+from audit.class_names import spaced
 from audit.decode import decode, decode_mask
 from audit.errors import BadItem
 from audit.predictions import to_tensor
@@ -45,11 +45,6 @@ class Subject:
             self.mask = fitted(grey.expand(3, -1, -1), size)[0]
 
 
-def spelled(class_name: str) -> str:
-    """A class as prompts say it."""
-    return class_name.replace("_", " ")
-
-
 def subjects_of(item: Sequence[Any], options: Any) -> list[Subject]:
     """An item of a plan (uri, id, label, caption, predicted class, targets), once for each source class.
 
@@ -61,7 +56,7 @@ def subjects_of(item: Sequence[Any], options: Any) -> list[Subject]:
     sources = {attribute[0]: targets} if attribute else by_source(label, predicted, targets)
     found = []
     for source, named in sources.items():
-        word = spelled(label) if options.prompt == "keep" and label and not attribute else source
+        word = spaced(label if options.prompt == "keep" and label and not attribute else source)
         found.append(Subject(item_id, source, word, captioned(word, options.template, told, label), named))
     return found
 
@@ -70,8 +65,8 @@ def by_source(label: str | None, predicted: str, targets: list[str]) -> dict[str
     """Targets by the class that they start from: the label or, where that is the target, what the model says."""
     found: dict[str, list[str]] = {}
     for target in targets:
-        source = predicted if label is None or canonical(target) == canonical(label) else label
-        found.setdefault(spelled(source), []).append(target)
+        source = predicted if label is None or target == label else label
+        found.setdefault(source, []).append(target)
     return found
 
 

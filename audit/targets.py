@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from audit.class_names import canonical
+from audit.class_names import resolve, spaced
 from audit.config import Frozen, LocalPath, Names, is_restored
 from audit.errors import ConfigError, unknown
 from audit.wordnet import WordNet, offset_of
@@ -72,11 +72,11 @@ def targets_of(
     `label`: of the data set. Raises ConfigError where `check_target` does, except that a label which the model does
     not know is no target.
     """
-    spelled = {canonical(name): name for name in reversed(class_names)}
-    asked = [canonical(name) for name in _asked(target, predicted, label, top_classes, class_names)]
+    asked = _asked(target, predicted, label, top_classes, class_names)
     if target.rule != "label":
         _refuse_unknown(asked, class_names)
-    return [spelled[name] for name in dict.fromkeys(asked) if name in spelled and name != canonical(predicted)]
+    meant = dict.fromkeys(resolve(name, class_names) for name in asked)
+    return [name for name in meant if name is not None and name != predicted]
 
 
 def _asked(
@@ -84,7 +84,7 @@ def _asked(
 ) -> Sequence[str]:
     match target.rule:
         case "runner_up":
-            return [name for name in top_classes if canonical(name) != canonical(predicted)][:1]
+            return [name for name in top_classes if name != predicted][:1]
         case "label":
             return [] if label is None else [label]
         case "named":
@@ -96,7 +96,7 @@ def _asked(
 
 
 def _among(name: str, names: Iterable[str]) -> bool:
-    return canonical(name) in {canonical(other) for other in names}
+    return resolve(name, names) is not None
 
 
 def check_target(target: Target, class_names: Sequence[str]) -> None:
@@ -111,9 +111,8 @@ def check_target(target: Target, class_names: Sequence[str]) -> None:
 
 
 def _refuse_unknown(names: Iterable[str], class_names: Sequence[str]) -> None:
-    known = {canonical(name) for name in class_names}
     for name in names:
-        if canonical(name) not in known:
+        if resolve(name, class_names) is None:
             raise ConfigError(f"target: {unknown('class', name, class_names)}")
 
 
@@ -122,11 +121,11 @@ def _near(target: Target, predicted: str, class_names: tuple[str, ...]) -> list[
     _refuse_unknown([predicted], class_names)
     synsets = _synsets(target, class_names)
     wordnet = _opened(_place(target))
-    own = synsets[[canonical(name) for name in class_names].index(canonical(predicted))]
+    own = synsets[class_names.index(predicted)]
     far = []
     for name, synset in zip(class_names, synsets, strict=True):
         steps = wordnet.distance(own, synset)
-        if canonical(name) != canonical(predicted) and steps is not None:
+        if name != predicted and steps is not None:
             far.append((steps, name))
     return [name for _, name in sorted(far, key=lambda pair: pair[0])][: target.count]
 
@@ -145,8 +144,8 @@ def _place(target: Target) -> Path:
 
 
 def _synsets(target: Target, class_names: tuple[str, ...]) -> tuple[int, ...]:
-    given = {canonical(name): wordnet_id for name, wordnet_id in target.wordnet_ids.items()}
-    return _resolved(_place(target), class_names, tuple(given.get(canonical(name)) for name in class_names))
+    given = {resolve(name, class_names): wordnet_id for name, wordnet_id in target.wordnet_ids.items()}
+    return _resolved(_place(target), class_names, tuple(given.get(name) for name in class_names))
 
 
 @lru_cache(maxsize=4)
@@ -156,7 +155,7 @@ def _resolved(folder: Path, class_names: tuple[str, ...], given: tuple[str | Non
     'tench, Tinca tinca' has two parts. Raises ConfigError that lists the classes which are none, or several.
     """
     wordnet = _opened(folder)
-    parts = {name: [part.strip().replace("_", " ") for part in name.split(",")] for name in class_names}
+    parts = {name: [spaced(part.strip()) for part in name.split(",")] for name in class_names}
     senses = wordnet.senses({part for found in parts.values() for part in found})
     synsets: list[int] = []
     doubtful: list[str] = []

@@ -16,6 +16,7 @@ import torch
 from audit import registry, sentences
 from audit.config import Job
 from audit.errors import ConfigError, DataError, ModelError, StoreError
+from audit.labels.matching import Classes, DataClasses
 from audit.locations import Location
 from audit.memory import is_out_of_memory, settled
 from audit.methods import Context, Unit, stage_names, stages
@@ -54,22 +55,22 @@ class Worker:
         self,
         job: Job,
         root: Location,
-        data_classes: tuple[str, ...],
+        classes: Classes,
         batch_size: int | Literal["auto"],
         sharing: int = 1,
     ) -> None:
         """`sharing`: how many workers share a GPU or, without GPUs, the machine's memory."""
         self.job, self.root, self.batch_size, self.sharing = job, root, batch_size, sharing
         self.store = Store(root)
-        self.models = Models(job, data_classes)
+        self.models = Models(job, classes)
         self.stages = dict(zip(stage_names(job), stages(job), strict=True))
         self._settled: dict[str, tuple[Any, int]] = {}
         self._contexts: dict[str, Context] = {}  # a stage's units read the same rows, which are all committed
 
-    def use_classes(self, data_classes: tuple[str, ...]) -> None:
-        """The labels of the data set, which are known once the inventory is committed."""
-        if data_classes != self.models.data_classes:
-            self.models = Models(self.job, data_classes)
+    def use_classes(self, classes: DataClasses) -> None:
+        """The classes of the data set, which are known once the inventory is committed."""
+        if classes != self.models.classes:
+            self.models = Models(self.job, classes)
             self._contexts.clear()
 
     def run(self, unit: Unit, attempt: int = 1) -> Summary:

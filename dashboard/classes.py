@@ -29,12 +29,12 @@ _CLASSES = (
     "max(value) filter (name = 'kid') as kid, max(value) filter (name = 'auditable') as auditable, "
     "max(reason) filter (name = 'auditable' and value = 0) as reason "
     "from measurements where name in ('agreement', 'kid', 'auditable') group by subject_id), "
-    "modes as (select canonical(class_name) as said, count(*) filter (verdict = 'confirmed') as confirmed, "
+    "modes as (select class_name as said, count(*) filter (verdict = 'confirmed') as confirmed, "
     f"count(*) filter (verdict = 'hypothesis') as hypotheses from {CONCERNING} group by all) "
     "select class, coalesce(images, 0) as images, agreement, kid, "
     "case when auditable is null then 'not tried' when auditable > 0 then 'yes' else coalesce(reason, 'no') end "
     "as auditable, coalesce(confirmed, 0) as confirmed, coalesce(hypotheses, 0) as hypotheses "
-    "from labels full join measured using (class) left join modes on said = canonical(class) order by class"
+    "from labels full join measured using (class) left join modes on said = class order by class"
 )
 
 
@@ -202,7 +202,7 @@ def _models(run: Run, name: str, confusion_page: Any) -> None:
 def _modes(run: Run, name: str, page: Any) -> None:
     """Failure modes in which a model says the class, or misses it."""
     where = f"from {CONCERNING} m left join verdicts v on v.subject_id = m.failure_mode_id "
-    where += "where canonical(class_name) = canonical(?)"
+    where += "where class_name = ?"
     modes = run.rows(
         f"select m.* exclude (showing), v.verdict as reviewed {where} "
         f"order by m.verdict, impact desc nulls last, failure_mode_id limit {MODES}",
@@ -224,7 +224,7 @@ def _modes(run: Run, name: str, page: Any) -> None:
 def _neurons(run: Run, name: str, page: Any) -> None:
     found = run.frame(
         "select n.model_id as model, neuron, n.verdict, v.verdict as reviewed, weight, importance, suspicion, reason "
-        "from neurons n left join verdicts v on v.subject_id = neuron_id where canonical(class_name) = canonical(?) "
+        "from neurons n left join verdicts v on v.subject_id = neuron_id where class_name = ? "
         "order by list_position(['harmful', 'spurious', 'core'], n.verdict) nulls last, model_id, rank nulls last "
         f"limit {SAID}",
         [name],

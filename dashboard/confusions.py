@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from audit.class_names import canonical
+from audit.class_names import folded, resolve
 from audit.results.sql import Run
 from dashboard import components, originals, paging
 from dashboard.cached import Snapshot, snapshot
@@ -38,8 +38,7 @@ def counted(run: Run, model_id: str, right: str | None) -> pd.DataFrame:
         "group by label, predicted order by label, predicted",
         [model_id, right] if right else [model_id],
     )
-    names = {canonical(name): name for name in frame["label"].unique()}
-    frame["says"] = [names.get(canonical(name), name) for name in frame["predicted"]]
+    frame["says"] = frame["predicted"]
     return frame
 
 
@@ -80,8 +79,8 @@ def chosen_classes(frame: pd.DataFrame, search: str) -> list[str]:
     often, every = _often(wrong), sorted({*frame["label"], *frame["says"]})
     if not search.strip():
         return sorted(every if len(every) <= MOST else often[:MOST])
-    wanted = search.strip().casefold()
-    found = [name for name in every if wanted in name.casefold() or wanted in canonical(name)]
+    wanted = folded(search)
+    found = [name for name in every if wanted in folded(name)]
     found = [*(name for name in often if name in found), *(name for name in found if name not in often)][:MOST]
     near = _often(wrong[wrong["label"].isin(found) | wrong["says"].isin(found)]) if found else []
     return sorted([*found, *(name for name in near if name not in found)][:MOST])
@@ -136,8 +135,7 @@ def show(run: Run) -> None:
 def _cell_of(frame: pd.DataFrame) -> tuple[str | None, str | None]:
     """The cell that the address names; what the model says may be written as the model does."""
     label, says = st.query_params.get("label"), st.query_params.get("says")
-    written = {canonical(name): name for name in frame["says"]}
-    return label, None if says is None else written.get(canonical(says), says)
+    return label, None if says is None else resolve(says, frame["says"]) or says
 
 
 @st.cache_data(max_entries=16)

@@ -9,7 +9,6 @@ import pandas as pd
 import streamlit as st
 
 from audit import sentences
-from audit.class_names import canonical
 from audit.results import gallery, queries
 from audit.results.queries import NOT_REVIEWED, Row
 from audit.results.sql import Run
@@ -189,7 +188,7 @@ def _parts(run: Run, mode: Row, here: Any) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             whole = queries.mode(run, mode["part_of"])
             why = "beside that one it does not hold"
-            if whole and canonical(whole["class_name"]) != canonical(mode["class_name"]):
+            if whole and whole["class_name"] != mode["class_name"]:
                 why = "most images on which it happens are of that one, or of it and others"
             st.text(f"This is a part of another failure mode: {why}.", width="content")
             st.page_link(here, label="The whole", query_params={"id": mode["part_of"]})

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from audit.artefacts import FOLDER
+from audit.class_names import in_order
 from audit.config import Job
 from audit.datasets import Entry
 from audit.errors import AuditError
+from audit.labels.matching import DataClasses
 from audit.methods import INVENTORY, Counts, Unit, check_order, module_of, stage_names, unit_of
 from audit.methods.inventory import payload_of
 from audit.models import digests, open_source
@@ -64,7 +66,7 @@ def forecast(job: Job, calibrate: bool = True, tell: Callable[[str], None] = lam
     for name in stage_names(job):
         plugin, module = module_of(job, name)
         stages.append(Forecast(name, module.expected(plugin.options, counts)))
-    return _calibrated(job, stages, sample, tell) if calibrate else stages
+    return _calibrated(job, stages, sample, counts.classes, tell) if calibrate else stages
 
 
 def _listed(job: Job) -> tuple[Counts, dict[str, list[tuple[int, Entry]]]]:
@@ -82,7 +84,7 @@ def _listed(job: Job) -> tuple[Counts, dict[str, list[tuple[int, Entry]]]]:
             if len(held) < IMAGES:
                 held.append((position, entry))
         sample[role] = sorted(islice(_in_turn(list(by_label.values())), IMAGES), key=lambda one: one[0])
-    return Counts(total["data"], total["pool"], tuple(sorted(labels))), sample
+    return Counts(total["data"], total["pool"], in_order(labels)), sample
 
 
 def _in_turn(groups: list[list[tuple[int, Entry]]]) -> Iterator[tuple[int, Entry]]:
@@ -92,21 +94,26 @@ def _in_turn(groups: list[list[tuple[int, Entry]]]) -> Iterator[tuple[int, Entry
 
 
 def _calibrated(
-    job: Job, stages: list[Forecast], sample: dict[str, list[tuple[int, Entry]]], tell: Callable[[str], None]
+    job: Job,
+    stages: list[Forecast],
+    sample: dict[str, list[tuple[int, Entry]]],
+    labels: tuple[str, ...],
+    tell: Callable[[str], None],
 ) -> list[Forecast]:
     """The stages with times and sizes, from a small run in a temporary folder that inherits the job's settings."""
     found: list[Forecast] = []
+    declared = open_source(job, "data").classes() or labels  # of all images, not of the few that are tried
     with tempfile.TemporaryDirectory(prefix="audit-plan-") as folder:
         root = Path(folder) / "run"
         known = open_or_create(job, root, digests(job))
-        store, classes = Store(root), tuple[str, ...]()
+        store, classes = Store(root), DataClasses()
         plugin, module = module_of(job, INVENTORY)
         parts = [
             (role, chosen[start : start + IMAGES // 2])
             for role, chosen in sample.items()
             for start in range(0, len(chosen), IMAGES // 2)
         ]
-        payloads = (payload_of(role, part) for role, part in parts)
+        payloads = (payload_of(role, part, declared) for role, part in parts)
         write_plan(store, INVENTORY, (unit_of(INVENTORY, plugin, module.VERSION, p, job, known) for p in payloads))
         worker = Worker(job, root, classes, job.compute.batch_size)
         with _threads(job) as threads:

@@ -14,6 +14,7 @@ from typing import Any
 from audit import registry
 from audit.config import Job, digest, restored_job
 from audit.errors import ConfigError, StoreError
+from audit.labels.matching import DataClasses, classes_of
 from audit.locations import Location, child, folders, is_uri, located, name_of, parent
 from audit.methods import INVENTORY, stages
 from audit.models import digests, open_source
@@ -178,9 +179,10 @@ def changes_since(job: Job, store: Store, most: int = 5) -> list[str]:
     return told
 
 
-def data_classes(root: Location) -> tuple[str, ...]:
-    """The labels of the data set, sorted, those of unusable images too: known once the inventory is committed."""
-    rows = Run(root, stages={INVENTORY}).rows(
-        "select distinct label from items where role = 'data' and label is not null order by label"
-    )
-    return tuple(row["label"] for row in rows)
+def data_classes(root: Location) -> DataClasses:
+    """The classes of the data set, those of unusable images too: known once the inventory is committed. Classes that
+    the data set declares keep its order; others are in order after them."""
+    run = Run(root, stages={INVENTORY})
+    rows = run.rows("select distinct label from items where role = 'data' and label is not null")
+    declared = run.rows("select class_name from classes group by class_name order by min(position)")
+    return classes_of((row["label"] for row in rows), tuple(row["class_name"] for row in declared))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from audit.config import Job
+from audit.labels.matching import DataClasses
 from audit.locations import Location
 from audit.methods import INVENTORY, module_of, stage_names
 from audit.results.store import Store
@@ -17,7 +18,7 @@ def run_serially(job: Job, root: Location, batch_size: int | Literal["auto"] = "
     """Do every unit of every stage that is not committed; a summary for each that was done now."""
     found = open_or_create(job, root)
     store, summaries = Store(root), []
-    classes: tuple[str, ...] = ()
+    classes = DataClasses()
     for stage in stage_names(job):
         worker, plan = Worker(job, root, classes, batch_size), planned(job, stage, root, found, classes)
         key = getattr(module_of(job, stage)[1], "ITEMS", None)

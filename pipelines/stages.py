@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from audit.config import Job
+from audit.labels.matching import DataClasses
 from audit.locations import Location
 from audit.methods import INVENTORY, Unit, check_classes, module_of, reads, stage_names
 from audit.results.store import Commit, Store
@@ -55,7 +56,7 @@ class Stages:
         """`found`: the digests of the job's models."""
         self.job, self.root, self.found, self.progress = job, root, found, progress
         self.store = Store(root)
-        self.classes: tuple[str, ...] = ()
+        self.classes = DataClasses()
         self.all = [
             Stage(name, reads(job, name), getattr(module_of(job, name)[1], "ITEMS", None)) for name in stage_names(job)
         ]
@@ -101,7 +102,7 @@ class Stages:
         self.progress.end(stage.name)
         if stage.name == INVENTORY:
             self.classes = data_classes(self.root)
-            check_classes(self.job, self.classes)
+            check_classes(self.job, self.classes.labels)
 
     def finished(self) -> bool:
         return all(stage.finished for stage in self.all)

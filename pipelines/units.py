@@ -15,6 +15,7 @@ from typing import Any
 
 from audit.config import Job
 from audit.errors import StoreError
+from audit.labels.matching import Classes
 from audit.locations import Location
 from audit.methods import Context, Payload, Unit, module_of, unit_of
 from audit.models import Models
@@ -52,7 +53,7 @@ def planned(
     stage: str,
     root: Location,
     digests: dict[str, str],
-    classes: tuple[str, ...],
+    classes: Classes,
     before: Collection[str] = (),
     stopping: threading.Event | None = None,
 ) -> Plan:

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from audit.config import Job
 from audit.errors import ConfigError
+from audit.labels.matching import DataClasses
 from audit.locations import Location, name_of
 from audit.methods import Unit
 from audit.worker import Summary, Worker
@@ -71,14 +72,14 @@ class Actor:
         import torch
 
         torch.set_num_threads(threads_of(_own_node(), share, wanted))
-        self.worker = Worker(job, root, (), job.compute.batch_size, sharing)
+        self.worker = Worker(job, root, DataClasses(), job.compute.batch_size, sharing)
         self.metrics = WorkerMetrics(name_of(root))
 
     def started(self) -> str:
         """The node that this runs on, once it runs."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def use_classes(self, classes: tuple[str, ...]) -> None:
+    def use_classes(self, classes: DataClasses) -> None:
         self.worker.use_classes(classes)
 
     def do(self, tasks: bytes) -> bytes:
@@ -101,7 +102,7 @@ class Handle:
     number: int
     actor: Any
     node: str = ""
-    classes: tuple[str, ...] = ()
+    classes: DataClasses = field(default_factory=DataClasses)
     stages: set[str] = field(default_factory=set)
 
     def start(self, tasks: list[tuple[Unit, int]]) -> Any:

@@ -6,6 +6,7 @@ model's numbers may change and is found without loading the model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audit.class_names import canonical
-from audit.errors import ModelError, unknown
+from audit.class_names import are_integers, beginning, resolved
+from audit.errors import ModelError
+from audit.labels.imagenet import imagenet_1k
 from audit.results.warnings import RunWarning
 
 Forward = Callable[[Tensor], Tensor]
@@ -82,11 +84,8 @@ class Classifier:
         return self.forward(self.preprocess(x)).float()
 
     def index_of(self, class_name: str) -> int:
-        """Position of a class, by name up to case, underscores and spaces."""
-        names = [canonical(name) for name in self.class_names]
-        if canonical(class_name) not in names:
-            raise ModelError(unknown("class", class_name, self.class_names))
-        return names.index(canonical(class_name))
+        """Position of a class: of the same text or, where only one fits, up to case and separators."""
+        return self.class_names.index(resolved(class_name, self.class_names, ModelError))
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,51 @@ class Embedder(Classifier):
 def names_for(
     given: Sequence[str] | str | None, own: Sequence[str], data: Sequence[str], count: int
 ) -> tuple[str, ...]:
-    """The class names of a model: the job's, else its own, else ('data') the data set's in sorted order."""
-    chosen = tuple(data) if given == "data" else tuple(given) if given else tuple(own)
-    if len(chosen) != count:
-        source = "the data set's sorted labels" if given == "data" else "class_names"
+    """What the outputs of a model are called: as the job says, else as the model does, else ('data') as the data set's
+    classes in their order. `data`: these classes.
+
+    A model without names of its own gets the numbers of its outputs where the labels are numbers too, or WordNet ids
+    of ImageNet's 1,000 classes. Raises ModelError where the names do not fit the outputs, and where nothing names them.
+    """
+    if given == "data":
+        chosen = _numbered(data, count) if len(data) != count else tuple(data)
+    elif given:
+        chosen = tuple(given)
+    else:
+        chosen = tuple(own) if not _says_nothing(own, data) else _numbered(data, count)
+        if chosen is None:
+            raise ModelError(_no_names(own, data, count))
+    if chosen is None or len(chosen) != count:
+        source = "the data set's classes give" if given == "data" else "class_names gives"
         raise ModelError(
-            f"the model has {count} outputs, but {source} gives {len(chosen)} names. "
+            f"the model has {count} outputs, but {source} {len(chosen or data)} names: {beginning(chosen or data)}. "
             "Set class_names to one name per output, in the order of the outputs."
         )
     return chosen
+
+
+_NO_NAME = re.compile(r"LABEL_\d+")
+
+
+def _says_nothing(own: Sequence[str], data: Sequence[str]) -> bool:
+    """Whether a model's own names are none, or those that its library makes up, which the data set does not use."""
+    return not own or (all(_NO_NAME.fullmatch(name) for name in own) and not set(own) & set(data))
+
+
+def _numbered(data: Sequence[str], count: int) -> tuple[str, ...] | None:
+    """The numbers of the outputs, where labels are such numbers or ids of ImageNet's classes, or there are none."""
+    numbers = are_integers(data) and all(0 <= int(name) < count for name in data)
+    imagenet = count == len(imagenet_1k()) and all(name in imagenet_1k() for name in data)
+    return tuple(map(str, range(count))) if numbers or imagenet or not data else None
+
+
+def _no_names(own: Sequence[str], data: Sequence[str], count: int) -> str:
+    called = f"calls its {count} outputs {beginning(own)}" if own else f"does not name its {count} outputs"
+    return (
+        f"the model {called}, so which output stands for which label is unknown. Labels: {beginning(data)}. "
+        "Set class_names to one name per output, in the order of the outputs; or class_names: data, if the outputs "
+        "follow the data set's classes in the order in which 'audit validate' shows them"
+    )
 
 
 def check_whole(ref: str, missing: Iterable[str]) -> None:

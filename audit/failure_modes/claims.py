@@ -15,7 +15,7 @@ from pydantic import Field
 
 from audit import discovery as d
 from audit.check import Check, check_of
-from audit.class_names import canonical
+from audit.class_names import spaced
 from audit.config import Frozen, Phrases, Template
 from audit.methods import Context
 from audit.results.sql import Run
@@ -109,7 +109,7 @@ class Real:
 
     def says(self, claim: Claim) -> tuple[d.Bools, d.Bools]:
         """Where the model says the class, and where what it is held against does, (p,) each."""
-        name = canonical(claim.class_name)
+        name = claim.class_name
         return np.asarray(self.said[claim.model_id] == name), np.asarray(self.said[claim.other_model_id] == name)
 
     def wrong(self, claim: Claim) -> d.Bools:
@@ -213,7 +213,7 @@ def ended(run: Run, where: str, parameters: list[Any]) -> Searches | None:
 def _concepts(options: Options, context: Context) -> d.Floats:
     embedder = context.models.embedder
     assert embedder is not None
-    classes = [name.replace("_", " ") for name in context.models.data_classes]
+    classes = [spaced(name) for name in context.models.data_classes]
 
     def embed(texts: list[str]) -> d.Floats:
         return np.asarray(embedder.embed_texts([options.prompt.format(text) for text in texts]), np.float64)
@@ -254,7 +254,7 @@ def _real(role: str, most: int, context: Context, concepts: d.Floats, check: Che
 
 def place_of(mode: Mode) -> tuple[str, ...]:
     """What a mode says, whatever it was found against."""
-    return str(mode["model_id"]), canonical(mode["class_name"]), str(mode["concept"])
+    return str(mode["model_id"]), str(mode["class_name"]), str(mode["concept"])
 
 
 def unit(x: d.Floats) -> d.Floats:

@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 
-from audit.class_names import canonical
 from audit.failure_modes.claims import Claim, Group, Material, Mode, Real
 from audit.failure_modes.evidence import asked, described, screened
 
@@ -35,7 +34,7 @@ def _labels(claim: Claim, naming: Real, testing: Real, fewest: int) -> list[Mode
             continue
         mode = described(claim, label) | {"name": f"labelled {label}", "support": count, "reason": None}
         labels = testing.said[None]
-        among = np.asarray(labels != canonical(claim.class_name))
+        among = np.asarray(labels != claim.class_name)
         together = np.full(len(labels), "", object)  # one stratum: labels themselves are compared
         towards = naming.embeddings[(naming.said[None] == label) & naming.wrong(claim)].mean(0)
         modes.append(mode | asked(claim, np.asarray(labels == label), among, together, towards, testing))

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from audit import discovery as d
-from audit.class_names import canonical
 from audit.config import digest
 from audit.failure_modes.claims import EMBEDDER, Claim, Group, Material, Mode, Options, Real, Searches, concept_name
 
@@ -237,7 +236,7 @@ def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards
     if not facts.images:
         return {}
     by_model = claim.other_model_id not in (None, EMBEDDER)
-    blind = by_model and np.mean(real.seen[found] == canonical(claim.class_name)) > 0.5 if len(found) else False
+    blind = by_model and np.mean(real.seen[found] == claim.class_name) > 0.5 if len(found) else False
     prevalence = facts.images / len(real.ids)
     excess = {"impact": facts.rate - facts.control_rate, "impact_low": facts.low, "impact_high": facts.high}
     known = shows & among if by_model else shows & among & ~real.says(claim)[1]

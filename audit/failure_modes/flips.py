@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from audit import discovery as d
-from audit.class_names import canonical
 from audit.failure_modes.claims import EMBEDDER, Claim, Group, Material, Searches, ended
 from audit.failure_modes.evidence import groups_of
 
@@ -28,12 +27,9 @@ def find(material: Material) -> list[Group]:
     before, after = (
         material.check.of_real(x.astype(np.float32)) for x in (counterfactuals.starts, counterfactuals.results)
     )
-    said, says = (
-        np.array([canonical(name) for name in counterfactuals.column(column)], object)
-        for column in ("source_class", "target_class")
-    )
+    said, says = (counterfactuals.column(column) for column in ("source_class", "target_class"))
     labels = {
-        row["item_id"]: canonical(row["label"])
+        row["item_id"]: row["label"]
         for row in material.run.rows(
             "select item_id, any_value(label) as label from items where label is not null group by 1"
         )

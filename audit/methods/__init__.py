@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from audit import registry
-from audit.class_names import canonical
+from audit.class_names import resolved
 from audit.config import Job, Plugin, digest
 from audit.errors import ConfigError, unknown
 from audit.locations import Location
@@ -180,12 +180,7 @@ def chosen_classes(asked: tuple[str, ...] | str, known: tuple[str, ...]) -> list
     """The classes that an option names; 'auto' is all. Raises ConfigError for a class that the data set lacks."""
     if asked == "auto":
         return list(known)
-    by_name = {canonical(name): name for name in known}
-    names = (asked,) if isinstance(asked, str) else asked
-    for name in names:
-        if canonical(name) not in by_name:
-            raise ConfigError(unknown("class", name, known))
-    return [by_name[canonical(name)] for name in names]
+    return [resolved(name, known, ConfigError) for name in ((asked,) if isinstance(asked, str) else asked)]
 
 
 def searchable_classes(asked: tuple[str, ...] | str, models: Models, model_ids: Sequence[str]) -> list[str]:
@@ -196,8 +191,7 @@ def searchable_classes(asked: tuple[str, ...] | str, models: Models, model_ids: 
     chosen = chosen_classes(asked, models.data_classes)
     for model_id in model_ids:
         names = models.classifier(model_id).class_names
-        known = {canonical(name) for name in names}
-        missing = [name for name in chosen if canonical(name) not in known]
+        missing = [name for name in chosen if name not in names]
         if missing and asked != "auto":
             raise ConfigError(f"the model {model_id!r}: {unknown('class', missing[0], names)}")
         chosen = [name for name in chosen if name not in missing]

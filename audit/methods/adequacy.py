@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from audit.class_names import canonical
+from audit.class_names import spaced
 from audit.config import Frozen, Job, Names, Template
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import sample
@@ -49,7 +49,7 @@ def expected(options: Options, counts: Counts) -> int:
 def run(options: Options, payload: Payload, context: Context) -> Rows:
     """Rows: images, predictions, arrays, and measurements `agreement`, `kid` and `auditable` of the class."""
     name, models = payload["class"], context.models
-    prompt = options.prompt.format(name.replace("_", " "))
+    prompt = options.prompt.format(spaced(name))
     generator = models.generator
     z = torch.stack(
         [latent(generator.latent_shape, context.job.seed, "adequacy", name, i) for i in range(options.samples)]
@@ -82,7 +82,7 @@ def lost(options: Options, payload: Payload, reason: str, context: Context) -> R
 
 def _agreement(rows: Rows, name: str, samples: int) -> float:
     """`predictions` hold every model's rows for the samples, model after model, in the order of the samples."""
-    said = [canonical(row.get("predicted") or "") == canonical(name) for row in rows["predictions"]]
+    said = [row.get("predicted") == name for row in rows["predictions"]]
     return float((np.reshape(said, (-1, samples)).mean(0) >= 0.5).mean())
 
 

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from audit.class_names import spaced
 from audit.classifiers import Classifier
 from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
@@ -157,7 +158,7 @@ def _starts(
     base |= {"model_id": pair[0], "other_model_id": pair[1]}
     found = []
     for seed, source in seeds:
-        prompt = options.prompt.format(source.replace("_", " "))
+        prompt = options.prompt.format(spaced(source))
         own = {**base, "seed": seed, "source_class": source, "prompt": prompt}
         found.append({**own, "explanation_id": _explanation_id(own, options, context)})
     return found

@@ -20,7 +20,6 @@ from typing import Any
 
 from audit import discovery as d
 from audit import sentences
-from audit.class_names import canonical
 from audit.config import Job
 from audit.errors import ConfigError
 from audit.failure_modes import confusions, disagreements, flips, spurious_neurons
@@ -172,7 +171,7 @@ def _tell_apart(modes: list[Mode], options: Options) -> None:
     places: dict[tuple[Any, ...], list[Mode]] = {}
     for mode in modes:
         if mode["listed"] and mode["verdict"] == "confirmed" and "asked" in mode:
-            place = id(mode["asked"].real), mode["model_id"], mode["other_model_id"], canonical(mode["class_name"])
+            place = id(mode["asked"].real), mode["model_id"], mode["other_model_id"], mode["class_name"]
             places.setdefault(place, []).append(mode)
     for left in places.values():
         parts = []
@@ -217,13 +216,13 @@ def _holds_against(groups: list[Group], context: Context) -> list[dict[str, Any]
         "and status = 'ok' and item_id in (select unnest(?)) group by item_id, model_id",
         [wanted],
     )
-    said = {(row["model_id"], row["item_id"]): canonical(row["predicted"]) for row in rows}
+    said = {(row["model_id"], row["item_id"]): row["predicted"] for row in rows}
     measured = []
     for group, model_id in product(groups, context.job.models):
         if model_id in (group.mode["model_id"], group.mode["other_model_id"]):
             continue
         spoke = [said[model_id, image] for image in group.images if (model_id, image) in said]
-        share = sum(name != canonical(group.mode["class_name"]) for name in spoke) / len(spoke) if spoke else None
+        share = sum(name != group.mode["class_name"] for name in spoke) / len(spoke) if spoke else None
         why = None if spoke else f"{model_id} says nothing of these images"
         measured.append(_measured(group, context, "holds_against", model_id, share, "share", why))
     return measured

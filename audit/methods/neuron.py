@@ -22,7 +22,7 @@ from torch import Tensor
 
 from audit import suspects
 from audit.check import Check, check_of
-from audit.class_names import canonical
+from audit.class_names import spaced
 from audit.classifiers import Classifier
 from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
@@ -243,7 +243,7 @@ def _ranked(ranking: suspects.Ranking, neuron: int) -> dict[str, Any]:
 
 def _top(found: Screened, neuron: int, class_name: str, options: Options) -> dict[str, Any]:
     chosen = suspects.top(found.activations[:, neuron], options.top_images)
-    seen = found.checks[chosen] == canonical(class_name)
+    seen = found.checks[chosen] == class_name
     return {
         "suspicion": 1 - float(seen.mean()),
         "top_items": found.ids[chosen].tolist(),
@@ -259,7 +259,7 @@ def _explain(subject: _Subject, searches: list[_Search]) -> Rows:
     generator = context.models.generator.scheduled(settings.ddim_steps, settings.guidance_scale)
     keys = [search.start_key(context.job.seed, subject.class_name) for search in searches]
     z = torch.stack([latent(generator.latent_shape, key) for key in keys]).to(generator.device)
-    prompts = [options.prompt.format(search.source.replace("_", " ")) for search in searches]
+    prompts = [options.prompt.format(spaced(search.source)) for search in searches]
     objective = subject.objective([search.arm for search in searches])
     scores: list[Tensor] = []
 

@@ -11,11 +11,13 @@ from pydantic import BeforeValidator, Field
 from audit.config import Frozen, Job
 from audit.decode import decode
 from audit.methods import Context, Counts, Payload, check_model, chunks
+from audit.models.doubts import warnings_of_models
 from audit.predictions import rows_for
 from audit.results.schema import Rows
+from audit.results.warnings import rows_of
 
 ONCE, ITEMS = True, "items"
-VERSION = 2
+VERSION = 3
 
 
 class Activations(Frozen):
@@ -50,6 +52,7 @@ def check(options: Options, job: Job) -> None:
 
 def plan(options: Options, context: Context) -> Iterator[Payload]:
     """Chunks of the usable items; of equal images in one role, the first is screened."""
+    doubted = False
     for role in ("data", "pool"):
         count = "select count(distinct item_id) from items where status = 'ok' and role = ?"
         (total,) = next(context.run.stream(count, [role]))
@@ -58,7 +61,10 @@ def plan(options: Options, context: Context) -> Iterator[Payload]:
             "qualify row_number() over (partition by item_id order by position) = 1 order by position",
             [role],
         )
-        yield from ({"role": role, "items": chunk} for chunk in chunks(items, options.unit_items, total))
+        for chunk in chunks(items, options.unit_items, total):
+            first = {} if doubted else {"doubts": True}  # one unit says what is not known of the models
+            yield {"role": role, "items": chunk, **first}
+            doubted = True
 
 
 def expected(options: Options, counts: Counts) -> int:
@@ -66,7 +72,7 @@ def expected(options: Options, counts: Counts) -> int:
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
-    """Rows: predictions, and arrays with embeddings and activations.
+    """Rows: predictions, arrays with embeddings and activations, and in one unit warnings of the models.
 
     An image that changed since the inventory becomes a failed row.
     """
@@ -83,6 +89,8 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     read = [(stored.model, stored.layer) for stored in options.activations]
     rows = rows_for(context.models, images, ids, role, labels, read)
     rows["predictions"] += _failed(role, gone, "changed_since_inventory", context)
+    if payload.get("doubts"):
+        rows["warnings"] = rows_of(warnings_of_models(context.models))
     return rows
 
 

@@ -23,7 +23,7 @@ from audit import measurements
 from audit.artefacts import Artefacts
 from audit.augment import cutouts
 from audit.captions import names
-from audit.class_names import canonical
+from audit.class_names import spaced
 from audit.classifiers import Embedder
 from audit.config import Job, Names, Template, digest
 from audit.counterfactual import Found, Numbers, Original, invert, prepare, search
@@ -42,7 +42,7 @@ from audit.pictures import Pictures
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
-from audit.subjects import Subject, spelled, subjects_of
+from audit.subjects import Subject, subjects_of
 from audit.targets import AsTarget, Target, check_target, targets_of
 
 NEEDS, READS = ("screen",), ("uvce",)  # after other such stages: what they invert is inverted once
@@ -286,8 +286,7 @@ class _Work:
 
         A target that its prompt has no room for becomes a failed row, the others go on.
         """
-        known = {canonical(name) for name in self.model.class_names}
-        if not self.options.attribute and canonical(subject.source) not in known:
+        if not self.options.attribute and subject.source not in self.model.class_names:
             raise BadItem("source_unknown_to_model")
         size = self.generator.image_size
         subject.read(data, mask, self.options.mask == "own", size)
@@ -297,7 +296,7 @@ class _Work:
             subject.prompt = self.models.captioner(subject.image, subject.prompt)
         self.generator.positions(subject.prompt, subject.word)
         for target in list(subject.targets):
-            words = spelled(target)
+            words = spaced(target)
             place = edited_place(subject.prompt, subject.word, words)
             try:
                 self.generator.positions(edited(subject.prompt, subject.word, words), words, place)
@@ -355,7 +354,7 @@ class _Work:
         if self.options.space == "pixel":
             found, results, mask = None, self._in_pixels(original, objective, keys), original.mask
         else:
-            becomes = [subject.word if self._keeps_prompt else spelled(target) for subject, target in asked]
+            becomes = [subject.word if self._keeps_prompt else spaced(target) for subject, target in asked]
             found = search(self.generator, original, becomes, objective, self.numbers, keys, record)
             results, mask = found.result.image, found.mask
         seconds = (time.monotonic() - began) / len(asked)
@@ -396,7 +395,7 @@ class _Work:
         if self.options.attribute is None:
             return Decision(self.model, [subject.source for subject, _ in asked], [target for _, target in asked])
         prompts = [subject.prompt for subject, _ in asked]
-        after = [edited(subject.prompt, subject.word, spelled(target)) for subject, target in asked]
+        after = [edited(subject.prompt, subject.word, spaced(target)) for subject, target in asked]
         assert isinstance(self.model, Embedder)  # check_order refuses other models
         return AttributeDecision(self.model, prompts, after)
 

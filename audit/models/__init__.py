@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 from audit import registry
@@ -10,30 +11,51 @@ from audit.captioners import Captioner
 from audit.classifiers import Classifier, Embedder
 from audit.config import Job, Plugin, digest
 from audit.datasets import DataSource
-from audit.errors import ConfigError, unknown
+from audit.errors import ConfigError, ModelError, unknown
 from audit.generators import Generator
+from audit.labels.matching import Classes, Matching, as_classes, match
 
 
 class Models:
-    """`data_classes` are the data set's labels in sorted order; models that name no classes of their own use them.
+    """`data_classes`: the labels of the data set, in the order of its classes. Models whose names are the data set's
+    use all classes that it declares. Labels and outputs are matched when a model is loaded, so that its `class_names`
+    are the data set's wherever both mean one class.
 
     Models live on `device`: by default on the GPU that the process was given, where the job asks for GPUs, else on the
     CPU.
     """
 
-    def __init__(self, job: Job, data_classes: tuple[str, ...], device: str | None = None) -> None:
-        self.job = job
-        self.data_classes = data_classes
+    def __init__(self, job: Job, classes: Classes, device: str | None = None) -> None:
+        self.job, self.classes = job, as_classes(classes)
         self.device = device or ("cuda" if job.compute.gpus else "cpu")
         self._classifiers: dict[str, Classifier] = {}
+        self._matchings: dict[str, Matching] = {}
         self._sources: dict[str, DataSource] = {}
 
+    @property
+    def data_classes(self) -> tuple[str, ...]:
+        """The labels of the data set's images, in the order of its classes."""
+        return self.classes.labels
+
     def classifier(self, model_id: str) -> Classifier:
+        """A model of the job. Raises ModelError where a label of the data set matches none of its outputs."""
         if model_id not in self.job.models:
             raise ConfigError(unknown("model", model_id, self.job.models))
         if model_id not in self._classifiers:
-            self._classifiers[model_id] = self._load_classifier(self.job.models[model_id])
+            model = self.job.models[model_id]
+            loaded = self._load_classifier(model)
+            try:
+                matching = match(self.classes.labels, loaded.class_names, model.labels)
+            except ModelError as error:
+                raise ModelError(f"the model {model_id!r}: {error}") from error
+            self._matchings[model_id] = matching
+            self._classifiers[model_id] = replace(loaded, class_names=matching.names)
         return self._classifiers[model_id]
+
+    def matching(self, model_id: str) -> Matching:
+        """Which outputs of a model of the job stand for which labels."""
+        self.classifier(model_id)
+        return self._matchings[model_id]
 
     def classifiers(self) -> Iterator[tuple[str, Classifier]]:
         for model_id in self.job.models:
@@ -79,7 +101,7 @@ class Models:
         return digest({"weights": weights, "used": used})
 
     def _load_classifier(self, plugin: Plugin) -> Classifier:
-        loaded: Classifier = registry.plugin("classifiers", plugin.name).load(plugin.options, self.data_classes)
+        loaded: Classifier = registry.plugin("classifiers", plugin.name).load(plugin.options, self.classes.outputs)
         loaded.network.to(self.device)
         return loaded
 

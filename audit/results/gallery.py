@@ -104,7 +104,7 @@ def related(run: Run, mode: Row, most: int) -> list[Row]:
         "(select failure_mode_id, unnest(evidence) as item_id from failure_modes where listed) "
         "where item_id in (select unnest(?)) group by all) "
         "select * exclude (evidence, exemplars) from (select m.* exclude (showing), v.verdict as reviewed, "
-        "coalesce(shared, 0) as shared, canonical(class_name) = canonical(?) as same_class, "
+        "coalesce(shared, 0) as shared, class_name = ? as same_class, "
         f"{AT_FAULT} = ? as same_model from failure_modes m left join shared using (failure_mode_id) "
         "left join verdicts v on v.subject_id = m.failure_mode_id where listed and failure_mode_id <> ?) "
         "where shared > 0 or same_class or same_model "
@@ -129,7 +129,7 @@ def neurons_of(run: Run, mode: Row, most: int) -> list[Row]:
     """Neurons of the model at fault that were looked at for the class, harmful ones first."""
     return run.rows(
         "select neuron_id, model_id, class_name, neuron, rank, layer, verdict, reason from neurons "
-        "where model_id = ? and canonical(class_name) = canonical(?) "
+        "where model_id = ? and class_name = ? "
         "order by list_position(['harmful', 'spurious', 'core'], verdict) nulls last, rank nulls last, neuron_id "
         "limit ?",
         [_at_fault(mode), mode["class_name"], most],

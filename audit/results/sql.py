@@ -25,12 +25,10 @@ from audit.sentences import claim
 if TYPE_CHECKING:
     import pandas as pd
 
-# As `audit.class_names.canonical`: 'Water_Bottle' and 'water bottle' are one class.
-_CANONICAL = r"create or replace macro canonical(name) as trim(regexp_replace(lower(name), '[-_\s]+', ' ', 'g'))"
 # Failure modes that concern their class: those that are listed, and what a model misses that says another instead.
 CONCERNING = (
     "(select m.* from failure_modes m left join failure_modes whole on whole.failure_mode_id = m.part_of "
-    "where m.listed or canonical(whole.class_name) <> canonical(m.class_name))"
+    "where m.listed or whole.class_name <> m.class_name)"
 )
 # What a column would hold in files that were written before there was such a column.
 _OLDER = {"failure_modes": "coalesce(listed, source is distinct from 'screen') as listed"}
@@ -51,7 +49,7 @@ def definitions(relations: Mapping[str, str]) -> list[str]:
 
     Every table has all its columns, also those that older files lack.
     """
-    lines = [_CANONICAL]
+    lines = []
     for name, schema in TABLES.items():
         columns = ", ".join(f'"{field.name}" {_type(field.type)}' for field in schema)
         lines.append(f'create or replace table "_empty_{name}" ({columns})')

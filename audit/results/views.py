@@ -55,7 +55,7 @@ VIEWS = {
             "disagreement": "share of them on which the second says another class",
         },
         "select model_id, other_model_id, says, sum(images)::bigint as images, "
-        "sum(images * (canonical(says) <> canonical(other_says))::int) / sum(images) as disagreement from ("
+        "sum(images * (says <> other_says)::int) / sum(images) as disagreement from ("
         "select a.model_id, b.model_id as other_model_id, a.predicted as says, b.predicted as other_says, "
         "count(*) as images "
         "from predictions a join predictions b using (item_id, role) where role = 'data' and a.model_id <> b.model_id "

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from audit.class_names import canonical
 from audit.classifiers import Embedder
 from audit.decode import decode
 from audit.errors import ConfigError
@@ -77,7 +76,7 @@ def misled(run: Run) -> list[tuple[str, Mode, list[tuple[Row, Scene]]]]:
     for (stage, rows), mode in itertools.product(by_stage.items(), world.modes):
         images = [(row, shown[row["item_id"]]) for row in rows if models[row["model_id"]] == mode.classifier]
         images = [(row, scene) for row, scene in images if mode.misleads(scene) and not mode.taken_for]
-        images = [(row, scene) for row, scene in images if canonical(row["source_class"]) == canonical(mode.class_name)]
+        images = [(row, scene) for row, scene in images if row["source_class"] == mode.class_name]
         if images:
             found.append((stage, mode, images))
     return found

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from audit import discovery as d
-from audit.class_names import canonical
 from audit.errors import ConfigError
 from audit.results.sql import Run
 from audit.zoo.scenes import EMPTY, Scene
@@ -178,11 +177,11 @@ def score_of(run: Run, found: list[dict[str, Any]]) -> Score:
 def _claims(row: Mapping[str, Any], planted: Mapping[str, str]) -> list[tuple[str, str, bool]]:
     """What a search or a mode is about: a planted classifier, a class, and whether it says that class or misses it."""
     says, misses = planted.get(row["model_id"]), planted.get(row["other_model_id"])
-    return [(name, canonical(row["class_name"]), name is says) for name in (says, misses) if name is not None]
+    return [(name, row["class_name"], name is says) for name in (says, misses) if name is not None]
 
 
 def _claim_of(mode: Mode) -> tuple[str, str, bool]:
-    return mode.classifier, canonical(mode.class_name), mode.taken_for is None
+    return mode.classifier, mode.class_name, mode.taken_for is None
 
 
 def planted_mode(row: Mapping[str, Any], world: World, planted: Mapping[str, str]) -> Mode | None:
@@ -218,7 +217,7 @@ class Scenes:
     def says(self, model_id: str, class_name: str) -> NDArray[np.bool_]:
         rows = self.run.rows(
             "select i.position from items i join predictions p using (item_id, role) where role = 'pool' "
-            "and model_id = ? and canonical(predicted) = canonical(?)",
+            "and model_id = ? and predicted = ?",
             [model_id, class_name],
         )
         return np.isin(self.places, [row["position"] for row in rows])
@@ -228,7 +227,7 @@ class Scenes:
         objects (`discovery.matched` under .01). By what was drawn, and not by an embedder's eyes."""
         shows = np.array([_has(scene, row["concept"]) for scene in self.scenes], np.bool_)
         objects = np.array([scene.object for scene in self.scenes], object)
-        other = objects == canonical(row["class_name"])
+        other = objects == row["class_name"]
         if row["other_model_id"] in _zoo_models(self.run):
             other = self.says(row["other_model_id"], row["class_name"])
         wrong = self.says(row["model_id"], row["class_name"]) & ~other
@@ -260,9 +259,7 @@ def _counts(
     return Counts(
         len(confirmed),
         sum(mode is not None for mode in matched),
-        sum(
-            canonical(row["class_name"]) in world.controls and not m for row, m in zip(confirmed, matched, strict=True)
-        ),
+        sum(row["class_name"] in world.controls and not m for row, m in zip(confirmed, matched, strict=True)),
         tuple(mode.id for mode in modes if mode.id in found),
         tuple(mode.id for mode in modes if mode.id not in found),
         tuple(sorted(hypotheses)),

@@ -1,0 +1,41 @@
+"""The 1,000 classes of ILSVRC 2012: WordNet ids, words, and the order of the outputs of models trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from audit.class_names import folded
+
+_AGREE = 0.9  # share of a model's names that must be ImageNet's own before its outputs count as ImageNet's
+
+
+@cache
+def imagenet_1k() -> dict[str, str]:
+    """From the WordNet id of each class to its words, with commas between them, in the order of the ids."""
+    lines = (Path(__file__).parent / "imagenet_1k.tsv").read_text("utf-8").splitlines()
+    return dict(line.split("\t") for line in lines if not line.startswith("#"))
+
+
+def in_imagenet_order(outputs: Sequence[str]) -> bool:
+    """Whether outputs are the 1,000 classes in the usual order, as far as their names say; numbers say no other."""
+    table = imagenet_1k()
+    if len(outputs) != len(table):
+        return False
+    if list(outputs) == [str(i) for i in range(len(outputs))]:
+        return True
+    agree = sum(
+        name == wordnet_id or not alternatives(name).isdisjoint(alternatives(words))
+        for name, (wordnet_id, words) in zip(outputs, table.items(), strict=True)
+    )
+    return agree >= _AGREE * len(outputs)
+
+
+def alternatives(name: str) -> set[str]:
+    """The names that commas separate in one, folded; the whole too.
+
+    >>> sorted(alternatives("tench, Tinca tinca"))
+    ['tench', 'tench,tincatinca', 'tincatinca']
+    """
+    return {folded(part) for part in (*name.split(","), name) if folded(part)}

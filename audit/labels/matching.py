@@ -1,0 +1,285 @@
+"""Which output of a model stands for which label of the data set: matched once, by rules that are safe, or refused."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from audit.class_names import beginning, composed, folded, in_order, nearest, repeated, resolve
+from audit.errors import ModelError
+from audit.labels.imagenet import alternatives, imagenet_1k, in_imagenet_order
+
+BY_POSITION = "by_position"
+
+
+@dataclass(frozen=True)
+class DataClasses:
+    """The classes of a data set: `labels` that its images have, in the order of its classes, and all classes that it
+    `declared` itself, in its own order, if it did."""
+
+    labels: tuple[str, ...] = ()
+    declared: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the outputs of a model with `class_names: data` stand for."""
+        return self.declared or self.labels
+
+    def label_of(self, label: str) -> str:
+        """A label as the data set writes it, where it is another spelling of one; else as it is."""
+        return _label_of(label, self.labels)
+
+
+@lru_cache(maxsize=100_000)
+def _label_of(label: str, labels: tuple[str, ...]) -> str:
+    return resolve(label, labels) or composed(label)
+
+
+Classes = DataClasses | tuple[str, ...]  # labels alone, where no class is declared
+
+
+def as_classes(classes: Classes) -> DataClasses:
+    """Labels alone as the classes of a data set that declares none."""
+    return classes if isinstance(classes, DataClasses) else DataClasses(tuple(classes))
+
+
+def classes_of(labels: Iterable[str], declared: Sequence[str] = ()) -> DataClasses:
+    """The classes of a data set with these labels, in any order, that declares these classes itself."""
+    there = set(labels)
+    others = in_order(there - set(declared))
+    all_of = (*declared, *others) if declared else ()
+    return DataClasses((*(name for name in declared if name in there), *others), all_of)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """`names`: what each output stands for, a label as the data set writes it wherever one is matched; no name twice.
+    `rules`: by label, what matched it. `excused`: labels that the job says the model does not know.
+    """
+
+    names: tuple[str, ...]
+    rules: Mapping[str, str] = field(default_factory=dict)
+    excused: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    _asked: dict[str, str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._asked.update({**{name: name for name in self.names}, **dict.fromkeys(self.excused)})
+
+    def class_of(self, label: str) -> str | None:
+        """What the model would have to predict for a label to be right; None where it has no such class.
+
+        Labels of the data set are matched already. A label of another data set, the pool, is matched by itself.
+        """
+        if label not in self._asked:
+            found = _matched([label], self.own)
+            self._asked[label] = self.names[found[label][0]] if label in found else None
+        return self._asked[label]
+
+
+def match(
+    labels: Sequence[str], outputs: Sequence[str], given: Mapping[str, str | int | None] | str | None = None
+) -> Matching:
+    """Match the labels of a data set with the outputs of a model.
+
+    `given`: what the job says, from a label to an output's name, its number from 0, or None for a label that the model
+    does not know; or 'by_position' for labels that are the numbers of the outputs. All other labels are matched by the
+    first of these rules that fits, and only where it means one label and one output: the same text (Unicode NFC); the
+    same but for case, spaces, underscores and inner hyphens; one of several names with commas between them; the WordNet
+    id of one of ImageNet's 1,000 classes. Raises ModelError where a label is left without an output.
+    """
+    outputs = [composed(name) for name in outputs]
+    chosen, excused = _given(labels, outputs, given)
+    left = [label for label in labels if label not in chosen and label not in excused]
+    found = {**chosen, **_matched(left, outputs, labels, {place for place, _ in chosen.values()})}
+    lacking = [label for label in left if label not in found]
+    if lacking:
+        raise ModelError(_refusal(lacking, labels, outputs))
+    _refuse_shared(found, outputs)
+    matched = {place: label for label, (place, _) in found.items()}
+    names = [matched.get(place, name) for place, name in enumerate(_distinct(outputs))]
+    rules = {label: rule for label, (_, rule) in found.items()}
+    return Matching(tuple(_apart(names, matched)), rules, tuple(excused), tuple(outputs))
+
+
+Found = dict[str, tuple[int, str]]
+
+
+def _given(
+    labels: Sequence[str], outputs: Sequence[str], given: Mapping[str, str | int | None] | str | None
+) -> tuple[Found, list[str]]:
+    """What the job says itself. Raises ModelError for a label or an output that there is not."""
+    if given is None:
+        return {}, []
+    if isinstance(given, str):
+        return {label: (_number(label, outputs), "position") for label in labels}, []
+    found: Found = {}
+    excused = []
+    for asked, to in given.items():
+        label = resolve(asked, labels)
+        if label is None:
+            near = f"; nearest: {', '.join(nearest(asked, labels))}" if nearest(asked, labels) else ""
+            raise ModelError(f"labels: the data set has no label {asked!r}{near}. It has {beginning(labels)}")
+        if to is None:
+            excused.append(label)
+        elif isinstance(to, int):
+            found[label] = _number(str(to), outputs), "the job"
+        else:
+            found[label] = _place(to, outputs), "the job"
+    return found, excused
+
+
+def _number(text: str, outputs: Sequence[str]) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) >= len(outputs):
+        raise ModelError(
+            f"labels: {text!r} is not the number of an output; the model has {len(outputs)}, numbered from 0"
+        )
+    return int(text)
+
+
+def _place(name: str, outputs: Sequence[str]) -> int:
+    """The output of a name; of outputs that share it, 'crane (517)' is the one at place 517."""
+    if composed(name) in outputs and outputs.count(composed(name)) == 1:
+        return outputs.index(composed(name))
+    told = _distinct(outputs)
+    meant = resolve(name, told)
+    if meant is None:
+        near = nearest(name, told)
+        raise ModelError(f"labels: the model has no output {name!r}; nearest: {', '.join(near) or 'none'}")
+    return told.index(meant)
+
+
+def _matched(
+    left: Sequence[str], outputs: Sequence[str], labels: Sequence[str] | None = None, taken: Iterable[int] = ()
+) -> Found:
+    """Rule after rule, each for the labels and outputs that those before it left. `labels`: all of them."""
+    found: Found = {}
+    used = set(taken)
+    every = list(labels) if labels is not None else list(left)
+    for rule, pairs in _RULES.items():
+        places = pairs([label for label in left if label not in found], every, outputs)
+        for label, place in places.items():
+            if place not in used:
+                found[label] = place, rule
+        used |= {place for place, _ in found.values()}
+    return found
+
+
+def _same(left: Sequence[str], labels: Sequence[str], outputs: Sequence[str]) -> dict[str, int]:  # noqa: ARG001
+    twice = set(repeated(outputs))
+    once = {name: i for i, name in enumerate(outputs) if name not in twice}
+    return {label: once[label] for label in left if label in once}
+
+
+def _alike(left: Sequence[str], labels: Sequence[str], outputs: Sequence[str]) -> dict[str, int]:
+    return _by_keys(left, labels, outputs, lambda name: {folded(name)})
+
+
+def _one_of_several(left: Sequence[str], labels: Sequence[str], outputs: Sequence[str]) -> dict[str, int]:
+    return _by_keys(left, labels, outputs, alternatives)
+
+
+def _by_keys(
+    left: Sequence[str], labels: Sequence[str], outputs: Sequence[str], keys: Callable[[str], set[str]]
+) -> dict[str, int]:
+    """Labels and outputs that share a key, where the label shares keys with one output only, and it with one label."""
+    by_key: dict[str, set[int]] = defaultdict(set)
+    for place, name in enumerate(outputs):
+        for key in keys(name):
+            by_key[key].add(place)
+    meant = {label: set().union(*(by_key.get(key, set()) for key in keys(label))) for label in labels}
+    by_place: dict[int, int] = defaultdict(int)
+    for places in meant.values():
+        for place in places:
+            by_place[place] += 1
+    single = {label: next(iter(meant[label])) for label in left if len(meant[label]) == 1}
+    return {label: place for label, place in single.items() if by_place[place] == 1}
+
+
+def _by_wordnet(left: Sequence[str], labels: Sequence[str], outputs: Sequence[str]) -> dict[str, int]:
+    """From a WordNet id to the output at its place in ImageNet's order, or with its words; and the other way round."""
+    table = imagenet_1k()
+    ids = [label for label in left if label in table]
+    if ids and in_imagenet_order(outputs):
+        order = list(table)
+        return {label: order.index(label) for label in ids}
+    worded = {label: table[label] for label in ids}
+    found = _by_keys(list(worded.values()), [table.get(label, label) for label in labels], outputs, alternatives)
+    places = {label: found[words] for label, words in worded.items() if words in found and _is_only(words, table)}
+    if any(name in table for name in outputs):
+        told = [table.get(name, name) for name in outputs]
+        others = [label for label in left if label not in ids]
+        places |= _by_keys(others, labels, told, alternatives)
+    return places
+
+
+def _is_only(words: str, table: Mapping[str, str]) -> bool:
+    """Whether no other class of ImageNet shares one of the words, as both kinds of crane do."""
+    keys = alternatives(words)
+    return sum(not keys.isdisjoint(alternatives(other)) for other in table.values()) == 1
+
+
+_RULES: dict[str, Callable[[Sequence[str], Sequence[str], Sequence[str]], dict[str, int]]] = {
+    "same text": _same,
+    "same but for case and separators": _alike,
+    "one of several names": _one_of_several,
+    "WordNet id": _by_wordnet,
+}
+
+
+def _refuse_shared(found: Found, outputs: Sequence[str]) -> None:
+    by_place: dict[int, list[str]] = defaultdict(list)
+    for label, (place, _) in found.items():
+        by_place[place].append(label)
+    for place, own in by_place.items():
+        if len(own) > 1:
+            raise ModelError(
+                f"labels: {', '.join(map(repr, own))} all lead to the output {outputs[place]!r}; one label an output. "
+                "Give labels that mean one class the same text in the data set"
+            )
+
+
+def _distinct(outputs: Sequence[str]) -> list[str]:
+    """Names of outputs; those that several outputs share, and empty ones, are told apart by their places."""
+    twice = set(repeated(outputs))
+    return [f"{name} ({i})" if name in twice else name or f"output {i}" for i, name in enumerate(outputs)]
+
+
+def _apart(names: Sequence[str], matched: Mapping[int, str]) -> list[str]:
+    """The names, but for outputs without a label that are called as another output's label is."""
+    labels = set(matched.values())
+    return [f"{name} (output {i})" if i not in matched and name in labels else name for i, name in enumerate(names)]
+
+
+def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[str]) -> str:
+    shared = set(repeated(outputs))
+    near = {label: nearest(label, dict.fromkeys(outputs)) for label in lacking[:3]}
+    hints = [f"{label!r} is near {', '.join(map(repr, names))}" for label, names in near.items() if names]
+    ambiguous = [label for label in lacking if shared & set(outputs) & {label}]
+    told = (
+        f"{len(lacking)} of {len(labels)} labels match no output of the model. Labels: {beginning(lacking)}. "
+        f"Outputs: {beginning(outputs)}. "
+    )
+    if ambiguous:
+        places = [i for i, name in enumerate(outputs) if name == ambiguous[0]]
+        hints.append(
+            f"{len(places)} outputs are named {ambiguous[0]!r}, so write which one: labels: "
+            f"{{{ambiguous[0]}: {places[0]}}}"
+        )
+    told += ("; ".join(hints) + ". ") if hints else ""
+    return told + _advice(lacking)
+
+
+def _advice(lacking: Sequence[str]) -> str:
+    if all(re.fullmatch("[0-9]+", label) for label in lacking):
+        return (
+            "If a label is the number of its output, add to the model: labels: by_position. Otherwise say what each "
+            "label is called by the model: labels: {label: output}, or null for a class that it does not have"
+        )
+    return (
+        "Say on the model what each of these labels is called there: labels: {label: output}, a file of such pairs, or "
+        "null for a class that the model does not have; or name the outputs with class_names"
+    )

@@ -1,0 +1,206 @@
+"""Labels of a data set against outputs of a model: the right pairs, or a refusal that says what would help."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from audit.class_names import are_integers, folded, in_order, resolve
+from audit.classifiers import names_for
+from audit.errors import ModelError
+from audit.labels.imagenet import imagenet_1k
+from audit.labels.matching import DataClasses, classes_of, match
+
+IMAGENET = list(imagenet_1k().values())  # as the configuration of a model on the hub writes its names
+NFD = unicodedata.normalize("NFD", "café")
+NFC = unicodedata.normalize("NFC", "café")
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "names"),
+    [
+        (["cat", "dog"], ["cat", "dog"], ("cat", "dog")),
+        (["cat", "dog"], ["dog", "cat"], ("dog", "cat")),
+        (["A", "a"], ["A", "a"], ("A", "a")),
+        (["a"], ["A", "a"], ("A", "a")),
+        (["-1", "1"], ["1", "-1"], ("1", "-1")),
+        (["hot dog", "ice cream"], ["hotdog", "ice_cream"], ("hot dog", "ice cream")),
+        (["Water_Bottle"], ["water-bottle"], ("Water_Bottle",)),
+        ([NFC], [NFD, "tea"], (NFC, "tea")),
+        (["tench"], ["tench, Tinca tinca", "goldfish, Carassius auratus"], ("tench", "goldfish, Carassius auratus")),
+        (["Tinca tinca"], ["tench, Tinca tinca", "goldfish"], ("Tinca tinca", "goldfish")),
+        (["tench, Tinca tinca"], ["tench", "goldfish"], ("tench, Tinca tinca", "goldfish")),
+        (["n01440764", "n01443537"], ["goldfish", "tench, Tinca tinca"], ("n01443537", "n01440764")),
+        (["tench"], ["n01443537", "n01440764"], ("n01443537", "tench")),
+        (["heron"], ["crane", "heron", "crane"], ("crane (0)", "heron", "crane (2)")),
+        (["cat"], ["", "cat"], ("output 0", "cat")),
+        ([], ["cat", "dog"], ("cat", "dog")),
+    ],
+)
+def test_a_label_is_matched_with_the_one_output_that_means_it(
+    labels: list[str], outputs: list[str], names: tuple[str, ...]
+) -> None:
+    assert match(labels, outputs).names == names
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs", "says"),
+    [
+        (["cat", "dog"], ["LABEL_0", "LABEL_1"], "2 of 2 labels match no output"),
+        (["cat", "dog", "zebra"], ["cat", "dog"], "Labels: 'zebra'. Outputs: 'cat', 'dog'"),
+        (["hippopotamus"], ["cat", "hippopotamos"], "'hippopotamus' is near 'hippopotamos'"),
+        (["A", "a"], ["a", "b"], "1 of 2"),  # 'A' is not 'a' where 'a' is a label too
+        (["Cat", "cat"], ["cat"], "1 of 2"),
+        (["-1"], ["1"], "1 of 1"),
+        (["1-2"], ["12"], "1 of 1"),
+        (["crane"], ["crane", "heron", "crane"], "2 outputs are named 'crane'"),
+        (["crane"], IMAGENET, "labels: {crane: 134}"),
+        (["0", "1"], ["cat", "dog"], "labels: by_position"),
+    ],
+)
+def test_a_label_without_an_output_is_refused_by_name(labels: list[str], outputs: list[str], says: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        match(labels, outputs)
+    assert says in str(refused.value)
+
+
+def test_wordnet_ids_tell_imagenets_two_cranes_apart() -> None:
+    found = match(["n02012849", "n03126707"], IMAGENET)
+    assert found.names[134] == "n02012849"  # the bird
+    assert found.names[517] == "n03126707"  # the machine
+    assert len(set(found.names)) == 1000
+
+
+def test_wordnet_ids_follow_the_numbers_of_1000_outputs_without_names() -> None:
+    found = match(["n01440764", "n02012849"], [str(i) for i in range(1000)])
+    assert (found.names[0], found.names[134]) == ("n01440764", "n02012849")
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "names"),
+    [
+        (["cat", "dog"], {"cat": "dog", "dog": "cat"}, ("dog", "cat")),
+        (["cat", "dog"], {"cat": 1, "dog": 0}, ("dog", "cat")),
+        (["cat"], {"cat": "Dog"}, ("cat (output 0)", "cat")),
+        (["kitten", "dog"], {"kitten": "cat"}, ("kitten", "dog")),
+        (["cat", "dog", "zebra"], {"zebra": None}, ("cat", "dog")),
+        (["0", "1"], "by_position", ("0", "1")),
+    ],
+)
+def test_the_job_may_say_what_a_label_is_called(
+    labels: list[str], given: Mapping[str, str | int | None] | str, names: tuple[str, ...]
+) -> None:
+    assert match(labels, ["cat", "dog"], given).names == names
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"cot": "cat"}, "no label 'cot'; nearest: cat"),
+        ({"cat": "dig"}, "no output 'dig'; nearest: dog"),
+        ({"cat": 2}, "'2' is not the number of an output"),
+        ({"cat": 0, "dog": 0}, "all lead to the output 'cat'"),
+        ("by_position", "'cat' is not the number of an output"),
+    ],
+)
+def test_what_the_job_says_of_labels_is_checked(given: Mapping[str, str | int | None] | str, says: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        match(["cat", "dog"], ["cat", "dog"], given)
+    assert says in str(refused.value)
+
+
+def test_a_label_of_the_pool_finds_its_output_by_itself() -> None:
+    found = match(["tench"], ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane"])
+    assert found.class_of("tench") == "tench"
+    assert found.class_of("Tinca tinca") == "tench"
+    assert found.class_of("Goldfish") == "goldfish, Carassius auratus"
+    assert found.class_of("crane") is None
+    assert found.class_of("unicorn") is None
+    assert match(["cat", "zebra"], ["cat"], {"zebra": None}).class_of("zebra") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "data", "count", "names"),
+    [
+        ("data", (), ("cat", "dog"), 2, ("cat", "dog")),
+        ("data", (), ("0", "2", "10"), 12, tuple(map(str, range(12)))),
+        ("data", (), ("1", "2", "3"), 3, ("1", "2", "3")),
+        (None, (), ("0", "1"), 3, ("0", "1", "2")),
+        (None, ("LABEL_0", "LABEL_1"), ("0", "1"), 2, ("0", "1")),
+        (None, ("LABEL_0", "LABEL_1"), ("LABEL_0",), 2, ("LABEL_0", "LABEL_1")),
+        (None, ("cat", "dog"), ("0", "1"), 2, ("cat", "dog")),
+        (("a", "b"), ("cat", "dog"), ("x",), 2, ("a", "b")),
+        (None, (), (), 2, ("0", "1")),
+        (None, (), ("n01440764",), 1000, tuple(map(str, range(1000)))),
+    ],
+)
+def test_outputs_are_named_by_the_job_the_model_the_data_or_their_numbers(
+    given: Sequence[str] | str | None, own: tuple[str, ...], data: tuple[str, ...], count: int, names: tuple[str, ...]
+) -> None:
+    assert names_for(given, own, data, count) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "data", "count"),
+    [
+        (None, ("LABEL_0", "LABEL_1"), ("cat", "dog"), 2),
+        (None, (), ("cat", "dog"), 2),
+        ("data", (), ("cat", "dog"), 3),
+        ("data", (), ("0", "12"), 12),
+        (("a", "b"), (), ("a",), 3),
+    ],
+)
+def test_outputs_that_nothing_names_are_refused(
+    given: Sequence[str] | str | None, own: tuple[str, ...], data: tuple[str, ...], count: int
+) -> None:
+    with pytest.raises(ModelError, match="class_names"):
+        names_for(given, own, data, count)
+
+
+def test_classes_keep_the_order_that_the_data_set_declares() -> None:
+    assert classes_of(["10", "9", "0"]) == DataClasses(("0", "9", "10"))
+    declared = ("zebra", "yak", "xerus")
+    assert classes_of(["xerus", "zebra"], declared) == DataClasses(("zebra", "xerus"), declared)
+    assert classes_of(["xerus", "ant"], declared) == DataClasses(("xerus", "ant"), (*declared, "ant"))
+
+
+def test_the_table_of_imagenet_is_that_of_its_1000_ids_in_their_order() -> None:
+    ids = list(imagenet_1k())
+    assert len(ids) == 1000
+    assert ids == sorted(ids)
+    # Places that any list of ImageNet's classes confirms.
+    known = {0: "tench", 1: "goldfish", 7: "cock", 207: "golden retriever", 281: "tabby", 388: "giant panda"}
+    known |= {413: "assault rifle", 638: "maillot", 963: "pizza", 999: "toilet tissue"}
+    assert {i: imagenet_1k()[ids[i]].split(",")[0] for i in known} == known
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("Hot_dog", "hotdog", True),
+        ("T-shirt", "t shirt", True),
+        ("-1", "1", False),
+        ("1-2", "12", False),
+        ("1-2", "1 2", True),
+        (NFD, NFC, True),
+        ("STRASSE", "straße", True),
+        ("cat", "cut", False),
+    ],
+)
+def test_names_fold_over_case_and_separators_and_nothing_else(a: str, b: str, same: bool) -> None:
+    assert (folded(a) == folded(b)) is same
+
+
+def test_a_name_that_a_person_writes_means_one_class_or_none() -> None:
+    assert resolve("A", ["A", "a"]) == "A"
+    assert resolve("hot-dog", ["hot dog", "ice cream"]) == "hot dog"
+    assert resolve("B", ["b", "b "]) is None
+
+
+def test_integers_are_ordered_by_value_and_other_names_by_text() -> None:
+    assert in_order(["10", "2", "-1"]) == ("-1", "2", "10")
+    assert in_order(["10", "2", "x"]) == ("10", "2", "x")
+    assert in_order(["007", "10", "9"]) == ("007", "10", "9")
+    assert not are_integers([])
