@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from audit.class_names import canonical
 from audit.classifiers import Preprocess, hf, python
 from audit.errors import ModelError
+from audit.labels.matching import DataClasses, Matching
 from audit.predictions import rows_for, to_tensor
 from audit.zoo.recipes import classifiers as recipe
 from audit.zoo.scenes import LABELS
@@ -164,7 +164,7 @@ def test_a_model_of_the_user_s_own(tmp_path: Path) -> None:
     model = python.load(options, ("a", "b", "c"))
     assert model.class_names == ("a", "b", "c")
     assert torch.allclose(model.logits(torch.full((1, 3, 20, 20), 0.5)), torch.tensor([[0, 0.5, 1.0]]))
-    with pytest.raises(ModelError, match="3 outputs, but the data set's sorted labels gives 2"):
+    with pytest.raises(ModelError, match="3 outputs, but the data set's classes give 2"):
         python.load(options, ("a", "b"))
     for name, message in (("wrong", "returned str"), ("flat", "shape"), ("none", "no function 'none'")):
         with pytest.raises(ModelError, match=message):
@@ -200,10 +200,6 @@ def test_the_digest_of_a_model_s_code_holds_what_it_imports_from_beside_it(tmp_p
     assert python.digest(options) != before
 
 
-def test_names_are_compared_without_case_and_separators() -> None:
-    assert canonical(" Water_Bottle ") == canonical("water-bottle") == "water bottle"
-
-
 def test_images_of_any_sizes_are_predicted_in_their_order() -> None:
     """Brightness as the class score: the rows must follow the images, not the size groups."""
 
@@ -217,6 +213,10 @@ def test_images_of_any_sizes_are_predicted_in_their_order() -> None:
     class Models:
         embedder = None
         device = "cpu"
+        classes = DataClasses(("dark", "light"))
+
+        def matching(self, _: str) -> Matching:
+            return Matching(Dim.class_names, own=Dim.class_names)
 
         def classifiers(self):
             yield "dim", Dim()

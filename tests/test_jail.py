@@ -53,7 +53,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
         "select png from images",
         "with wrong as (select * from predictions where not correct) select count(*) as n from wrong",
         "select count(*) from explanations",
-        "select canonical('Water_Bottle')",
+        "select label, predicted from predictions where label <> predicted order by item_id limit 3",
         "from predictions select item_id order by item_id limit 3;",
     ],
 )

@@ -1,0 +1,121 @@
+"""What a run says that it cannot know or doubts: written by its stages, and read from its confusion matrices."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from audit.review.label_order import Confusion, _permuted, assigned
+from audit.review.warnings import warnings_of
+from tests.audited import audited
+
+CLASSES = tuple(f"class {i}" for i in range(12))
+
+
+def answers(pairs: list[tuple[str | None, str]], model: str = "v", role: str = "data") -> list[dict[str, Any]]:
+    """Predictions of one image for each (label, predicted)."""
+    return [
+        {
+            "item_id": hashlib.sha256(f"{i}".encode()).hexdigest(),
+            "role": role,
+            "model_id": model,
+            "label": label,
+            "predicted": predicted,
+            "correct": None if label is None else label == predicted,
+            "confidence": 0.9,
+            "status": "ok",
+        }
+        for i, (label, predicted) in enumerate(pairs)
+    ]
+
+
+def codes(root: Path, predictions: list[dict[str, Any]]) -> dict[str, tuple[bool, str]]:
+    """From the code of each warning to whether it blocks a gate, and its words."""
+    return {w.code: (w.blocks_gate, w.message) for w in warnings_of(audited(root, [], predictions))}
+
+
+def test_outputs_in_another_order_are_found_by_the_permutation_that_mends_them(tmp_path: Path) -> None:
+    """Integers sorted as text: a model that is right on all 12 classes seems right on 0, 1 and no other."""
+    as_text = sorted(map(str, range(12)))
+    pairs = [(CLASSES[k], CLASSES[int(as_text[k])]) for k in range(12) for _ in range(6)]
+    blocks, words = codes(tmp_path, answers(pairs))["outputs_permuted"]
+    assert blocks
+    assert "accuracy is 16.7% as outputs are named, and 100.0% if 10 of them were named otherwise" in words
+
+
+def test_two_swapped_classes_of_ten_are_found(tmp_path: Path) -> None:
+    swapped = {0: 1, 1: 0}
+    pairs = [(CLASSES[k], CLASSES[swapped.get(k, k)]) for k in range(10) for _ in range(20)]
+    blocks, words = codes(tmp_path, answers(pairs))["outputs_permuted"]
+    assert blocks
+    assert "'class 1' for 'class 0', 'class 0' for 'class 1'" in words
+
+
+def test_outputs_shifted_by_one_are_found_where_the_last_is_no_label(tmp_path: Path) -> None:
+    """A model with a background class before all others."""
+    pairs = [(CLASSES[k], CLASSES[k + 1]) for k in range(5) for _ in range(20)]
+    assert "and 100.0% if 5 of them" in codes(tmp_path, answers(pairs))["outputs_permuted"][1]
+
+
+def test_a_model_that_confuses_two_classes_has_no_permuted_outputs(tmp_path: Path) -> None:
+    """Cats called dogs nine times in ten, and dogs as well: no permutation makes more images right."""
+    pairs = [(name, "dog") for name in ("cat", "dog") for _ in range(90)]
+    pairs += [(name, "cat") for name in ("cat", "dog") for _ in range(10)]
+    assert "outputs_permuted" not in codes(tmp_path, answers(pairs))
+
+
+@pytest.mark.parametrize("skill", [0.0, 0.3])
+def test_chance_alone_seldom_looks_like_permuted_outputs(skill: float) -> None:
+    """400 models that guess, or know a third: at a level of 1 %, more than 10 would come less than once in 400 suites."""
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(400):
+        counts = np.zeros((2, 10, 10), np.int64)
+        for _ in range(150):
+            label = rng.integers(10)
+            counts[rng.integers(2), label, label if rng.random() < skill else rng.integers(10)] += 1
+        alarms += _permuted("v", Confusion(CLASSES[:10], CLASSES[:10], counts)) is not None
+    assert alarms <= 10
+
+
+def test_the_assignment_is_the_best_of_all_permutations() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        counts = rng.integers(0, 30, (5, 5))
+        best = max(sum(counts[i, j] for i, j in enumerate(order)) for order in permutations(range(5)))
+        assert counts[np.arange(5), assigned(counts)].sum() == best
+    assert assigned(np.zeros((3, 4), np.int64)).tolist() == [0, 1, 2]  # nothing to gain: every output keeps its name
+
+
+def test_a_class_that_is_predicted_no_more_often_on_its_own_images_is_named(tmp_path: Path) -> None:
+    pairs = [(name, name) for name in ("cat", "dog") for _ in range(30)] + [("fox", "cat")] * 30
+    blocks, words = codes(tmp_path, answers(pairs))["at_chance"]
+    assert not blocks
+    assert "1 of 3 classes" in words
+    assert "'fox (0%)'" in words
+
+
+def test_a_model_at_chance_on_every_class_does_not_pass(tmp_path: Path) -> None:
+    pairs = [(name, "cat") for name in ("cat", "dog", "fox") for _ in range(30)]
+    blocks, words = codes(tmp_path, answers(pairs))["at_chance"]
+    assert blocks
+    assert "3 of 3 classes" in words
+
+
+def test_a_good_model_has_no_warning_of_order(tmp_path: Path) -> None:
+    pairs = [(name, name) for name in CLASSES for _ in range(10)] + [("class 0", "class 1")] * 5
+    assert codes(tmp_path, answers(pairs)) == {}
+
+
+def test_labels_of_the_pool_that_no_class_stands_for_are_counted(tmp_path: Path) -> None:
+    rows = answers([("unicorn", "cat"), ("unicorn", "dog"), (None, "dog")], role="pool")
+    for row in rows:
+        row["correct"] = None
+    blocks, words = codes(tmp_path, rows)["pool_labels_unknown"]
+    assert not blocks
+    assert words.startswith("2 images of the pool have one of 1 labels, such as 'unicorn'")
