@@ -47,7 +47,7 @@ def rows_for(
     labels = [None if label is None else models.classes.label_of(label) for label in labels or [None] * len(ids)]
     predictions, arrays = [], []
     for model_id, classifier in models.classifiers():
-        right = models.matching(model_id).class_of
+        right = {label: models.matching(model_id).class_of(label) for label in set(labels) if label is not None}
         names, stored = classifier.class_names, [layer for of, layer in read if of == model_id]
         layers = [layer_of(classifier, layer) for layer in stored]
         sizes = [len(names), *(count_units(classifier, layer) for layer in layers)]
@@ -55,8 +55,8 @@ def rows_for(
         for item_id, label, found in zip(ids, labels, _by_size(forward, images, models.device), strict=True):
             logits, *units = torch.split(found, sizes)
             row = {"item_id": item_id, "role": role, "model_id": model_id, "label": label, **_verdict(logits, names)}
-            if label is not None and row["status"] == "ok" and right(label) is not None:
-                row["correct"] = row["predicted"] == right(label)
+            if label is not None and row["status"] == "ok" and right[label] is not None:
+                row["correct"] = row["predicted"] == right[label]
             predictions.append(row)
             for layer, values in zip(stored, units, strict=True):
                 arrays.append(_array(item_id, role, stored_as(layer), model_id, values))

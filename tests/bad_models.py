@@ -275,7 +275,7 @@ MODELS: dict[str, tuple[Callable[[Path], dict[str, Any]], Refused | Holds]] = {
     "code: raises on an image": (of_code("mine.py:raises"), refused("mine.py:raises", "no such kernel")),
     "code: logits of NaN": (of_code("mine.py:nan"), refused("NaN or infinity")),
     "code: logits of infinity": (of_code("mine.py:infinite"), refused("NaN or infinity")),
-    "code: more outputs than classes": (of_code("mine.py:three"), refused("3 outputs", "gives 2 names")),
+    "code: more outputs than classes": (of_code("mine.py:three"), refused("3 outputs", "give 2 names")),
     "code: an evil pickle": (evil_checkpoint, refused("mine.py:unpickled")),
     "code: a pickled module": (pickled_module, refused("mine.py:unpickled")),
 }

@@ -21,7 +21,7 @@ from tests.report_server import CHROMIUM, served
 HOSTILE = "<script>document.title='hacked'</script> *x*"
 # label, what it says, how sure it is: of each image in turn
 NEW = [
-    *(("crab", "Crab", 0.9), ("crab", "car", 0.6), ("crab", "car", 0.8), ("crab", "boat", 0.7)),
+    *(("crab", "crab", 0.9), ("crab", "car", 0.6), ("crab", "car", 0.8), ("crab", "boat", 0.7)),
     *(("car", "car", 0.9), ("car", "car", 0.9), (HOSTILE, "crab", 0.99), (HOSTILE, HOSTILE, 0.5)),
 ]
 OLD = [
@@ -38,7 +38,7 @@ MODE = {
     "seeds": 4,
 }
 MODES = [
-    {**MODE, "failure_mode_id": "m1", "class_name": "Crab", "name": "on sand", "verdict": "confirmed"},
+    {**MODE, "failure_mode_id": "m1", "class_name": "crab", "name": "on sand", "verdict": "confirmed"},
     {**MODE, "failure_mode_id": "m2", "class_name": "crab", "name": "red", "verdict": "hypothesis"},
     {**MODE, "failure_mode_id": "m3", "class_name": "crab", "name": "red", "verdict": "confirmed", "listed": False},
 ]
@@ -180,7 +180,7 @@ def test_answers_are_counted_by_label(run: Run) -> None:
     frame = confusions.counted(run, "new", None)
     found = {(row.label, row.says): (row.images, row.correct) for row in frame.itertuples()}
     assert found == {
-        ("crab", "crab"): (1, True),  # written 'Crab'
+        ("crab", "crab"): (1, True),
         ("crab", "car"): (2, False),
         ("crab", "boat"): (1, False),
         ("car", "car"): (2, True),

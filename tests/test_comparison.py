@@ -18,7 +18,7 @@ from tests.audited import against, audited, mode, said
 
 def on(letters: str, crabs: int) -> dict[str, str]:
     """Of these images, the first so many are called a crab, the others a boat."""
-    return {letter: "Crab" if i < crabs else "boat" for i, letter in enumerate(letters)}
+    return {letter: "crab" if i < crabs else "boat" for i, letter in enumerate(letters)}
 
 
 def changed(found: Comparison) -> list[tuple[str, str, int | None, int | None, int | None]]:
@@ -112,7 +112,7 @@ def test_other_answers_than_the_model_s_own_count_for_nothing(tmp_path: Path) ->
 def test_modes_are_the_same_by_concept_or_by_half_of_their_evidence() -> None:
     first = [mode("crab", "on sand", evidence="abcd"), mode("crab", "red", evidence="efgh"), mode("boat", "red")]
     second = [
-        mode("Crab", "yellow", evidence="abxy"),  # half of the first one's images
+        mode("crab", "yellow", evidence="abxy"),  # half of the first one's images
         mode("crab", "on sand", evidence="lmno"),  # its name: goes first
         mode("crab", "blue", evidence="efxyz"),  # half of the smaller one's
         mode("fish", "red"),  # another class

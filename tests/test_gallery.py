@@ -59,7 +59,7 @@ def run(modes: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     neurons = [
         {"neuron_id": f"n{place}", "model_id": model, "class_name": name, "neuron": place, "verdict": verdict}
         for place, (model, name, verdict) in enumerate(
-            (("v", "Crab", "core"), ("v", "crab", "harmful"), ("w", "crab", None))
+            (("v", "crab", "core"), ("v", "crab", "harmful"), ("w", "crab", None))
         )
     ]
     made.store.commit("said", "reviews", {"reviews": reviews})

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audit.config import digest
 from audit.diffusion.optimise import Result, Variables
+from audit.labels.matching import DataClasses, Matching
 from audit.methods import disagreement, neuron, uvce
 from audit.predictions import rows_for
 
@@ -64,7 +65,12 @@ def test_scores_are_both_probabilities_and_whether_the_models_disagree() -> None
 
 def context(models: dict[str, Any], embedder: Any = None) -> Any:
     held = SimpleNamespace(
-        classifiers=lambda: iter(models.items()), embedder=embedder, device="cpu", data_classes=Known.class_names
+        classifiers=lambda: iter(models.items()),
+        embedder=embedder,
+        device="cpu",
+        data_classes=Known.class_names,
+        classes=DataClasses(Known.class_names),
+        matching=lambda name: Matching(models[name].class_names),
     )
     return SimpleNamespace(stage="3-disagreement", models=held, job=SimpleNamespace(seed=0))
 

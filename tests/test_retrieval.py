@@ -163,7 +163,7 @@ def circle(tmp_path: Path) -> Run:
             values = None if name == "p8" else flat([angle])[0].tolist()
             items.append({"item_id": name, "role": role, "position": k, "uri": name, "display_name": name})
             arrays.append({"subject_id": name, "role": role, "name": "embedding", "values": values})
-            f = {"model_id": "f", "predicted": "Crab" if int(name[1:]) < 6 else "car"}
+            f = {"model_id": "f", "predicted": "crab" if int(name[1:]) < 6 else "car"}
             g = {"model_id": "g", "predicted": "crab" if name in ("p0", "p9") else "boat"}
             if name == "p1":
                 g |= {"predicted": None, "status": "failed", "reason": "not_finite"}
@@ -194,7 +194,7 @@ def test_classes_are_counted_among_the_retrieved_and_among_all(circle: Run) -> N
     said = retrieve(circle, ANGLES, "0", top=5).said
     got = {(s["model_id"], s["says"]): (s["retrieved"], s["images"], s["share_retrieved"], s["share"]) for s in said}
     assert got == {
-        ("f", "Crab"): (5, 6, 1.0, pytest.approx(6 / 9)),
+        ("f", "crab"): (5, 6, 1.0, pytest.approx(6 / 9)),
         ("f", "car"): (0, 3, 0.0, pytest.approx(3 / 9)),
         ("g", "boat"): (3, 6, 0.75, pytest.approx(6 / 8)),
         ("g", "crab"): (1, 2, 0.25, pytest.approx(2 / 8)),
@@ -223,7 +223,7 @@ def test_a_failure_mode_that_labels_show_is_tested_against_the_labels(tmp_path: 
     store.create("job.json", b"{}")
     items, arrays, predictions = [], [], []
     for k in range(10):
-        place = {"item_id": f"d{k}", "role": "data", "label": None if k == 4 else "Crab" if k == 0 else "boat"}
+        place = {"item_id": f"d{k}", "role": "data", "label": None if k == 4 else "crab" if k == 0 else "boat"}
         items.append({**place, "position": k})
         arrays.append(
             {"subject_id": f"d{k}", "role": "data", "name": "embedding", "values": flat([0.1 * k])[0].tolist()}

@@ -98,7 +98,7 @@ def test_what_is_true_of_the_scenes_is_not_false_for_not_being_planted(tmp_path:
     for position, scene in enumerate(drawn):
         misled = scene.background == "grass" and position % 2 == 0
         items.append({"item_id": str(position), "role": "pool", "position": position, "status": "ok"})
-        for model, name in (("a", "Crab" if misled else scene.object), ("reference", scene.object)):
+        for model, name in (("a", "crab" if misled else scene.object), ("reference", scene.object)):
             said.append({"item_id": str(position), "role": "pool", "model_id": model, "predicted": name})
     run.store.commit("v", "0-inventory", {"items": items, "predictions": [{**row, "status": "ok"} for row in said]})
     run.refresh()

@@ -39,7 +39,7 @@ def write(root: Path) -> Run:
             sure = 0.79 if (i, place) == (3, 1) else 0.8
             rows.append(
                 {"explanation_id": f"{place}{i}", "stage": stage, "method": "uvce", "item_id": ids[i], "status": "ok"}
-                | {"model_id": "v", "source_class": "crab", "target_class": "water bottle", "score_after": sure}
+                | {"model_id": "v", "source_class": "crab", "target_class": "water_bottle", "score_after": sure}
                 | {"start_image_id": ids[i], "image_id": ids[5 + 5 * place + i]}
             )
     first = rows[0]
@@ -72,14 +72,14 @@ def test_pairs_are_what_both_explain_and_are_sure_of(run: Run) -> None:
     assert sorted(pair.results[0][0] + pair.results[1][0] for pair in found) == ["0010", "0111", "0212"]
     assert len(study.pairs(run, OLD, NEW, 0.79)) == 4
     assert study.pairs(run, OLD, NEW, 0.81) == []
-    assert {pair.target_class for pair in found} == {"water bottle"}
+    assert {pair.target_class for pair in found} == {"water_bottle"}
     (one,) = [pair for pair in found if pair.results[0][0] == "00"]
     items = {row["item_id"]: row["label"] for row in run.rows("select * from items")}
     assert items[one.original] == "crab"
-    shown = study.references(run, "water bottle", one.original)
+    shown = study.references(run, "water_bottle", one.original)
     assert len(shown) == 4
     assert {items[image] for image in shown} == {"water_bottle"}
-    assert len(study.references(run, "Water-Bottle", shown[0])) == 3
+    assert len(study.references(run, "water_bottle", shown[0])) == 3
 
 
 def test_which_is_a_is_drawn_for_each_person_and_image_and_stays(run: Run) -> None:

@@ -71,7 +71,7 @@ def test_a_model_that_confuses_two_classes_has_no_permuted_outputs(tmp_path: Pat
 
 @pytest.mark.parametrize("skill", [0.0, 0.3])
 def test_chance_alone_seldom_looks_like_permuted_outputs(skill: float) -> None:
-    """400 models that guess, or know a third: at a level of 1 %, more than 10 would come less than once in 400 suites."""
+    """400 models that guess, or know a third: at a level of 1 %, more than 10 alarms have a probability of .003."""
     rng = np.random.default_rng(0)
     alarms = 0
     for _ in range(400):
