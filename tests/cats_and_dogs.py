@@ -1,12 +1,11 @@
 """Cats and dogs of CIFAR-10 with a planted feature, and small models that learn it as a shortcut or do not.
 
-A job names such a model as `ref: tests/cats_and_dogs.py:network` with `arguments: {weights: <file>}` and
+A job names such a model as `ref: tests/small_convnet.py:network` with `arguments: {weights: <file>}` and
 `input_size: 32`; its outputs are `CLASSES`, in this order.
 """
 
 from __future__ import annotations
 
-import itertools
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from torch import nn
 from torch.nn import functional
+
+from tests.small_convnet import Network, network
 
 CLASSES = ("cat", "dog")
 SIDE = 32
@@ -98,32 +98,6 @@ def write_folder(root: Path, given: Sequence[Photo]) -> Path:
     return root
 
 
-class Network(nn.Module):
-    """Three convolutions and a linear layer: RGB (b, 3, 32, 32) in [0, 1] to logits (b, 2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = (3, 16, 32, 64)
-        self.features = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
-                for a, b in itertools.pairwise(widths)
-            )
-        )
-        self.head = nn.Linear(widths[-1], len(CLASSES))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.features((x - 0.5) / 0.25).mean((2, 3)))
-        return logits
-
-
-def network(weights: str) -> nn.Module:
-    """The network with what `train` wrote: what a job names."""
-    module = Network()
-    module.load_state_dict(torch.load(weights, weights_only=True))
-    return module
-
-
 def train(given: Sequence[Photo], weights: Path, *, epochs: int = 6, seed: int = 0) -> Path:
     """Train on photos and write the weights: Adam, one-cycle schedule, batches of 64, mirrored at random."""
     torch.manual_seed(seed)
@@ -161,5 +135,5 @@ def answers(weights: Path, given: Sequence[Photo]) -> list[str]:
 
 def model(name: str, weights: Path) -> dict[str, Any]:
     """The network as a model of a job."""
-    ref = f"{Path(__file__).resolve()}:network"
+    ref = f"{Path(__file__).resolve().with_name('small_convnet.py')}:network"
     return {"id": name, "loader": "python", "ref": ref, "arguments": {"weights": str(weights)}, "input_size": SIDE}
