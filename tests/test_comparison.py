@@ -149,8 +149,8 @@ def test_without_real_images_nobody_can_tell(tmp_path: Path) -> None:
     found = compare(before, after)
     assert changed(found) == [("unclear", "on sand", None, None, None)]
     assert found.changes[0].reason == (
-        "the second run did not confirm it, and has screened too few of the 3 images with it and 20 without it on which "
-        "the first run confirmed it"
+        "the second run did not confirm it, and has screened too few of the 3 images with it and 20 without it "
+        "on which the first run confirmed it"
     )
     assert found.changes[0].ids == ["crab on sand", "crab on sand"]  # the hypothesis is its other side
     older = audited(tmp_path / "older", [{**modes[0], "showing": None}], against(on("abc", 3)))
