@@ -1,12 +1,11 @@
 """What changed between two audits, or between two models of one: failure modes new, fixed and unchanged, and accuracy.
 
-Real images decide before names do. A mode that one run confirmed is there in the other as well if it is confirmed
-there, or if it happens to at least half as many of the images that show its concept; and it is gone if to a quarter as
-many at most, and too few for chance (McNemar's exact test). It happens to an image where the mode's model says the
-class and the one that is held against it does not. Asked are images that show the concept, right or wrong: had one
-asked only those that one of the models gets wrong, the other would seem better for every mistake that training anew
-moves elsewhere. A search that found nothing is no proof that there is nothing, so without such images the answer is
-`unclear`. A mode is the model's that is at fault, as far as that is known.
+A failure mode is that a model errs more often on images with a feature than on control images: others of the same
+classes. Error rates alone do not tell two models apart, since both may err as often without the feature. So the excess
+is compared, the difference of the two error rates, on the images that both runs screened (`audit/metrics/excess.py` has
+the formulas, `audit/review/decision.py` the rule by which a status follows). An error of a mode is an image where the
+mode's model says the class and the one that it is compared with does not. A mode is the model's that is at fault, as
+far as that is known.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
+import numpy as np
 from scipy import stats
 
 from audit.errors import ConfigError
+from audit.metrics.excess import PairedExcess, paired_excess
 from audit.results.sql import Run
+from audit.review.decision import Status, not_comparable, reason_for, status_of
 from audit.sentences import misses
 
 Row = dict[str, Any]
 _Said = dict[str, dict[str, str]]
-Status = Literal["new", "fixed", "unchanged", "unclear"]
 
-THERE, GONE = 0.5, 0.25  # how often it happens in the other run, as a share of how often in the first one
-LEVEL = 0.05  # p-value under which it happens less often than in the first one
 FEWEST = 3  # images in common that can make modes of two names one
 SHARED = 0.5  # of the evidence of the smaller one, with which modes of two names are one
 
@@ -37,10 +36,10 @@ SHARED = 0.5  # of the evidence of the smaller one, with which modes of two name
 class Change:
     """A failure mode that at least one of the runs confirmed.
 
-    before, after: its rows of `failure_modes`, None where a run has none of it. Of `images` that show its concept in
-    the run that confirmed it, and that both screened, it happened to `happened` before and happens to `happens` after;
-    None where both confirmed it. `model_id`: the model at fault, as the later run calls it. `reason`: what the status
-    rests on.
+    before, after: its rows of `failure_modes`, None where a run has none of it. `excess`: both models on the images
+    that both runs screened, None where these are not enough to compare; `images` of them have the feature, `happened`
+    and `happens` of which are errors before and after, and `controls` do not. `model_id`: the model at fault, as the
+    later run calls it. `reason`: what the status rests on.
     """
 
     status: Status
@@ -49,10 +48,24 @@ class Change:
     name: str
     before: Row | None
     after: Row | None
-    images: int | None
-    happened: int | None
-    happens: int | None
+    excess: PairedExcess | None
     reason: str
+
+    @property
+    def images(self) -> int | None:
+        return None if self.excess is None else self.excess.images
+
+    @property
+    def controls(self) -> int | None:
+        return None if self.excess is None else self.excess.control_images
+
+    @property
+    def happened(self) -> int | None:
+        return None if self.excess is None else self.excess.errors[0]
+
+    @property
+    def happens(self) -> int | None:
+        return None if self.excess is None else self.excess.errors[1]
 
     @property
     def shown(self) -> Row:
@@ -69,13 +82,8 @@ class Change:
         told: Row = {key: getattr(self, key) for key in ("status", "model_id", "class_name", "name")}
         for side, row in (("before", self.before), ("after", self.after)):
             told |= {f"{side}_{key}": row and row[key] for key in ("failure_mode_id", "verdict", "impact")}
-        return {
-            **told,
-            "images": self.images,
-            "happened": self.happened,
-            "happens": self.happens,
-            "reason": self.reason,
-        }
+        counts = {key: getattr(self, key) for key in ("images", "controls", "happened", "happens")}
+        return {**told, **counts, **_intervals(self.excess), "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
     pairs = pairs_of(before, after, models)
     called = with_namesakes(before, after, pairs)
     changes: list[Change] = []
+    images = _images_of(before), _images_of(after)
     earlier = before.failure_modes(ends=True)
     later = earlier if after is before else after.failure_modes(ends=True)
     for old_id, new_id in pairs.items():
@@ -133,10 +142,13 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
             *((None, new[j]) for j in sorted(alone)),
         ]
         found = [two for two in found if any(map(_confirmed, two))]
-        asked = {item_id for two in found if not all(map(_confirmed, two)) for item_id in _shown(*two)["showing"] or ()}
+        compared = [_compared_images(*two, images) for two in found]
+        asked = {item_id for one in compared if one is not None for item_id in one["item_ids"]}
         said = _answers(before, asked)
         answers = said, said if after is before else _answers(after, asked)
-        changes += (_change(*two, (old_id, new_id), called, answers) for two in found)
+        changes += (
+            _change(*two, one, (old_id, new_id), called, answers) for two, one in zip(found, compared, strict=True)
+        )
     changes.sort(key=lambda change: (_ORDER.index(change.status), -_impact(change), change.class_name, change.name))
     told, ends = without_ends(changes)
     return Comparison(tuple(told), tuple(ends), tuple(_accuracy(before, after, *pair) for pair in pairs.items()))
@@ -232,48 +244,85 @@ def _impact(change: Change) -> float:
     return max((row["impact"] or 0.0) for row in (change.before, change.after) if row is not None)
 
 
+def _images_of(run: Run) -> dict[str, Row]:
+    """Rows of `compared_images` by their failure mode."""
+    return {row["failure_mode_id"]: row for row in run.rows("select * from compared_images")}
+
+
+def _compared_images(old: Row | None, new: Row | None, images: tuple[dict[str, Row], dict[str, Row]]) -> Row | None:
+    """The images on which two modes are compared: those of the later one that is confirmed and has any."""
+    for mode, there in ((new, images[1]), (old, images[0])):
+        if _confirmed(mode) and (row := there.get(mode["failure_mode_id"])):  # type: ignore[index]
+            return row
+    return None
+
+
 def _change(
-    old: Row | None, new: Row | None, pair: tuple[str, str], called: Mapping[str, str], answers: tuple[_Said, _Said]
+    old: Row | None,
+    new: Row | None,
+    compared: Row | None,
+    pair: tuple[str, str],
+    called: Mapping[str, str],
+    answers: tuple[_Said, _Said],
 ) -> Change:
-    """At least one of the two modes is confirmed; `answers`: before and after, of images at least that show what only
-    one run confirmed."""
-    shown, was = _shown(old, new), _confirmed(old)
-    told = pair[1], shown["class_name"], shown["name"], old, new
-    if was and _confirmed(new):
-        return Change("unchanged", *told, None, None, None, "both runs confirmed it")
-    there: Mapping[str, str] = called if was else {after: before for before, after in called.items()}
+    """At least one of the two modes is confirmed. `compared`: its row of `compared_images`; `answers`: before and
+    after, of these images at least."""
+    shown = _shown(old, new)
+    excess = None if compared is None else _excess(shown, shown is old, compared, pair, called, answers)
+    was, now = _confirmed(old), _confirmed(new)
+    told = pair[1], shown["class_name"], shown["name"], old, new, excess
+    if excess is not None:
+        status = status_of(was, now, excess)
+        both = f"both runs confirmed it{', but most of it is new' if status == 'new' else ''}; " if was and now else ""
+        return Change(status, *told, both + reason_for(excess))
+    if was and now:
+        return Change("unchanged", *told, "both runs confirmed it")
+    shows = [] if compared is None else compared["shows"]
+    return Change("unclear", *told, not_comparable(sum(shows), len(shows) - sum(shows), "second" if now else "first"))
+
+
+def _excess(
+    shown: Row,
+    is_old: bool,
+    compared: Row,
+    pair: tuple[str, str],
+    called: Mapping[str, str],
+    answers: tuple[_Said, _Said],
+) -> PairedExcess | None:
+    there: Mapping[str, str] = called if is_old else {after: before for before, after in called.items()}
     both = []
     for name in (shown["model_id"], shown["other_model_id"]):
         rival = name in pair and name != owner(shown)  # of the two that are compared: what one says decides
         both.append((name, there[name]) if name in there and not rival else (None, None))
-    says, misses = both if was else ((second, first) for first, second in both)  # before, after
-    happened, happens = (_happens(shown, says[i], misses[i], answers[i]) for i in (0, 1))
-    images = happened.keys() & happens.keys()
-    earlier, later = ({image for image in images if side[image]} for side in (happened, happens))
-    first, second = (earlier, later) if was else (later, earlier)  # in the run that confirmed it, and in the other
-    counts = *told, len(images), len(earlier), len(later)
-    if not first:
-        why = f"the {'second' if was else 'first'} run did not confirm it, and has screened none of its real images"
-        return Change("unclear", *counts, why)
-    why = (
-        f"of {len(images)} real images that show it, it happened to {len(earlier)} before, and happens to {len(later)}"
-    )
-    if len(second) >= THERE * len(first):
-        return Change("unchanged", *counts, why)
-    only, added = len(first - second), len(second - first)
-    if len(second) <= GONE * len(first) and stats.binomtest(only, only + added, alternative="greater").pvalue < LEVEL:
-        return Change("fixed" if was else "new", *counts, why)
-    return Change("unclear", *counts, why)
+    says, misses = both if is_old else ((second, first) for first, second in both)  # before, after
+    happened, happens = (_happens(shown, says[i], misses[i], answers[i], compared["item_ids"]) for i in (0, 1))
+    places = [i for i, item_id in enumerate(compared["item_ids"]) if item_id in happened and item_id in happens]
+    common = [compared["item_ids"][i] for i in places]
+    if not common:
+        return None
+    was, now = (np.array([side[item_id] for item_id in common], np.bool_) for side in (happened, happens))
+    shows, strata = np.array(compared["shows"], np.bool_)[places], np.array(compared["strata"], object)[places]
+    return paired_excess(was, now, shows, strata)
 
 
-def _happens(mode: Row, says: str | None, misses: str | None, answers: _Said) -> dict[str, bool]:
-    """Of a mode's images of which a run has answers, to which it happens: `says` is in this run the model that says the
+def _intervals(excess: PairedExcess | None) -> Row:
+    """Excess before and after and their change, each with its 95 % interval; None where nothing was compared."""
+    intervals = (None, None, None) if excess is None else (excess.before.excess, excess.after.excess, excess.change)
+    told: Row = {}
+    for name, interval in zip(("excess_before", "excess_after", "excess_change"), intervals, strict=True):
+        told[name] = interval and interval.value
+        told |= {f"{name}_low": interval and interval.low, f"{name}_high": interval and interval.high}
+    return told
+
+
+def _happens(mode: Row, says: str | None, misses: str | None, answers: _Said, item_ids: list[str]) -> dict[str, bool]:
+    """Of some images of which a run has answers, to which a mode happens: `says` is in this run the model that says the
     class, `misses` the one that does not; None where that is no model that both runs have, and is not asked."""
     name = mode["class_name"]
     told = [(answers.get(model, {}), it_says) for model, it_says in ((says, True), (misses, False)) if model]
     return {
         item_id: all((side[item_id] == name) is it_says for side, it_says in told)
-        for item_id in mode["showing"] or ()
+        for item_id in item_ids
         if told and all(item_id in side for side, _ in told)
     }
 

@@ -1,8 +1,9 @@
 """Rules that a run has to keep before a model ships: on the number of failure modes, and on any number of SQL.
 
-A gate does not pass for want of knowledge: a rule about failure modes needs a run that looked for them and had real
-images to confirm them on, a rule about new ones needs the run of before, and a query that gives no number fails. Of
-what is `unclear` against the run of before a rule says itself whether it counts. What a model misses where it says
+A gate does not pass for want of knowledge. A rule about failure modes fails where the run could have confirmed none
+(`audit/review/askable.py`), a rule about new ones where a confirmed one has no images in common with the run of before,
+and a query that gives no number fails. A rule says itself whether a confirmed failure mode of which it is `unclear`
+whether it is new counts; one that was confirmed before and may be fixed never does. What a model misses where it says
 something else counts with that as one failure, and by itself for a rule that is about the missed class alone, or where
 only that is new.
 """
@@ -20,10 +21,13 @@ from xml.etree import ElementTree
 from pydantic import Field, model_validator
 
 from audit.class_names import resolve
-from audit.comparison import Status, compare, models_of, owner, pairs_of, with_namesakes, without_ends
+from audit.comparison import Change, compare, models_of, owner, pairs_of, with_namesakes, without_ends
 from audit.config import AnyPlace, Frozen, Names, checked, parse_yaml
 from audit.errors import ConfigError, unknown
 from audit.results.sql import Run
+from audit.review.askable import unaskable
+from audit.review.blocking import blocking
+from audit.review.decision import Status
 from audit.sentences import claim
 
 Row = dict[str, Any]
@@ -75,6 +79,9 @@ class Rules(Frozen):
     version: Literal[1]
     baseline: AnyPlace | None = Field(None, description="run of before, that a status is told against")
     models: dict[str, str] = Field({}, description="what a model of the baseline is called in the run, where otherwise")
+    accept_warnings: Names = Field(
+        (), description="codes of warnings of the run that do not keep the gate from passing, such as at_chance"
+    )
     rules: Annotated[tuple[Rule, ...], Field(strict=False, min_length=1)]
 
 
@@ -108,11 +115,29 @@ def load_rules(path: Path) -> Rules:
 def check(rules: Rules, run: Run, baseline: Run | None) -> list[Outcome]:
     """Hold a finished run against rules, one outcome each, in their order.
 
-    Raises ConfigError where a rule asks for a status without a baseline, or of a model that the baseline has not, where
-    it names a model or a class that the run does not have, where the run looked for no failure modes, and where a query
-    is wrong.
+    Warnings that block (audit/review/warnings.py) are an outcome of their own, before those of the rules. A rule that
+    the run cannot answer fails, and its message says why. Raises ConfigError where a rule asks for a status
+    without a baseline, or of a model that the baseline has not, where it names a model or a class that the run does not
+    have, where the run's job has no stage that looks for failure modes, and where a query is wrong.
     """
-    return [_counted(rule, rules, run, baseline) if rule.failure_modes else _asked(rule, run) for rule in rules.rules]
+    outcomes = [
+        _counted(rule, rules, run, baseline) if rule.failure_modes else _asked(rule, run) for rule in rules.rules
+    ]
+    return [*_warned(rules, run, baseline), *outcomes]
+
+
+def _warned(rules: Rules, run: Run, baseline: Run | None) -> list[Outcome]:
+    """A failed outcome for warnings that block, of the run and, where a rule compares, of the run of before."""
+    wanted = [rule.failure_modes for rule in rules.rules]
+    own = {modes.model for modes in wanted if modes is not None and modes.model is not None}
+    models = own if all(modes is not None and modes.model is not None for modes in wanted) else None
+    words = blocking(run, rules.accept_warnings, models)
+    if baseline is not None and any(modes is not None and modes.status is not None for modes in wanted):
+        words += [f"the run of before: {each}" for each in blocking(baseline, rules.accept_warnings, None)]
+    if not words:
+        return []
+    why = f"{len(words)} warnings: what the run does not know may be wrong. Mend it, or name them in accept_warnings"
+    return [Outcome("warnings", False, float(len(words)), why, tuple(words))]
 
 
 def _asked(rule: Rule, run: Run) -> Outcome:
@@ -139,43 +164,63 @@ def _outcome(rule: Rule, value: float | None, modes: tuple[str, ...] = ()) -> Ou
 def _counted(rule: Rule, rules: Rules, run: Run, baseline: Run | None) -> Outcome:
     wanted = rule.failure_modes
     assert wanted is not None
-    for query, why in _NEEDS:
-        if not run.rows(f"{query} limit 1"):
-            raise ConfigError(f"rule {rule.name!r}: {run.location} looked for no failure modes: {why}")
+    if not run.rows("select 1 from units where stage like '%-discover' and status = 'ok' limit 1"):
+        why = "its job has no stage 'discover'"
+        raise ConfigError(f"rule {rule.name!r}: {run.location} looked for no failure modes: {why}")
     _check_names(rule.name, wanted, run)
-    excused = _reviewed(run, wanted.unless) | (_reviewed(baseline, wanted.unless, True) if baseline else set())
-    if wanted.status is None:
-        found = run.failure_modes(ends=True)
-        modes = [mode for mode in found if wanted.verdict in ("any", mode["verdict"]) and _counts(mode, wanted)]
-        once = {mode["failure_mode_id"] for mode in modes}  # the other end of one of them is no second failure
-        modes = [mode for mode in modes if mode["part_of"] not in once]
-        words = [_words(mode) for mode in modes if mode["failure_mode_id"] not in excused]
-    elif baseline is None:
+    if wanted.status is not None and baseline is None:
         raise ConfigError(f"rule {rule.name!r} needs the run of before; name it with --baseline, or in the rules file")
-    else:
-        within = baseline.location == run.location
-        models = rules.models if within else with_namesakes(baseline, run, rules.models)
-        pairs = pairs_of(baseline, run, models)
-        _check_compared(rule, run, baseline, pairs)
-        compared = compare(baseline, run, pairs)
-        every = [change for change in (*compared.changes, *compared.ends) if change.status in wanted.status]
-        changes, _ = without_ends([change for change in every if _counts(change.shown, wanted)])
-        words = [
-            f"{_words(change.shown)} ({change.status}: {change.reason})"
-            for change in changes
-            if excused.isdisjoint(change.ids)
-        ]
+    unknown = unaskable(run, models_of(run) if wanted.model is None else [wanted.model], wanted.classes)
+    if unknown is not None:
+        return _unknown(rule, f"no failure mode could be confirmed: {unknown}")
+    excused = _reviewed(run, wanted.unless) | (_reviewed(baseline, wanted.unless, True) if baseline else set())
+    if wanted.status is not None and baseline is not None:
+        return _changed(rule, rules, run, baseline, excused)
+    found = run.failure_modes(ends=True)
+    modes = [mode for mode in found if wanted.verdict in ("any", mode["verdict"]) and _counts(mode, wanted)]
+    once = {mode["failure_mode_id"] for mode in modes}  # the other end of one of them is no second failure
+    modes = [mode for mode in modes if mode["part_of"] not in once]
+    words = [_words(mode) for mode in modes if mode["failure_mode_id"] not in excused]
     return _outcome(rule, float(len(words)), tuple(words))
 
 
-_NEEDS = (
-    ("select 1 from units where stage like '%-discover' and status = 'ok'", "its job has no stage 'discover'"),
-    ("select 1 from items where role = 'data' and label is not null", "none of its images has a label"),
-    (
-        "select 1 from arrays where name = 'embedding' and role in ('data', 'pool') and values is not null",
-        "it has no embedding of a real image that could confirm any",
-    ),
-)
+def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str]) -> Outcome:
+    """A rule on what changed since the baseline."""
+    wanted = rule.failure_modes
+    assert wanted is not None
+    assert wanted.status is not None
+    within = baseline.location == run.location
+    models = rules.models if within else with_namesakes(baseline, run, rules.models)
+    pairs = pairs_of(baseline, run, models)
+    _check_compared(rule, run, baseline, pairs)
+    compared = compare(baseline, run, pairs)
+    meant = [change for change in (*compared.changes, *compared.ends) if _counts(change.shown, wanted)]
+    once, _ = without_ends([change for change in meant if change.status in wanted.status and _ships(change)])
+    changes = [change for change in once if excused.isdisjoint(change.ids)]
+    once, _ = without_ends([change for change in meant if _ships(change) and _unknowable(change, wanted.status)])
+    doubtful = [change for change in once if excused.isdisjoint(change.ids)]
+    if doubtful:
+        them = tuple(f"{_words(change.shown)} ({change.reason})" for change in doubtful)
+        return _unknown(rule, f"whether {len(doubtful)} confirmed failure modes are new", them)
+    return _outcome(
+        rule,
+        float(len(changes)),
+        tuple(f"{_words(change.shown)} ({change.status}: {change.reason})" for change in changes),
+    )
+
+
+def _ships(change: Change) -> bool:
+    """Whether a change concerns the run that is to ship: a doubt that another one was fixed is no reason to stop it."""
+    return change.status != "unclear" or (change.after is not None and change.after["verdict"] == "confirmed")
+
+
+def _unknowable(change: Change, statuses: tuple[Status, ...]) -> bool:
+    """A rule on new ones alone would pass for want of images to compare."""
+    return change.status == "unclear" and change.excess is None and "new" in statuses and "unclear" not in statuses
+
+
+def _unknown(rule: Rule, why: str, modes: tuple[str, ...] = ()) -> Outcome:
+    return Outcome(rule.name, False, None, f"it cannot be known: {why}", modes)
 
 
 def _check_names(rule: str, wanted: Modes, run: Run) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -17,8 +20,10 @@ from audit.gate import Outcome, check, junit, load_rules
 from audit.results.sql import Run
 from audit.reviews import review
 from pipelines.cli import app
-from tests.audited import against, audited, mode, said
+from tests import audited as made
+from tests.audited import CONTROLS, against, mode, said
 
+audited = partial(made.audited, askable=True)  # enough images to confirm something
 NO_NEW = "- {name: nothing new, failure_modes: {status: [new, unclear]}, at_most: 0}"
 
 
@@ -54,7 +59,8 @@ def test_a_new_confirmed_mode_is_blocked_and_a_fixed_one_is_not(
     assert (found.passed, found.value, found.message) == (False, 1.0, "1; at most 0 is wanted")
     assert found.modes == (
         "v says “crab” for what is red, impact 2.00% "
-        "(new: of 5 real images that show it, it happened to 0 before, and happens to 5)",
+        "(new: with it (5 images) it happens to 0% before and 100% after; without it (20 images of the same classes) "
+        "to 0% and 0%; excess +0% [-16%, 43%] before and +100% [54%, 100%] after, change +100% [36%, 116%])",
     )
     assert outcomes(tmp_path, NO_NEW, better, before)[0].passed
 
@@ -67,7 +73,11 @@ def ended(folder: Path, boats: str, cars: str, *, cars_told: bool, listed: bool 
     ends = [mode("boat", "on sand", evidence=boats, **part)]
     ends += [mode("car", "on sand", evidence=cars, **part)] if cars_told else []
     wrong = boats + (cars if cars_told else "")
-    truth = {**dict.fromkeys("abcdefghij", "boat"), **dict.fromkeys("qrstuvwxyz", "car")}
+    truth = {
+        **dict.fromkeys("abcdefghij", "boat"),
+        **dict.fromkeys("qrstuvwxyz", "car"),
+        **dict.fromkeys(CONTROLS, "car"),
+    }
     answers = [*said("pool", "reference", truth), *said("pool", "v", truth | dict.fromkeys(wrong, "crab"))]
     return audited(folder, [whole, *ends], answers)
 
@@ -78,7 +88,7 @@ def test_a_class_that_is_newly_missed_is_blocked_although_what_is_said_instead_i
     after = ended(tmp_path / "after", "abcdefghij", "qrstuvwxyz", cars_told=True)
     found = outcomes(tmp_path, NO_NEW, after, before)[0]
     assert (found.passed, found.value) == (False, 1.0)
-    assert found.modes[0].startswith("v misses “car” in what is on sand, impact 5.00% (new: of 10 real images")
+    assert found.modes[0].startswith("v misses “car” in what is on sand, impact 5.00% (new: with it (10 images)")
     same = outcomes(tmp_path, NO_NEW, after, ended(tmp_path / "same", "abcdefghij", "qrstuvwxyz", cars_told=True))[0]
     assert same.passed
     apart = ended(tmp_path / "apart", "abcdefghij", "qrstuvwxyz", cars_told=True, listed=True)
@@ -220,7 +230,7 @@ def test_rules_that_cannot_be_told_are_refused(tmp_path: Path, before: Run, rule
 def test_a_model_that_the_run_before_has_not_passes_no_rule_on_what_is_new(tmp_path: Path, before: Run) -> None:
     """A version of another name: with confirmed modes it has to be said which one it was; without, it is no matter."""
     answers = [
-        *said("pool", "v2", dict.fromkeys("abcdeuvxyz", "crab")),
+        *said("pool", "v2", {**dict.fromkeys(CONTROLS, "boat"), **dict.fromkeys("abcdeuvxyz", "crab")}),
         *against(dict.fromkeys("abcde", "crab")),
     ]
     modes = [mode("crab", "red", evidence="uvxyz", model_id="v2")]
@@ -236,19 +246,100 @@ def test_a_model_that_the_run_before_has_not_passes_no_rule_on_what_is_new(tmp_p
     assert outcomes(tmp_path, NO_NEW, quiet, before)[0].passed
 
 
+def unlabelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "correct": None} for row in rows]
+
+
+FAIR = [
+    row for name in ("v", "reference") for i in range(60) for row in said("data", name, {f"{i:08x}": "crab"}, "crab")
+]
+OTHER = [{**row, "predicted": "LABEL_0", "correct": False} for row in FAIR]
+
+
 @pytest.mark.parametrize(
-    ("done", "why"),
+    ("items", "arrays", "predictions", "wanted", "why"),
     [
-        (("1-screen", "2-discover"), "none of its images has a label"),
-        (("0-inventory", "2-discover"), "it has no embedding of a real image that could confirm any"),
+        (0, 60, FAIR, "{}", "none of its images has a label, and the data set declares no classes"),
+        (60, 0, FAIR, "{}", "it has no embedding of a real image that could confirm any"),
+        (60, 60, OTHER, "{}", r"no answer of v is a class of the data set: it says “label 0”, the labels are “crab”"),
+        (60, 60, [*FAIR[:60], *OTHER[60:]], "{}", "no answer of reference is a class of the data set"),
+        (60, 60, unlabelled(FAIR), "{}", "of none of the 60 labelled images is it known whether v is right"),
+        (60, 60, FAIR[:60], "{}", "too few real images have an embedding, an answer of every model .*: none"),
+        (60, 12, FAIR, "{}", "to confirm any: 12 of the data"),
+        (60, 60, [*FAIR[:60], *OTHER[60:]], "{model: v}", None),
+        (60, 60, FAIR, "{classes: [crab]}", None),
+        (60, 24, FAIR, "{}", None),
+        (60, 60, FAIR, "{}", None),
     ],
 )
+@pytest.mark.parametrize("status", ["", "status: [new], "])
 def test_a_run_that_could_confirm_nothing_passes_no_rule_on_failure_modes(
-    tmp_path: Path, done: tuple[str, ...], why: str
+    tmp_path: Path,
+    items: int,
+    arrays: int,
+    predictions: list[dict[str, Any]],
+    wanted: str,
+    why: str | None,
+    status: str,
 ) -> None:
-    run = audited(tmp_path / "run", [], [], done=done)
-    with pytest.raises(ConfigError, match=f"looked for no failure modes: {why}"):
-        outcomes(tmp_path, "- {name: r, failure_modes: {}, at_most: 0}", run)
+    """Half of the images propose, half are asked: of 18 asked images or fewer than 9 no test gets below a hundredth."""
+    run = made.audited(tmp_path / "run", [], predictions, done=("2-discover",))
+    labels = [{"item_id": f"{i:08x}", "role": "data", "label": "crab"} for i in range(items)]
+    embedded = [{"subject_id": f"{i:08x}", **made.EMBEDDED} for i in range(arrays)]
+    run.store.commit("u0", "0-inventory", {"items": labels})
+    run.store.commit("u1", "1-screen", {"arrays": embedded, "predictions": predictions})
+    run.refresh()
+    rule = f"- {{name: r, failure_modes: {wanted.replace('{', '{' + status)}, at_most: 0}}"
+    (found,) = outcomes(tmp_path, rule, run, audited(tmp_path / "before", [], []))
+    assert found.passed is (why is None), found.message
+    if why is not None:
+        assert found.value is None
+        assert re.match(f"it cannot be known: no failure mode could be confirmed: .*{why}", found.message)
+
+
+def test_a_class_that_a_model_never_names_passes_no_rule_on_it(tmp_path: Path) -> None:
+    rule = "- {name: r, failure_modes: {classes: [%s]}, at_most: 0}"
+    run = audited(tmp_path / "run", [], [])
+    run.store.commit("more", "0-inventory", {"items": [{"item_id": "x", "role": "data", "label": "tench"}]})
+    run.refresh()
+    (found,) = outcomes(tmp_path, rule % "tench", run)
+    assert not found.passed
+    assert found.message.endswith("v has “tench” for no image among its five most probable classes")
+    assert outcomes(tmp_path, rule % "tench, boat", run)[0].passed
+    top = {"item_id": "x", "role": "data", "status": "ok", "predicted": "boat", "label": "tench", "correct": False}
+    named = [{**top, "model_id": name, "top_classes": ["boat", "tench"]} for name in ("v", "reference")]
+    run.store.commit("named", "1-screen", {"predictions": named})
+    run.refresh()
+    assert outcomes(tmp_path, rule % "tench", run)[0].passed
+
+
+@pytest.mark.parametrize("lacking", ["abcde", CONTROLS])
+def test_a_rule_on_new_ones_fails_where_the_runs_share_no_images_to_compare(tmp_path: Path, lacking: str) -> None:
+    found = mode("crab", "red", evidence="abcde")
+    after = audited(tmp_path / "after", [found], against(dict.fromkeys("abcde", "crab")))
+    there = [row for row in against(dict.fromkeys("abcde", "boat")) if row["item_id"] not in lacking]
+    before = audited(tmp_path / "before", [], there)
+    rule = "- {name: r, failure_modes: {status: [new]%s}, at_most: 0}"
+    (outcome,) = outcomes(tmp_path, rule % "", after, before)
+    assert (outcome.passed, outcome.value) == (False, None)
+    assert outcome.message == "it cannot be known: whether 1 confirmed failure modes are new"
+    assert "has screened too few of the 5 images with it and 20 without it" in outcome.modes[0]
+    assert outcomes(tmp_path, rule % ", classes: [boat]", after, before)[0].passed  # it is none of these
+    assert outcomes(tmp_path, NO_NEW, after, before)[0].value == 1  # the rule counts what is unclear itself
+    review(after, "crab red", "expected", reviewer="Ada")
+    assert outcomes(tmp_path, rule % "", after, before)[0].passed
+    assert outcomes(tmp_path, rule % "", before, after)[0].passed  # what may be fixed is not new
+
+
+def test_what_may_be_fixed_stops_no_model(tmp_path: Path) -> None:
+    """Confirmed before, of 3 images; now nobody can tell: that is no failure of the run that is to ship."""
+    before = audited(
+        tmp_path / "before", [mode("crab", "red", evidence="abcde")], against(dict.fromkeys("abcde", "crab"))
+    )
+    after = audited(tmp_path / "after", [], against({}))
+    assert [change.status for change in compare(before, after).changes] == ["unclear"]
+    assert outcomes(tmp_path, NO_NEW, after, before)[0].passed
+    assert not outcomes(tmp_path, NO_NEW, before, after)[0].passed
 
 
 def test_a_rule_on_renamed_models_holds_for_all_others_too(tmp_path: Path) -> None:
@@ -318,7 +409,7 @@ def test_the_examples_are_rules_and_commands_that_there_are(better: Run, worse: 
     folder = Path(__file__).parent.parent / "examples" / "ci"
     rules = load_rules(folder / "gate.yaml")
     found = check(rules, better, before)
-    assert [(outcome.passed, outcome.value) for outcome in found] == [(True, 0.0), (True, 0.0), (False, None)]
+    assert [(outcome.passed, outcome.value) for outcome in found] == [(True, 0.0), (True, 0.0), (True, 1.0)]
     alone = load_rules(folder / "no-new-modes.yaml")
     assert [outcome.passed for outcome in check(alone, better, before)] == [True]
     assert [outcome.passed for outcome in check(alone, worse, before)] == [False]

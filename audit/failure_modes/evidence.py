@@ -227,7 +227,8 @@ def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards
     that; none where nothing can be compared, as nothing then says that it is these. among (p,): which are compared.
 
     Prevalence is the share of all that are compared and show it. `showing` names such images whether the model is wrong
-    or right, but for those of the class itself where a label or the embedder tells.
+    or right, but for those of the class itself where a label or the embedder tells. `compared` names them and control
+    images for a comparison with another run, where the excess is above 0 with confidence.
     """
     wrong = real.wrong(claim)
     found = np.flatnonzero(shows & wrong)
@@ -239,7 +240,7 @@ def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards
     blind = by_model and np.mean(real.seen[found] == claim.class_name) > 0.5 if len(found) else False
     prevalence = facts.images / len(real.ids)
     excess = {"impact": facts.rate - facts.control_rate, "impact_low": facts.low, "impact_high": facts.high}
-    known = shows & among if by_model else shows & among & ~real.says(claim)[1]
+    usable = among if by_model else among & ~real.says(claim)[1]
     return {
         "evidence": real.ids[found[:MOST_EVIDENCE]].tolist(),
         "at_fault": claim.other_model_id if blind else claim.model_id,
@@ -252,8 +253,16 @@ def asked(claim: Claim, shows: d.Bools, among: d.Bools, strata: d.Names, towards
         "p_value": facts.p_value,
         "prevalence": prevalence,
         **{name: prevalence * value for name, value in excess.items()},
-        "showing": sorted(real.ids[known])[:MOST_EVIDENCE],
+        "showing": sorted(real.ids[shows & usable])[:MOST_EVIDENCE],
+        **({"compared": _arms(real.ids, shows, usable, strata)} if facts.low > 0 else {}),
     }
+
+
+def _arms(ids: d.Names, shows: d.Bools, usable: d.Bools, strata: d.Names) -> Mode:
+    """Columns of `compared_images`: of the usable images (p,) those with the feature, then those without it."""
+    arms = [np.flatnonzero(usable & arm) for arm in (shows, ~shows)]
+    chosen = np.concatenate([arm[np.argsort(ids[arm], kind="stable")][:MOST_EVIDENCE] for arm in arms])
+    return {"item_ids": ids[chosen].tolist(), "shows": shows[chosen].tolist(), "strata": strata[chosen].tolist()}
 
 
 def _most(classes: d.Names) -> list[str]:

@@ -33,7 +33,7 @@ from audit.screened import originals
 __all__ = ["Options", "check", "expected", "found_in", "plan", "run"]
 
 NEEDS, READS, ONCE = ("screen",), ("disagreement", "neuron", "uvce"), True
-VERSION = 11
+VERSION = 12
 
 
 def check(options: Options, job: Job) -> None:
@@ -52,13 +52,24 @@ def expected(options: Options, counts: Counts) -> int:
 
 
 def run(options: Options, payload: Payload, context: Context) -> Rows:
-    """Rows: failure_modes, measurements, images that are evidence."""
+    """Rows: failure_modes, compared_images, measurements, images that are evidence."""
     if not context.models.data_classes:
         return {"failure_modes": []}
     groups, modes = found_in(material(options, context))
     kept = [g for g in groups if g.mode["kind"] == "disagreement" and any(g.mode is mode for mode in modes)]
     measured = [*_holds_against(kept, context), *_alike(kept, groups, context)]
-    return {"failure_modes": modes, "measurements": measured, "images": _pictures(modes, options, context)}
+    pictures = _pictures(modes, options, context)
+    return {"failure_modes": modes, "compared_images": _compared(modes), "measurements": measured, "images": pictures}
+
+
+def _compared(modes: list[Mode]) -> list[dict[str, Any]]:
+    """Rows of `compared_images`, of those that are confirmed; they leave the modes."""
+    compared = [(mode, mode.pop("compared", None)) for mode in modes]
+    return [
+        {"failure_mode_id": mode["failure_mode_id"], **images}
+        for mode, images in compared
+        if images is not None and mode["verdict"] == "confirmed"
+    ]
 
 
 def found_in(made: Material) -> tuple[list[Group], list[Mode]]:

@@ -280,6 +280,24 @@ TABLES: dict[str, pa.Schema] = {
             ),
         },
     ),
+    "compared_images": _table(
+        "of a confirmed failure mode, the images with its feature and the control images on which it is compared with "
+        "another run",
+        {
+            "failure_mode_id": (_S, "failure_modes.failure_mode_id"),
+            "item_ids": (
+                pa.list_(_S),
+                "real images of the affected classes that were asked, whether a model is wrong or right: with the "
+                "feature and without it, of each the first 1000 by id",
+            ),
+            "shows": (pa.list_(_B), "whether each has the feature"),
+            "strata": (
+                pa.list_(_S),
+                "class of each, as its label or the embedder has it, within which error rates are compared; empty "
+                "where the classes themselves are the feature",
+            ),
+        },
+    ),
     "neurons": _table(
         "a unit of a model beside a class: what it does for the class, and what it shows",
         {

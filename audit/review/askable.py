@@ -1,0 +1,115 @@
+"""Whether a finished run could have confirmed a failure mode at all: else that it has none means nothing.
+
+A claim is that a model calls images of something else a class. The condition is necessary, not sufficient: what is
+refused here could not have been confirmed, whatever the model does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from audit.class_names import resolve
+from audit.results.sql import Run
+
+LEVEL = 0.01  # p-value that confirms, where the job names none
+FEWEST = 3  # images of the discovery split from which a name is proposed
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Usable images of one role: with an embedding, an answer of every model and, in the data set, a label.
+
+    `proposing`: of the half that proposes names; `asked`: of the half on which they are tested.
+    """
+
+    role: str
+    proposing: int
+    asked: int
+
+
+def unaskable(run: Run, models: Sequence[str], classes: Sequence[str] | None = None) -> str | None:
+    """Why no claim could be asked about one of these models, in one line; None where at least one could of each.
+
+    classes: of claims about these classes alone.
+    """
+    wanted = [str(row["name"]) for row in run.rows(_CLASSES)]
+    if not wanted:
+        return "none of its images has a label, and the data set declares no classes"
+    if not run.rows(f"{_EMBEDDED} limit 1"):
+        return "it has no embedding of a real image that could confirm any"
+    return _too_few(run) or next((why for model in models if (why := _no_names(run, model, wanted, classes))), None)
+
+
+_CLASSES = (
+    "select label as name from items where role = 'data' and label is not null union select class_name from classes"
+)
+_EMBEDDED = (
+    "select subject_id, role from arrays where name = 'embedding' and role in ('data', 'pool') and values is not null"
+)
+
+
+def _too_few(run: Run) -> str | None:
+    """Too few usable images for the exact test to get below its level, however the images fall."""
+    job = json.loads(run.store.read("job.json") or b"{}")["job"]
+    level = next((stage["level"] for stage in job["stages"] if stage["plugin"] == "discover"), LEVEL)
+    alone = len(job["models"]) < 2 and not run.rows("select 1 from explanations limit 1")
+    usable = [each for each in _usable(run, len(job["models"])) if not (each.role == "pool" and alone)]
+    if any(each.proposing >= FEWEST and math.comb(each.asked, each.asked // 2) * level > 1 for each in usable):
+        return None
+    counts = ", ".join(f"{each.proposing + each.asked} of the {each.role}" for each in usable) or "none"
+    return (
+        "too few real images have an embedding, an answer of every model and, in the data set, a label to confirm any: "
+        f"{counts}"
+    )
+
+
+def _usable(run: Run, models: int) -> list[_Images]:
+    rows = run.rows(
+        "with p as (select item_id, role from predictions where status = 'ok' and role in ('data', 'pool') "
+        "and (role = 'pool' or label is not null) group by item_id, role having count(distinct model_id) = ?), "
+        f"e as (select distinct subject_id as item_id, role from ({_EMBEDDED})), "
+        # the halves of `audit.screened.naming_half`: by the parity of the first 32 bits
+        "u as (select role, substr(item_id, 8, 1) in ('0', '2', '4', '6', '8', 'a', 'c', 'e') as proposes "
+        "from p join e using (item_id, role)) "
+        "select role, count(*) filter (proposes) as proposing, count(*) filter (not proposes) as asked "
+        "from u group by role order by role",
+        [models],
+    )
+    return [_Images(**row) for row in rows]
+
+
+def _no_names(run: Run, model: str, wanted: list[str], classes: Sequence[str] | None) -> str | None:
+    """Names that never meet: the model's answers and the data set's classes, or those classes that are meant."""
+    answers = {row["name"] for row in run.rows(_ANSWERS, [model, model])}
+    if not answers:
+        return f"{model} answered no real image"
+    if answers.isdisjoint(wanted):
+        return (
+            f"no answer of {model} is a class of the data set: it says {_some(answers)}, the labels are {_some(wanted)}"
+        )
+    scored = run.rows(
+        "select count(*) as labelled, count(correct) as scored from predictions "
+        "where model_id = ? and role = 'data' and status = 'ok' and label is not null",
+        [model],
+    )[0]
+    if scored["labelled"] and not scored["scored"]:
+        return f"of none of the {scored['labelled']} labelled images is it known whether {model} is right"
+    meant = [meant for name in classes or () if (meant := resolve(name, wanted))]
+    if meant and answers.isdisjoint(meant):
+        return f"{model} has {_some(meant)} for no image among its five most probable classes"
+    return None
+
+
+_ANSWERS = (
+    "select predicted as name from predictions where model_id = ? and role in ('data', 'pool') "
+    "and predicted is not null union select unnest(top_classes) from predictions "
+    "where model_id = ? and role in ('data', 'pool')"
+)
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    told = sorted(names)
+    return ", ".join(f"“{name}”" for name in told[:most]) + (" ..." if len(told) > most else "")
