@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from audit.config import checked
+from audit.gate import Rules, check
 from audit.review.label_order import Confusion, _permuted, assigned
 from audit.review.warnings import warnings_of
 from tests.audited import audited
@@ -119,3 +121,26 @@ def test_labels_of_the_pool_that_no_class_stands_for_are_counted(tmp_path: Path)
     blocks, words = codes(tmp_path, rows)["pool_labels_unknown"]
     assert not blocks
     assert words.startswith("2 images of the pool have one of 1 labels, such as 'unicorn'")
+
+
+RULES = {"version": 1, "rules": [{"name": "few errors", "sql": "select 0", "at_most": 0}]}
+
+
+def test_a_gate_fails_on_what_the_run_cannot_know_and_passes_once_it_is_accepted(tmp_path: Path) -> None:
+    run = audited(tmp_path, [], answers([(name, "cat") for name in ("cat", "dog", "fox") for _ in range(30)]))
+    outcomes = check(checked(Rules, RULES, "rules", {}), run, None)
+    assert [(outcome.name, outcome.passed) for outcome in outcomes] == [("warnings", False), ("few errors", True)]
+    assert outcomes[0].modes[0].startswith("at_chance (v, data): 3 of 3 classes")
+    accepting = checked(Rules, {**RULES, "accept_warnings": ["at_chance"]}, "rules", {})
+    assert [outcome.passed for outcome in check(accepting, run, None)] == [True]
+
+
+def test_a_rule_about_one_model_is_not_held_up_by_warnings_of_another(tmp_path: Path) -> None:
+    bad = answers([(name, "cat") for name in ("cat", "dog", "fox") for _ in range(30)], model="reference")
+    run = audited(tmp_path, [], bad)
+    rule = {"name": "none", "failure_modes": {"model": "v"}, "at_most": 0}
+    outcomes = check(checked(Rules, {"version": 1, "rules": [rule]}, "rules", {}), run, None)
+    assert [outcome.name for outcome in outcomes] == ["none"]
+    everybody = {**rule, "failure_modes": {}}
+    outcomes = check(checked(Rules, {"version": 1, "rules": [everybody]}, "rules", {}), run, None)
+    assert [outcome.name for outcome in outcomes] == ["warnings", "none"]
