@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from audit.classifiers import Embedder, check_network, check_whole, names_for
-from audit.classifiers.hf import preprocess_of
+from audit.classifiers._image_processor import preprocess_of
 from audit.config import Frozen, Names, Template
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
