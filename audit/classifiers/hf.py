@@ -115,7 +115,7 @@ def _names(options: Options, config: Any, data_classes: Sequence[str]) -> tuple[
     if config.problem_type == "multi_label_classification":
         raise ModelError(
             f"{options.ref} is a multi-label model (problem_type in config.json): its classes do not exclude each "
-            "other, while an audit compares one label with the one class predicted. Audit one class at a time: a Python "
+            "other, while an audit compares one label with the one class predicted. Audit one class alone: a Python "
             "loader that returns that class's output as (b, 1), with class_names: [not it, it]"
         )
     if config.num_labels == 1:
