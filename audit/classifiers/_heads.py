@@ -6,7 +6,7 @@ already, are turned into such logits; what cannot be is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,12 @@ class Head:
     classes: int
     convert: Convert
     warnings: tuple[RunWarning, ...] = ()
+
+
+def one_output(ref: str, names: Sequence[str]) -> RunWarning:
+    """What one output was taken for."""
+    message = f"{ref} has one output; it is read as the second of two classes, {names[1]!r}, against {names[0]!r}"
+    return RunWarning("one_output", message, blocks_gate=False)
 
 
 def two_classes(outputs: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def _processor(folder: Path, path: Path, raw: dict[str, Any]) -> Any:
         kind = f"image_processor_type {named!r}" if named else "an image_processor_type, which is left out,"
         raise ModelError(
             f"{path}: {kind} gives no image processor of the installed transformers, so how images enter the model is "
-            f"unknown: {' '.join(str(error).split())[:400]}"
+            f"unknown: {' '.join(str(error).split())[:160]}"
         ) from error
 
 
@@ -112,6 +112,8 @@ class _Reader:
     channels: int
 
     def preprocess(self) -> Preprocess:
+        if self.channels == 1:
+            self.off("do_convert_rgb", "the network takes one channel, and this makes three")
         steps = (*([Grey()] if self.channels == 1 else []), *self._steps())
         sizes = output_sizes(steps, _SIZES)
         if len(sizes) != 1:
@@ -211,7 +213,10 @@ class _Reader:
 
     def numbers(self, key: str) -> tuple[float, ...]:
         value = getattr(self.processor, key)
-        numbers = (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
+        try:
+            numbers = (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{key} is {value!r}; expected numbers") from error
         if not isinstance(value, int | float) and len(numbers) != self.channels:
             what = f"the network takes {self.channels} channel{'s' if self.channels > 1 else ''}"
             self.refuse(key, list(numbers), f"count {len(numbers)}, but {what}; write {self.channels}, or one number")

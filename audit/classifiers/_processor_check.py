@@ -57,7 +57,7 @@ def pictures(size: tuple[int, int]) -> Iterator[tuple[str, Image.Image]]:
     shrunk = min(1.0, LARGEST / max(size))
     for name, (tall, wide, is_grey) in _PICTURES.items():
         height, width = max(int(size[0] * shrunk * tall), 1), max(int(size[1] * shrunk * wide), 1)
-        cells = random.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), dtype=np.uint8)
+        cells = random.integers(0, 256, (height // 3 + 2, width // 3 + 2, 3), dtype=np.uint8)
         picture = Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
         yield name, picture.convert("L").convert("RGB") if is_grey else picture
 

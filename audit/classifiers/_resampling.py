@@ -1,7 +1,7 @@
 """Antialiased resampling of images with the filters of Pillow, differentiably.
 
-Source of the filters and of their support: Pillow's `Resample.c`. Pillow resamples the rows first and then the columns,
-and clips to the range of 8 bits after each; so does `resample`, without the rounding.
+Source of the filters and of their support: Pillow's `Resample.c`. Pillow resamples along one axis and then along the
+other, and clips to the range of 8 bits after each; so does `resample`, without the rounding.
 """
 
 from __future__ import annotations
@@ -24,12 +24,19 @@ def resample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """(..., h, w) in [0, 1] to (..., *size). An image that has this size already stays as it is."""
     if tuple(x.shape[-2:]) == size:
         return x
-    if mode == "nearest":  # Pillow takes the pixel under the centre, which torch calls exact
-        return F.interpolate(x, size, mode="nearest-exact")
-    for axis in (-1, -2):
+    # The order that Pillow 13 takes: it matters where clipping does, at hard edges.
+    fewer_rows_first = size[0] < x.shape[-2] and size[1] > x.shape[-1]
+    for axis in (-2, -1) if fewer_rows_first else (-1, -2):
         if x.shape[axis] != size[axis]:
-            x = _along(x, axis, size[axis], mode)
+            x = _nearest(x, axis, size[axis]) if mode == "nearest" else _along(x, axis, size[axis], mode)
     return x
+
+
+def _nearest(x: Tensor, axis: int, length: int) -> Tensor:
+    """The pixel under each centre, at places summed up as Pillow does: one on a border falls the same way."""
+    scale = x.shape[axis] / length
+    places = np.floor(np.cumsum([scale / 2] + [scale] * (length - 1)))
+    return x.index_select(axis, torch.from_numpy(places.clip(0, x.shape[axis] - 1)).long().to(x.device))
 
 
 def _along(x: Tensor, axis: int, length: int, mode: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,17 @@ from pydantic import Field
 from torch import nn
 
 from audit.classifiers import Classifier, Preprocess, check_network, check_whole, names_for
-from audit.classifiers._heads import two_classes
+from audit.classifiers._heads import one_output, two_classes
 from audit.classifiers._image_processor import preprocess_of
 from audit.config import Frozen, Names
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
 
 __all__ = ["Options", "digest", "load", "preprocess_of"]
+# What the library raises for a configuration whose keys hold what it does not expect, too.
+_LOAD_ERRORS = (*LOAD_ERRORS, TypeError, AttributeError)
 # What a network raises that does not take an image of some shape, or wants more than pixels.
-_FORWARD_ERRORS = (*LOAD_ERRORS, TypeError, AttributeError, IndexError, ArithmeticError, AssertionError)
+_FORWARD_ERRORS = (*_LOAD_ERRORS, IndexError, ArithmeticError, AssertionError)
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
@@ -34,19 +35,8 @@ class Options(Frozen):
 
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     """Load safetensors weights; code from the model's repository is never run."""
-    from transformers import AutoModelForImageClassification
-
     folder = model_folder(options.ref, options.revision)
-    try:
-        network, loaded = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
-        )
-    except LOAD_ERRORS as error:
-        raise ModelError(
-            f"{options.ref} cannot be loaded as an image classifier with safetensors: {error}{_advice(folder)}"
-        ) from error
-    check_whole(options.ref, loaded["missing_keys"])
-    network = network.float().eval().requires_grad_(False)
+    network = _network(options, folder, len(data_classes))
     names = _names(options, network.config, data_classes)
     preprocess = preprocess_of(folder, _channels(network, options.ref))
     with torch.no_grad():
@@ -58,11 +48,69 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
         logits = network(pixel_values=x).logits
         return two_classes(logits) if single else logits
 
-    return Classifier(names, preprocess, forward, network)
+    return Classifier(names, preprocess, forward, network, warnings=(one_output(options.ref, names),) if single else ())
+
+
+def _network(options: Options, folder: Path, labels: int) -> Any:
+    """The network with all its weights. Raises ModelError."""
+    network, loaded = _loaded(options, folder)
+    if loaded["mismatched_keys"]:
+        outputs = _outputs_of_weights(loaded["mismatched_keys"], network.config.num_labels)
+        given = labels if options.class_names == "data" else len(options.class_names or ())
+        if outputs is None or given != outputs:
+            raise ModelError(_mismatch(options.ref, loaded["mismatched_keys"], outputs, network.config.num_labels))
+        network, loaded = _loaded(options, folder, num_labels=outputs)  # the job names what config.json does not
+        if loaded["mismatched_keys"]:
+            raise ModelError(_mismatch(options.ref, loaded["mismatched_keys"], None, outputs))
+    check_whole(options.ref, loaded["missing_keys"])
+    return network.float().eval().requires_grad_(False)
+
+
+def _loaded(options: Options, folder: Path, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModelForImageClassification
+
+    try:
+        return AutoModelForImageClassification.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_network` refuses them, and says which
+            **changes,
+        )
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"{_unloadable(options.ref)}: {str(error).rstrip('.')}{_advice(folder)}") from error
+
+
+def _unloadable(ref: str) -> str:
+    return f"{ref} cannot be loaded as an image classifier with safetensors"
+
+
+def _outputs_of_weights(mismatched: Sequence[Any], count: int) -> int | None:
+    """How many outputs the weights have, where nothing but their count keeps them from fitting `count` outputs."""
+    shapes = [(tuple(held), tuple(asked)) for _, held, asked in mismatched]
+    if any(held[1:] != asked[1:] or asked[0] != count for held, asked in shapes):
+        return None
+    outputs = {held[0] for held, _ in shapes}
+    return outputs.pop() if len(outputs) == 1 else None
+
+
+def _mismatch(ref: str, mismatched: Sequence[Any], outputs: int | None, count: int) -> str:
+    if outputs is not None:
+        return (
+            f"{_unloadable(ref)}: its weights have {outputs} outputs, and id2label in its config.json names {count}. "
+            "Give class_names: one name per output, in the order of the outputs"
+        )
+    name, held, asked = sorted(mismatched, key=str)[0]
+    return (
+        f"{_unloadable(ref)}: {name} has the shape {tuple(held)} in the weights and {tuple(asked)} by its config.json: "
+        "they are those of another architecture"
+    )
 
 
 def _advice(folder: Path) -> str:
-    """What would help where the weights are missing or do not fit, by what the folder holds."""
+    """What would help where there are no weights, by what the folder holds."""
     held = [name for name in _PICKLED if (folder / name).is_file()]
     if not list(folder.glob("*.safetensors")) and held:
         return (
@@ -70,16 +118,7 @@ def _advice(folder: Path) -> str:
             'trust it, convert it once: python -c "from transformers import AutoModelForImageClassification as A; '
             f"A.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
         )
-    try:
-        count = len(json.loads((folder / "config.json").read_text("utf-8")).get("id2label") or ())
-    except (ValueError, AttributeError, TypeError, OSError):
-        return ""
-    return (
-        f" (config.json names {count} classes in id2label; the model is built with one output for each, so there must "
-        "be a name for every output that the weights have)"
-        if count
-        else ""
-    )
+    return ""
 
 
 def _channels(network: nn.Module, ref: str) -> int:

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from torch import Tensor, nn
 
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
-from audit.classifiers._heads import Head, doubts, head_of
+from audit.classifiers._heads import Head, doubts, head_of, one_output
 from audit.classifiers._trial import images, input_of
 from audit.config import Frozen, Names
 from audit.errors import ModelError
@@ -86,6 +86,8 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     names = _names(options, data_classes, outputs.shape[1], head)
     check_network(head.convert(outputs.detach()), len(names))
 
+    single = (one_output(options.ref, names),) if outputs.shape[1] == 1 else ()
+
     def forward(x: Tensor) -> Tensor:
         return head.convert(network(x))
 
@@ -94,7 +96,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
         taken.preprocess,
         forward,
         network,
-        warnings=(*taken.warnings, *head.warnings, *doubts(alone, outputs, options.ref)),
+        warnings=(*taken.warnings, *head.warnings, *single, *doubts(alone, outputs, options.ref)),
         default_size=bool(taken.warnings),
     )
 
