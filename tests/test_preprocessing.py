@@ -320,7 +320,7 @@ def test_every_step_is_differentiable(name: str, tmp_path: Path) -> None:
     [
         (Preprocess((48, 48)), 48),
         (Preprocess((48, 48), 64), 64),
-        (Preprocess((48, 48), steps=(Resize(ShortestEdge(24)), CentreCrop(48, 48))), 48),
+        (Preprocess((48, 48), steps=(Resize(ShortestEdge(24)), CentreCrop(48, 48))), 24),
         (Preprocess((60, 40), 60), 60),
     ],
 )

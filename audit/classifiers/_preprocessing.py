@@ -5,6 +5,7 @@ A step maps (b, c, h, w) to (b, c, h', w'), and tells from (h, w) alone which (h
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import InitVar, dataclass
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from audit.classifiers._resampling import resample
 
+# Part of each model's digest: raised whenever steps of one name give other numbers than before.
+VERSION = 2
 Size = tuple[int, int]
 # Pillow's weights of red, green and blue in a grey value (ITU-R 601-2).
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
@@ -235,10 +238,13 @@ class Preprocess:
 
     @cached_property
     def side(self) -> int:
-        """Side of a square image that no step resamples, where there is one: the resolution that the network sees."""
-        smallest = max(self.size)
-        fitting = (side for side in range(smallest, 2 * smallest + 1) if not _resampled(self.steps, side))
-        return next(fitting, smallest)
+        """Side of a square image that no step resamples, where there is one: the resolution that the network sees.
+
+        Cutouts of a generated image have this side, so that what a search changes reaches the network unblurred.
+        """
+        side = max(self.size)
+        nearest = (*range(side, 2 * side + 1), *range(side - 1, 0, -1))
+        return next((s for s in nearest if not _resampled(self.steps, s)), side)
 
 
 def _common(
@@ -258,6 +264,11 @@ def _resampled(steps: Iterable[Step], side: int) -> bool:
         if isinstance(step, Resize) and size != before:
             return True
     return False
+
+
+def digest_with_steps(digest: str) -> str:
+    """The digest of a model's weights, as one of what it computes by these steps."""
+    return hashlib.sha256(f"{digest}\0{VERSION}".encode()).hexdigest()
 
 
 def output_sizes(steps: Iterable[Step], sizes: Iterable[Size]) -> set[Size]:

@@ -13,6 +13,7 @@ from torch import nn
 from audit.classifiers import Classifier, Preprocess, check_network, check_whole, names_for
 from audit.classifiers._heads import one_output, two_classes
 from audit.classifiers._image_processor import preprocess_of
+from audit.classifiers._preprocessing import digest_with_steps
 from audit.config import Frozen, Names
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
@@ -187,4 +188,4 @@ def own_names(id2label: Mapping[Any, Any], count: int, ref: str) -> list[str]:
 
 
 def digest(options: Options) -> str:
-    return digest_of_folder(model_folder(options.ref, options.revision))
+    return digest_with_steps(digest_of_folder(model_folder(options.ref, options.revision)))

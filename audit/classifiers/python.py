@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
 from audit.classifiers._heads import Head, doubts, head_of, one_output
+from audit.classifiers._preprocessing import digest_with_steps
 from audit.classifiers._trial import images, input_of
 from audit.config import Frozen, Names
 from audit.errors import ModelError
@@ -154,7 +155,7 @@ def digest(options: Options) -> str:
     }
     called = options.ref.rpartition(":")[2]
     parts = [called, json.dumps(held, sort_keys=True, default=str), *map(digest_of_file, sources_of(Path(module)))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return digest_with_steps(hashlib.sha256("\0".join(parts).encode()).hexdigest())
 
 
 def sources_of(module: Path) -> list[Path]:
