@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,12 @@ REFUSED_FAMILIES = {
     "TimmWrapperImageProcessor": "image_processor_type 'TimmWrapperImageProcessor'",
 }
 REFUSED_CONFIGS = {"do_resize_false": "do_resize is False", "longest_edge": "size is {'longest_edge': 224}"}
-HAS_TORCHVISION = importlib.util.find_spec("torchvision") is not None
+try:
+    import torchvision  # noqa: F401
+
+    HAS_TORCHVISION = True
+except (ImportError, RuntimeError, OSError):  # beside a CPU build of torch its operators may be missing
+    HAS_TORCHVISION = False
 if not HAS_TORCHVISION:  # the only backend that this class has
     REFUSED_FAMILIES["PPLCNetImageProcessor"] = "image_processor_type 'PPLCNetImageProcessor'"
 
@@ -113,7 +117,8 @@ def test_each_family_with_its_defaults_equals_its_own_processor_or_is_refused(ki
         return
     preprocess = preprocess_of(folder)
     assert max(differences(folder, preprocess)) <= 0.01
-    if HAS_TORCHVISION:
+    # MobileViT's default crop is larger than its resize: there the two backends put an odd row of zeros on other sides.
+    if HAS_TORCHVISION and kind != "MobileViTImageProcessor":
         assert max(differences(folder, preprocess, backend="torchvision")) <= 0.01
 
 
@@ -133,7 +138,11 @@ def test_each_file_that_models_come_with_equals_its_own_processor_or_is_refused(
             preprocess_of(folder, channels)
         assert REFUSED_CONFIGS[file.stem] in str(refused.value)
         return
-    assert max(differences(folder, preprocess_of(folder, channels), channels)) <= 0.01
+    preprocess = preprocess_of(folder, channels)
+    assert max(differences(folder, preprocess, channels)) <= 0.01
+    # Where a centre lies between two pixels, the nearest is another one for the two backends.
+    if HAS_TORCHVISION and config.get("resample") != 0:
+        assert max(differences(folder, preprocess, channels, "torchvision")) <= 0.01
 
 
 def vit(**keys: Any) -> dict[str, Any]:

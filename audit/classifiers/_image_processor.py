@@ -90,11 +90,11 @@ def _check_form(raw: dict[str, Any], path: Path) -> None:
 
 
 def _processor(folder: Path, path: Path, raw: dict[str, Any]) -> Any:
-    from transformers import AutoImageProcessor
-
     try:
+        from transformers import AutoImageProcessor
+
         return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
-    except (*_UNUSABLE, OSError, ImportError) as error:
+    except (*_UNUSABLE, OSError, ImportError, RuntimeError) as error:
         named = raw.get("image_processor_type") or raw.get("feature_extractor_type")
         kind = f"image_processor_type {named!r}" if named else "an image_processor_type, which is left out,"
         raise ModelError(
