@@ -195,7 +195,7 @@ def settled(options: Any, models: Models, batch_size: int | Literal["auto"], sha
     if policy is None or (policy != "auto" and batch_size != "auto"):
         return options, BATCH if batch_size == "auto" else batch_size
     classifiers = [models.classifier(name) for name in sorted(_texts(options.model_dump()) & set(models.job.models))]
-    settings = options.settings(max((max(c.preprocess.size) for c in classifiers), default=224))
+    settings = options.settings(max((c.preprocess.side for c in classifiers), default=224))
     generator = models.generator.scheduled(settings.ddim_steps, settings.guidance_scale)
     need = footprint(generator, classifiers, settings, hasattr(options, "injection"))
     batches = range(1, BATCH + 1) if batch_size == "auto" else [batch_size]

@@ -11,66 +11,32 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audit.class_names import are_integers, beginning, resolved
+from audit.classifiers._preprocessing import Preprocess
 from audit.errors import ModelError
 from audit.labels.imagenet import imagenet_1k
 from audit.results.warnings import RunWarning
 
 Forward = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What happens to RGB in [0, 1] before the network, differentiably.
-
-    Resize so that the shorter side is `resize` (or to exactly `size` where `resize` is None), crop the centre to
-    `size`, then subtract `mean` and divide by `std` per channel. An image that has its size already is not
-    resampled.
-    """
-
-    size: tuple[int, int]
-    resize: int | None = None
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    mode: str = "bicubic"
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(b, 3, h, w) in [0, 1] to (b, 3, *size)."""
-        x = _centre_crop(_resample(x, self._target(x), self.mode), self.size)
-        return (x - x.new_tensor(self.mean)[:, None, None]) / x.new_tensor(self.std)[:, None, None]
-
-    def _target(self, x: Tensor) -> tuple[int, int]:
-        height, width = x.shape[-2:]
-        if self.resize is None or (height, width) == self.size:
-            return self.size
-        short = min(height, width)
-        return (int(height * self.resize / short), int(width * self.resize / short))
-
-
-def _resample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Antialiased resampling; bicubic overshoot is clipped to [0, 1], as 8-bit pipelines do."""
-    if tuple(x.shape[-2:]) == size:
-        return x
-    if mode == "nearest":
-        return F.interpolate(x, size, mode="nearest")
-    x = F.interpolate(x, size, mode=mode, antialias=True, align_corners=False)
-    return x.clamp(0, 1) if mode == "bicubic" else x
-
-
-def _centre_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
-    top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
-    return x[..., top : top + size[0], left : left + size[1]]
+__all__ = [
+    "Classifier",
+    "Embedder",
+    "Forward",
+    "Preprocess",
+    "check_network",
+    "check_whole",
+    "names_for",
+]
 
 
 @dataclass(frozen=True)
 class Classifier:
     """A classifier under audit.
 
-    `forward` maps preprocessed images (b, 3, *preprocess.size) to logits (b, classes). `warnings`: what its loader
-    could not know.
+    `forward` maps preprocessed images (b, channels, *preprocess.size) to logits (b, classes). `warnings`: what its
+    loader could not know. `default_size`: whether nobody gave `preprocess.size` and the model takes others too.
     """
 
     class_names: tuple[str, ...]
@@ -78,6 +44,7 @@ class Classifier:
     forward: Forward
     network: nn.Module
     warnings: tuple[RunWarning, ...] = field(default=(), kw_only=True)
+    default_size: bool = field(default=False, kw_only=True)
 
     def logits(self, x: Tensor) -> Tensor:
         """RGB (b, 3, h, w) in [0, 1] to logits (b, classes), float32; differentiable in x."""
@@ -163,8 +130,8 @@ def check_whole(ref: str, missing: Iterable[str]) -> None:
 
 
 def check_network(logits: Tensor, count: int) -> None:
-    """Refuse a network whose trial output is not (1, count) finite numbers."""
+    """Refuse a network whose trial output is not (b, count) finite numbers."""
     if logits.ndim != 2 or logits.shape[1] != count:
-        raise ModelError(f"the model returns shape {tuple(logits.shape)} for one image, expected (1, {count})")
+        raise ModelError(f"the model returns shape {tuple(logits.shape)}, expected (b, {count})")
     if not torch.isfinite(logits).all():
-        raise ModelError("the model returns NaN or infinity for a grey image: its weights are broken")
+        raise ModelError("the model returns NaN or infinity for a trial image: its weights are broken")

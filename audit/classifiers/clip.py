@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from audit.classifiers import Embedder, check_network, check_whole, names_for
-from audit.classifiers.hf import preprocess_of
+from audit.classifiers._image_processor import preprocess_of
+from audit.classifiers._preprocessing import digest_with_steps
 from audit.config import Frozen, Names, Template
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
@@ -66,4 +67,4 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
 
 
 def digest(options: Options) -> str:
-    return digest_of_folder(model_folder(options.ref, options.revision))
+    return digest_with_steps(digest_of_folder(model_folder(options.ref, options.revision)))

@@ -16,6 +16,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from pydantic import Field
 
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
+from audit.classifiers._preprocessing import digest_with_steps
 from audit.config import Frozen, Names
 from audit.reference import digest_of_file
 
@@ -43,7 +44,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
 
 
 def digest(options: Options) -> str:
-    return digest_of_file(_weights(options.variant))
+    return digest_with_steps(digest_of_file(_weights(options.variant)))
 
 
 def _weights(variant: int) -> Path:

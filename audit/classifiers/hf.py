@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from audit.classifiers import Classifier, Preprocess, check_network, check_whole, names_for
+from audit.classifiers._heads import one_output, two_classes
+from audit.classifiers._image_processor import preprocess_of
+from audit.classifiers._preprocessing import digest_with_steps
 from audit.config import Frozen, Names
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
 
-_MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+__all__ = ["Options", "digest", "load", "preprocess_of"]
+# What the library raises for a configuration whose keys hold what it does not expect, too.
+_LOAD_ERRORS = (*LOAD_ERRORS, TypeError, AttributeError)
+# What a network raises that does not take an image of some shape, or wants more than pixels.
+_FORWARD_ERRORS = (*_LOAD_ERRORS, IndexError, ArithmeticError, AssertionError)
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 
 
 class Options(Frozen):
@@ -27,70 +36,156 @@ class Options(Frozen):
 
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     """Load safetensors weights; code from the model's repository is never run."""
-    from transformers import AutoModelForImageClassification
-
     folder = model_folder(options.ref, options.revision)
-    try:
-        network, loaded = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, output_loading_info=True
-        )
-    except LOAD_ERRORS as error:
-        raise ModelError(f"{options.ref} cannot be loaded as an image classifier with safetensors: {error}") from error
-    check_whole(options.ref, loaded["missing_keys"])
-    network = network.float().eval().requires_grad_(False)
-    own = [network.config.id2label[i] for i in range(network.config.num_labels)]
-    names = names_for(options.class_names, own, data_classes, len(own))
-    preprocess = preprocess_of(folder)
+    network = _network(options, folder, len(data_classes))
+    names = _names(options, network.config, data_classes)
+    preprocess = preprocess_of(folder, _channels(network, options.ref))
+    with torch.no_grad():
+        outputs = _outputs(network, preprocess, folder)
+    check_network(outputs, network.config.num_labels)
+    single = outputs.shape[1] == 1
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return network(pixel_values=x).logits
+        logits = network(pixel_values=x).logits
+        return two_classes(logits) if single else logits
 
-    with torch.no_grad():
-        check_network(forward(preprocess(torch.full((1, 3, *preprocess.size), 0.5))), len(names))
-    return Classifier(names, preprocess, forward, network)
+    return Classifier(names, preprocess, forward, network, warnings=(one_output(options.ref, names),) if single else ())
 
 
-def preprocess_of(folder: Path) -> Preprocess:
-    """What `preprocessor_config.json` says, as differentiable steps. Raises ModelError."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no preprocessor_config.json, so how images enter the model is unknown")
+def _network(options: Options, folder: Path, labels: int) -> Any:
+    """The network with all its weights. Raises ModelError."""
+    network, loaded = _loaded(options, folder)
+    if loaded["mismatched_keys"]:
+        outputs = _outputs_of_weights(loaded["mismatched_keys"], network.config.num_labels)
+        given = labels if options.class_names == "data" else len(options.class_names or ())
+        if outputs is None or given != outputs:
+            raise ModelError(_mismatch(options.ref, loaded["mismatched_keys"], outputs, network.config.num_labels))
+        network, loaded = _loaded(options, folder, num_labels=outputs)  # the job names what config.json does not
+        if loaded["mismatched_keys"]:
+            raise ModelError(_mismatch(options.ref, loaded["mismatched_keys"], None, outputs))
+    check_whole(options.ref, loaded["missing_keys"])
+    return network.float().eval().requires_grad_(False)
+
+
+def _loaded(options: Options, folder: Path, **changes: Any) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModelForImageClassification
+
     try:
-        raw = json.loads(path.read_text("utf-8"))
-        return _preprocess(raw, path)
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise ModelError(f"{path} cannot be used, so how images enter the model is unknown: {error}") from error
-
-
-def _preprocess(raw: dict[str, Any], path: Path) -> Preprocess:
-    size, crop = raw.get("size"), raw.get("crop_size")
-    if isinstance(size, int):
-        size = {"shortest_edge": size} if raw.get("do_center_crop") else {"height": size, "width": size}
-    if isinstance(crop, int):
-        crop = {"height": crop, "width": crop}
-    if not isinstance(size, dict):
-        raise ModelError(f"{path}: 'size' is {size!r}; expected a number, height and width, or shortest_edge")
-    resize = size.get("shortest_edge")
-    if "crop_pct" in raw and resize is not None:  # ConvNeXt: resize to size / crop_pct, then crop to size
-        crop = {"height": resize, "width": resize}
-        resize = int(resize / raw["crop_pct"]) if resize < 384 else None
-    elif not raw.get("do_center_crop", False) and resize is not None:
-        crop = {"height": resize, "width": resize}
-    if resize is None:
-        crop = crop if raw.get("do_center_crop") and crop else size if "height" in size else crop
-    if not isinstance(crop, dict) or not {"height", "width"} <= crop.keys():
-        raise ModelError(
-            f"{path}: cannot tell the input size from size={raw.get('size')!r}, crop_size={raw.get('crop_size')!r}"
+        return AutoModelForImageClassification.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_network` refuses them, and says which
+            **changes,
         )
-    scale = float(raw.get("rescale_factor", 1 / 255)) * 255 if raw.get("do_rescale", True) else 255.0
-    normalise = raw.get("do_normalize", True)
-    mean = [m / scale for m in raw.get("image_mean") or (0.0,) * 3] if normalise else [0.0] * 3
-    std = [s / scale for s in raw.get("image_std") or (1.0,) * 3] if normalise else [1 / scale] * 3
-    mode = _MODES.get(raw.get("resample", 2))
-    if mode is None:
-        raise ModelError(f"{path}: resample={raw['resample']} is not supported; known: {_MODES}")
-    return Preprocess((crop["height"], crop["width"]), resize, tuple(mean), tuple(std), mode)
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"{_unloadable(options.ref)}: {str(error).rstrip('.')}{_advice(folder)}") from error
+
+
+def _unloadable(ref: str) -> str:
+    return f"{ref} cannot be loaded as an image classifier with safetensors"
+
+
+def _outputs_of_weights(mismatched: Sequence[Any], count: int) -> int | None:
+    """How many outputs the weights have, where nothing but their count keeps them from fitting `count` outputs."""
+    shapes = [(tuple(held), tuple(asked)) for _, held, asked in mismatched]
+    if any(held[1:] != asked[1:] or asked[0] != count for held, asked in shapes):
+        return None
+    outputs = {held[0] for held, _ in shapes}
+    return outputs.pop() if len(outputs) == 1 else None
+
+
+def _mismatch(ref: str, mismatched: Sequence[Any], outputs: int | None, count: int) -> str:
+    if outputs is not None:
+        return (
+            f"{_unloadable(ref)}: its weights have {outputs} outputs, and id2label in its config.json names {count}. "
+            "Give class_names: one name per output, in the order of the outputs"
+        )
+    name, held, asked = sorted(mismatched, key=str)[0]
+    return (
+        f"{_unloadable(ref)}: {name} has the shape {tuple(held)} in the weights and {tuple(asked)} by its config.json: "
+        "they are those of another architecture"
+    )
+
+
+def _advice(folder: Path) -> str:
+    """What would help where there are no weights, by what the folder holds."""
+    held = [name for name in _PICKLED if (folder / name).is_file()]
+    if not list(folder.glob("*.safetensors")) and held:
+        return (
+            f". The folder holds {held[0]} instead, which is not read because loading it may run code. Where you "
+            'trust it, convert it once: python -c "from transformers import AutoModelForImageClassification as A; '
+            f"A.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
+        )
+    return ""
+
+
+def _channels(network: nn.Module, ref: str) -> int:
+    """How many channels the network's first convolution takes."""
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = first.in_channels if first else getattr(network.config, "num_channels", 3)
+    if channels not in (1, 3):
+        raise ModelError(f"{ref} takes images of {channels} channels; an audit shows RGB (3) or grey (1) images")
+    return int(channels)
+
+
+def _outputs(network: nn.Module, preprocess: Preprocess, folder: Path) -> torch.Tensor:
+    """The network's logits for a grey image. Raises ModelError where it does not take what its processor gives."""
+    x = preprocess(torch.full((1, 3, *preprocess.size), 0.5))
+    try:
+        logits = network(pixel_values=x).logits
+        if not isinstance(logits, torch.Tensor):
+            raise TypeError(f"its logits are {type(logits).__name__}")
+    except _FORWARD_ERRORS as error:
+        size = getattr(network.config, "image_size", None)
+        known = f", and config.json says image_size {size}" if size else ""
+        raise ModelError(
+            f"the model in {folder} does not take what its image processor gives, {tuple(x.shape[1:])}{known}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        ) from error
+    return logits
+
+
+def _names(options: Options, config: Any, data_classes: Sequence[str]) -> tuple[str, ...]:
+    """Names of the classes, two where the model has one output. Raises ModelError for heads of another kind."""
+    if config.problem_type == "regression":
+        raise ModelError(f"{options.ref} is a regression (problem_type in config.json): its outputs are no classes")
+    if config.problem_type == "multi_label_classification":
+        raise ModelError(
+            f"{options.ref} is a multi-label model (problem_type in config.json): its classes do not exclude each "
+            "other, while an audit compares one label with the one class predicted. Audit one class alone: a Python "
+            "loader that returns that class's output as (b, 1), with class_names: [not it, it]"
+        )
+    if config.num_labels == 1:
+        return _two_names(options, data_classes)
+    own = own_names(config.id2label, config.num_labels, options.ref) if options.class_names is None else []
+    return names_for(options.class_names, own, data_classes, config.num_labels)
+
+
+def _two_names(options: Options, data_classes: Sequence[str]) -> tuple[str, ...]:
+    what = f"{options.ref} has one output: the log-odds of the second of two classes, or a regression"
+    if options.class_names is None:
+        raise ModelError(f"{what}. If it is the former, give class_names: [negative, positive]")
+    try:
+        return names_for(options.class_names, (), data_classes, 2)
+    except ModelError as error:
+        raise ModelError(f"{what}. If it is the former, give class_names: [negative, positive] ({error})") from error
+
+
+def own_names(id2label: Mapping[Any, Any], count: int, ref: str) -> list[str]:
+    """The names that a model gives its outputs, as text of one line. Raises ModelError where an output has none."""
+    names = [" ".join(str(id2label[i]).split()) if id2label.get(i) is not None else "" for i in range(count)]
+    without = [i for i, name in enumerate(names) if not name]
+    if without:
+        some = ", ".join(map(str, without[:5])) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
+        raise ModelError(
+            f"{ref} has {count} outputs, and id2label in its config.json has no name for output {some}. Give "
+            "class_names: one name per output, in the order of the outputs"
+        )
+    return names
 
 
 def digest(options: Options) -> str:
-    return digest_of_folder(model_folder(options.ref, options.revision))
+    return digest_with_steps(digest_of_folder(model_folder(options.ref, options.revision)))

@@ -1,7 +1,8 @@
 """A classifier of the user's own: `ref: path/to/file.py:function` or `ref: package.module:function`.
 
 The function gets `arguments` and returns a torch module that maps RGB float32 (b, 3, h, w) in [0, 1], at the
-size `input_size`, to logits (b, classes). What the model does to its input first is part of the module.
+size `input_size`, to logits (b, classes). What the model does to its input first is part of the module. A module that
+takes one channel gets grey values; one output becomes two classes; probabilities become their logarithms.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pickle import UnpicklingError
 from types import ModuleType
 from typing import Annotated, Any
 
-import torch
 from pydantic import BeforeValidator, Field, ValidationInfo
-from torch import nn
+from torch import Tensor, nn
 
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
+from audit.classifiers._heads import Head, doubts, head_of, one_output
+from audit.classifiers._preprocessing import digest_with_steps
+from audit.classifiers._trial import images, input_of
 from audit.config import Frozen, Names
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, digest_of_file
@@ -56,7 +59,11 @@ class Options(Frozen):
     arguments: Annotated[dict[str, Any], BeforeValidator(_paths)] = Field(
         {}, description="keyword arguments of the function"
     )
-    input_size: int = Field(224, ge=1, description="side that images are resized to before the module")
+    input_size: int | None = Field(
+        None,
+        ge=1,
+        description="side that images are resized to before the module; default: the one that it takes, or 224",
+    )
     class_names: Names | str = Field("data", description="names of the outputs, or 'data'")
 
 
@@ -74,20 +81,54 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     if not isinstance(network, nn.Module):
         raise ModelError(f"{options.ref} returned {type(network).__name__}, expected a torch.nn.Module")
     network = network.float().eval().requires_grad_(False)
-    preprocess = Preprocess((options.input_size, options.input_size))
+    taken = input_of(network, options.input_size, options.ref, _USER_ERRORS)
+    alone, outputs = _outputs(network, taken.preprocess, options.ref)
+    head = head_of(outputs, options.ref)
+    names = _names(options, data_classes, outputs.shape[1], head)
+    check_network(head.convert(outputs.detach()), len(names))
+
+    single = (one_output(options.ref, names),) if outputs.shape[1] == 1 else ()
+
+    def forward(x: Tensor) -> Tensor:
+        return head.convert(network(x))
+
+    return Classifier(
+        names,
+        taken.preprocess,
+        forward,
+        network,
+        warnings=(*taken.warnings, *head.warnings, *single, *doubts(alone, outputs, options.ref)),
+        default_size=bool(taken.warnings),
+    )
+
+
+def _outputs(network: nn.Module, preprocess: Preprocess, ref: str) -> tuple[Tensor, Tensor]:
+    """What the module gives for one image and for it among others, (b, outputs), with the graph of its computation."""
+    x = images(preprocess.size[0]).requires_grad_(True)
     try:
-        with torch.no_grad():
-            trial = network(torch.full((1, 3, *preprocess.size), 0.5))
+        alone, together = network(preprocess(x[:1].detach())), network(preprocess(x))
     except _USER_ERRORS as error:
-        shape = (1, 3, *preprocess.size)
+        raise ModelError(f"{ref} fails on images of shape {tuple(x.shape)}: {type(error).__name__}: {error}") from error
+    for found, count in ((alone, 1), (together, len(x))):
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != count or not found.is_floating_point():
+            what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ModelError(
+                f"{ref}: the module must return logits of shape (b, classes), (b, 1) for one output; for {count} "
+                f"images it returns {what}"
+            )
+    return alone, together
+
+
+def _names(options: Options, data_classes: tuple[str, ...], outputs: int, head: Head) -> tuple[str, ...]:
+    try:
+        return names_for(options.class_names, (), data_classes, head.classes)
+    except ModelError as error:
+        if outputs != 1:
+            raise
         raise ModelError(
-            f"{options.ref} fails on an image of shape {shape}: {type(error).__name__}: {error}"
+            f"{options.ref} has one output: the log-odds or the probability of the second of two classes. Give "
+            f"class_names: [negative, positive]. A regression cannot be audited ({error})"
         ) from error
-    if not isinstance(trial, torch.Tensor) or trial.ndim != 2:
-        raise ModelError(f"{options.ref}: the module must return logits of shape (b, classes)")
-    names = names_for(options.class_names, (), data_classes, trial.shape[1])
-    check_network(trial, len(names))
-    return Classifier(names, preprocess, network, network)
 
 
 def _import(name: str) -> ModuleType:
@@ -114,7 +155,7 @@ def digest(options: Options) -> str:
     }
     called = options.ref.rpartition(":")[2]
     parts = [called, json.dumps(held, sort_keys=True, default=str), *map(digest_of_file, sources_of(Path(module)))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return digest_with_steps(hashlib.sha256("\0".join(parts).encode()).hexdigest())
 
 
 def sources_of(module: Path) -> list[Path]:

@@ -132,7 +132,7 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
 def _search(options: Options, pair: tuple[str, str], name: str, seeds: list[tuple[int, str]], context: Context) -> Rows:
     """`pair`: ids of the maximised and the minimised model. `seeds`: number and source class of each search."""
     f, g = (context.models.classifier(model_id) for model_id in pair)
-    settings = options.settings(max(*f.preprocess.size, *g.preprocess.size))
+    settings = options.settings(max(f.preprocess.side, g.preprocess.side))
     generator = context.models.generator.scheduled(settings.ddim_steps, settings.guidance_scale)
     starts = _starts(options, pair, name, seeds, context)
     prompts = [start["prompt"] for start in starts]

@@ -255,7 +255,7 @@ def _top(found: Screened, neuron: int, class_name: str, options: Options) -> dic
 def _explain(subject: _Subject, searches: list[_Search]) -> Rows:
     """Rows of a batch of searches, and of the feature attack from those of its starts that `maximise` has."""
     context, options = subject.context, subject.options
-    settings = options.settings(max(subject.model.preprocess.size))
+    settings = options.settings(subject.model.preprocess.side)
     generator = context.models.generator.scheduled(settings.ddim_steps, settings.guidance_scale)
     keys = [search.start_key(context.job.seed, subject.class_name) for search in searches]
     z = torch.stack([latent(generator.latent_shape, key) for key in keys]).to(generator.device)

@@ -227,7 +227,7 @@ class _Work:
     def __init__(self, options: Options, context: Context) -> None:
         self.options, self.context, self.models = options, context, context.models
         self.model = context.models.classifier(options.model)
-        self.numbers = options.numbers(max(self.model.preprocess.size))
+        self.numbers = options.numbers(self.model.preprocess.side)
         schedule = self.numbers.optimisation.ddim_steps, self.numbers.optimisation.guidance_scale
         self.generator = context.models.generator.scheduled(*schedule)
         if options.mask != "attention":

@@ -1,0 +1,126 @@
+"""What a model's outputs are, as logits of classes that exclude each other.
+
+A softmax over the logits must be what the model says. One output of a sigmoid, and outputs that are probabilities
+already, are turned into such logits; what cannot be is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audit.errors import ModelError
+from audit.results.warnings import RunWarning
+
+Convert = Callable[[Tensor], Tensor]
+# Operations of autograd that only move or copy values.
+_MOVES = (
+    *("View", "UnsafeView", "ReshapeAlias", "Alias", "Squeeze", "Unsqueeze", "T", "Transpose", "Permute", "Select"),
+    *("Slice", "Clone", "ToCopy", "Expand", "AsStrided", "Detach", "Contiguous", "UnsafeSplit", "Split"),
+)
+# Operations whose result may lie in [0, 1] by chance only.
+_UNBOUNDED = ("Addmm", "Mm", "Bmm", "Mv", "Dot", "Convolution", "Add", "Sub", "Mean", "Sum", "Linear")
+
+
+@dataclass(frozen=True)
+class Head:
+    """How outputs (b, outputs) become logits (b, classes)."""
+
+    classes: int
+    convert: Convert
+    warnings: tuple[RunWarning, ...] = ()
+
+
+def one_output(ref: str, names: Sequence[str]) -> RunWarning:
+    """What one output was taken for."""
+    message = f"{ref} has one output; it is read as the second of two classes, {names[1]!r}, against {names[0]!r}"
+    return RunWarning("one_output", message, blocks_gate=False)
+
+
+def two_classes(outputs: Tensor) -> Tensor:
+    """Log-odds (b, 1) of the second class to logits (b, 2): softmax of (0, z) is (1 - sigmoid z, sigmoid z)."""
+    return torch.cat([torch.zeros_like(outputs), outputs], 1)
+
+
+def from_probability(outputs: Tensor) -> Tensor:
+    """The probability (b, 1) of the second class to logits (b, 2)."""
+    eps = torch.finfo(torch.float32).eps
+    return two_classes(torch.logit(outputs.float(), eps))
+
+
+def from_probabilities(outputs: Tensor) -> Tensor:
+    """Probabilities (b, classes) to logits: softmax of log p is p."""
+    return outputs.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def as_they_are(outputs: Tensor) -> Tensor:
+    return outputs
+
+
+def head_of(outputs: Tensor, ref: str) -> Head:
+    """What the outputs (b, outputs) of a module are, by those for varied images. Raises ModelError.
+
+    `outputs`: with the graph of their computation, where there is one: its last operation tells a sigmoid for sure.
+    """
+    last, values = last_operation(outputs), outputs.detach()
+    within = bool(((values >= 0) & (values <= 1)).all())
+    if outputs.shape[1] == 1:
+        return _single(last, within, ref)
+    if last == "Sigmoid":
+        raise ModelError(
+            f"{ref}: the module ends in a sigmoid of each of {outputs.shape[1]} outputs: classes that do not exclude "
+            "each other (multi-label) cannot be audited. Where they do exclude each other, return what the sigmoid gets"
+        )
+    sums = values.double().sum(1)
+    if last == "Softmax" or (within and torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=1e-4)):
+        message = (
+            f"{ref} returns probabilities (they are at least 0 and sum to 1), not logits; their logarithm is used, of "
+            "which the softmax gives the same probabilities. Searches go better where the module returns logits"
+        )
+        return Head(outputs.shape[1], from_probabilities, (RunWarning("probabilities", message, blocks_gate=False),))
+    return Head(outputs.shape[1], as_they_are)
+
+
+def _single(last: str | None, within: bool, ref: str) -> Head:
+    if last == "Sigmoid":
+        return Head(2, from_probability)
+    if within and last not in _UNBOUNDED:
+        raise ModelError(
+            f"{ref}: the module's one output lies in [0, 1] for every trial image, so whether it is the probability of "
+            "the second class or its log-odds is unknown. Return the log-odds (what a sigmoid gets), or end the module "
+            "in torch.sigmoid"
+        )
+    return Head(2, two_classes)
+
+
+def last_operation(outputs: Tensor) -> str | None:
+    """Name of the operation that made the outputs, as autograd knows it ('Addmm', 'Sigmoid'); None where unknown."""
+    node = outputs.grad_fn
+    while node is not None:
+        name = node.name().removeprefix("torch::autograd::").rstrip("0123456789").removesuffix("Backward")
+        if name not in _MOVES:
+            return name.lstrip("_")
+        node = node.next_functions[0][0] if node.next_functions else None
+    return None
+
+
+def doubts(alone: Tensor, outputs: Tensor, ref: str) -> tuple[RunWarning, ...]:
+    """Warnings about a module's outputs (b, outputs) for varied images; `alone`: (1, outputs) for the first of them."""
+    values, one = outputs.detach().double(), alone.detach().double()
+    scale = values.abs().max().clamp_min(1e-3)
+    found = []
+    if len(values) > 1 and (values - values[:1]).abs().max() <= 1e-6 * scale:
+        message = (
+            f"{ref} gives the same output for {len(values)} very different trial images: it does not see its input"
+        )
+        found.append(RunWarning("constant_output", message))
+    if (one - values[:1]).abs().max() > 1e-3 * scale:
+        message = (
+            f"{ref} gives another output for an image alone than for the same image among others: its results depend "
+            "on chance or on what shares a batch (dropout or batch statistics that eval() does not switch off?)"
+        )
+        found.append(RunWarning("unstable_output", message))
+    return tuple(found)
