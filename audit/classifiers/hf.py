@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from audit.classifiers import Classifier, Preprocess, check_network, check_whole, names_for
-from audit.config import Frozen, Names
+from audit.config import ClassNames, Frozen
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
 
@@ -20,7 +20,7 @@ _MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
-    class_names: Names | str | None = Field(
+    class_names: ClassNames | None = Field(
         None, description="names of the outputs, or 'data'; default: the model's own"
     )
 

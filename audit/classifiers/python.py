@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from torch import nn
 
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
-from audit.config import Frozen, Names
+from audit.config import ClassNames, Frozen
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, digest_of_file
 
@@ -57,7 +57,7 @@ class Options(Frozen):
         {}, description="keyword arguments of the function"
     )
     input_size: int = Field(224, ge=1, description="side that images are resized to before the module")
-    class_names: Names | str = Field("data", description="names of the outputs, or 'data'")
+    class_names: ClassNames = Field("data", description="names of the outputs, or 'data'")
 
 
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
