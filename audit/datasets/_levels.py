@@ -68,8 +68,8 @@ class Levels:
             if len(stems & self._stems) * 2 >= min(len(stems), len(self._stems)) > 0:
                 notes.say(
                     "folder_of_masks",
-                    f"the folder {printable(folder)!r} holds images named as those of other folders: if they are "
-                    "masks, move them out, or name them in the column 'mask' of metadata.csv; now they are used as images",
+                    f"the folder {printable(folder)!r} holds images named as those of other folders: masks are "
+                    "moved out, or named in the column 'mask' of metadata.csv; now they are used as images",
                 )
         if len(self._splits) > 1:
             notes.say(

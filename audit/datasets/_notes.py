@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from audit.datasets import Entry, printable
 from audit.results.warnings import RunWarning
 
-_EXAMPLES = 3
+_EXAMPLES, _SUFFIXES = 3, 8
 
 
 @dataclass(slots=True)
@@ -18,9 +18,9 @@ class _Count:
     items: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def add(self, example: str, items: int = 1) -> None:
+    def add(self, example: str, items: int = 1, most: int = _EXAMPLES) -> None:
         self.items += items
-        if len(self.examples) < _EXAMPLES and example not in self.examples:
+        if len(self.examples) < most and example not in self.examples:
             self.examples.append(example)
 
     def shown(self) -> str:
@@ -33,6 +33,7 @@ class _Kind:
 
     message: str
     blocks_gate: bool = True
+    examples: int = _EXAMPLES
 
 
 _KINDS = {
@@ -66,11 +67,15 @@ _KINDS = {
     ),
     "linked_again": _Kind("{items} links lead to folders that were already listed by another link ({examples})"),
     "link_loop": _Kind("{items} links lead to a folder that they are in ({examples}); they were not followed", False),
-    "hidden": _Kind(
-        "{items} hidden files, hidden folders and leftovers of other software ({examples}) were skipped", False
+    "hidden": _Kind("{items} hidden files and folders, or of other software, were skipped ({examples})", False),
+    "links_out": _Kind(
+        "{items} links lead out of the data set and were not followed ({examples}): set follow_links: true to follow "
+        "them"
     ),
-    "images_not_read": _Kind("{items} files look like images of a kind that is not read ({examples})"),
-    "files_not_listed": _Kind("{items} files were not listed, since they are no images by name ({examples})", False),
+    "images_not_read": _Kind("{items} files look like images of a kind that is not read ({examples})", True, _SUFFIXES),
+    "files_not_listed": _Kind(
+        "{items} files were not listed, since they are no images by name ({examples})", False, _SUFFIXES
+    ),
     "not_in_metadata": _Kind(
         "{items} images are not named in the metadata ({examples}); their label is the folder that they are in, if any"
     ),
@@ -90,7 +95,7 @@ class Notes:
 
     def count(self, code: str, example: str, items: int = 1) -> None:
         """Count one thing of a kind that has a message here."""
-        self._counts.setdefault(code, _Count()).add(example, items)
+        self._counts.setdefault(code, _Count()).add(example, items, _KINDS[code].examples)
 
     def counted(self, code: str) -> int:
         return self._counts[code].items if code in self._counts else 0

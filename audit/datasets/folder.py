@@ -96,12 +96,17 @@ class FolderSource(ListedSource):
         for relative, reason in self._files():
             links += reason == "linked_folder"
             images += reason != "linked_folder"
+            if reason == "link_out_of_root":
+                self.notes.count("links_out", relative)
             yield self._entry(relative, reason, levels)
         if not images:
             linked = f"; {links} folders in it are links: set follow_links: true to follow them" if links else ""
             left_out = "".join(f"; {warning.message}" for warning in self.notes.warnings() if not links)
             raise DataError(f"no images in {self.root}; looked for {', '.join(READ)}{linked}{left_out}")
         levels.say(self.notes)
+        self.notes.missing_column = self.notes.missing_column or (
+            "labels are the names of sub-folders, a column of metadata.csv, or found in file names by 'label_pattern'"
+        )
 
     def _of_metadata_read(self) -> Notes:
         """What reading the metadata leaves unclear; they are read once."""
@@ -177,22 +182,26 @@ class FolderSource(ListedSource):
         return is_file(os.path.join(self.root, name))
 
     def _rows(self, metadata: str) -> Iterator[tuple[str, _Told]]:
-        where, notes = str(child(self.root, metadata)), self._of_metadata
-        asked = self.options.image_column
+        where, known = str(child(self.root, metadata)), {}
         for number, row in rows(self.files.open(metadata), PurePosixPath(metadata).suffix, where):
-            at = f"{where}, row {number}"
-            column = image_column(
-                self.options.image_column, tuple(row), PATHS, where=at, notes=notes, default=_FILE_NAME
-            )
+            at, names = f"{where}, row {number}", tuple(row)
+            if names not in known:  # rows of JSON may each have keys of their own
+                known = {names: self._columns(names, at)}
+            column, labels = known[names]
             name = row[column]
             if not isinstance(name, str):
                 raise DataError(f"{at}: the column {column!r} holds {name!r}, not the path of an image")
-            others = [key for key in row if key != column]
-            labels = label_column(self.options.label_column, others, where=at, notes=notes)
             mask = text_of(row, self.options.mask_column, at)
             caption = text_of(row, self.options.caption_column, at)
-            label = label_of(row[labels], notes) if labels else None
+            label = label_of(row[labels], self._of_metadata) if labels else None
             yield os.path.normpath(name), _Told(label, caption, None if mask is None else os.path.normpath(mask))
+
+    def _columns(self, names: tuple[str, ...], where: str) -> tuple[str, str | None]:
+        """The columns of paths and of labels."""
+        options, notes = self.options, self._of_metadata
+        image = image_column(options.image_column, names, PATHS, where=where, notes=notes, default=_FILE_NAME)
+        others = [name for name in names if name != image]
+        return image, label_column(options.label_column, others, where=where, notes=notes)
 
 
 def _folders(paths: Iterable[str]) -> set[str]:

@@ -110,13 +110,19 @@ class WebDatasetSource(ListedSource):
         return self.options.label_suffix is not None or self.options.label_key is not None
 
     def _all(self) -> Iterator[Entry]:
-        listed = lost = 0
+        listed = lost = images = 0
         splits_of(self._places[1], self.notes)
         for shard in self._places[1]:
             for entry in self._shard(shard):
                 yield entry
                 listed += 1
                 lost += entry.display_name == printable(shard)
+                images += entry.reason != "no_image"
+        if not images and self.notes.counted("dotted_names"):
+            raise DataError(
+                f"no sample in {self.options.path} has an image, but {self.notes.counted('dotted_names')} files of "
+                "several dots are images: the name of a sample ends at its first dot. Set key: last_dot"
+            )
         if listed == lost:
             damage = f", and {lost} of its shards are damaged or no tar files" if lost else ""
             raise DataError(

@@ -14,7 +14,7 @@ from audit.methods import Context, Counts, Payload
 from audit.models import open_source
 from audit.results.schema import Rows
 
-VERSION, ITEMS = 3, "entries"
+VERSION, ITEMS = 4, "entries"
 UNIT_ITEMS = 1000
 
 
