@@ -25,6 +25,7 @@ from pydantic import (
 from audit import registry
 from audit.errors import ConfigError, unknown
 from audit.locations import SCHEMES, Location, is_uri, located
+from audit.name_lists import listed_names, names_or_data
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -57,6 +58,26 @@ def _somewhere(value: Any, info: ValidationInfo) -> Any:
 LocalPath = Annotated[Path, BeforeValidator(_resolved)]
 AnyPlace = Annotated[Location, BeforeValidator(_somewhere)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+def _folder(info: ValidationInfo) -> Path:
+    """The folder of the job file."""
+    return Path((info.context or {}).get("folder", Path()))
+
+
+def _class_names(value: Any, info: ValidationInfo) -> Any:
+    return names_or_data(value, _folder(info))
+
+
+def _named_classes(value: Any, info: ValidationInfo) -> Any:
+    return listed_names(value, _folder(info))
+
+
+# One name per output, in the order of the outputs: a list, a mapping {0: cat, 1: dog}, or a file of them. A file is
+# read when the job is checked, so that a run records its names and not its place.
+NamedClasses = Annotated[Names, BeforeValidator(_named_classes)]
+# The same, or 'data': the data set's labels.
+ClassNames = Annotated[Literal["data"] | Names, BeforeValidator(_class_names)]
 
 
 def _one_place(value: str) -> str:
@@ -345,10 +366,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+_WITH_NUMBERS = ("class_names", "labels")  # keys of mappings whose own keys may be integers
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML 1.2 scalars (no `no` for False, 1e-3 is a number), no aliases, tags or duplicate keys, bounded depth."""
 
     depth = 0
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._numbered: set[yaml.Node] = set()
 
     def _line(self) -> int:
         return int(self.get_mark().line) + 1
@@ -369,9 +397,11 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
+            if key in _WITH_NUMBERS:
+                self._numbered.add(value_node)
+            if not isinstance(key, str) and not (type(key) is int and node in self._numbered):
                 raise ConfigError(f"line {key_node.start_mark.line + 1}: keys are text, found {key!r}")
             if key in seen:
                 raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice")

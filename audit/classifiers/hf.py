@@ -14,7 +14,7 @@ from audit.classifiers import Classifier, Preprocess, check_network, check_whole
 from audit.classifiers._heads import one_output, two_classes
 from audit.classifiers._image_processor import preprocess_of
 from audit.classifiers._preprocessing import digest_with_steps
-from audit.config import Frozen, Names
+from audit.config import ClassNames, Frozen
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, ModelRef, digest_of_folder, model_folder
 
@@ -29,7 +29,7 @@ _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", 
 class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
-    class_names: Names | str | None = Field(
+    class_names: ClassNames | None = Field(
         None, description="names of the outputs, or 'data'; default: the model's own"
     )
 

@@ -25,7 +25,7 @@ from audit.classifiers import Classifier, Preprocess, check_network, names_for
 from audit.classifiers._heads import Head, doubts, head_of, one_output
 from audit.classifiers._preprocessing import digest_with_steps
 from audit.classifiers._trial import images, input_of
-from audit.config import Frozen, Names
+from audit.config import ClassNames, Frozen
 from audit.errors import ModelError
 from audit.reference import LOAD_ERRORS, digest_of_file
 
@@ -64,7 +64,7 @@ class Options(Frozen):
         ge=1,
         description="side that images are resized to before the module; default: the one that it takes, or 224",
     )
-    class_names: Names | str = Field("data", description="names of the outputs, or 'data'")
+    class_names: ClassNames = Field("data", description="names of the outputs, or 'data'")
 
 
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:

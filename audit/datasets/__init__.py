@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
+
+from audit.results.warnings import RunWarning
+
+# Codes of warnings that say nothing of a pool, whose images need no labels.
+ABOUT_LABELS = ("no_label", "no_label_column", "several_labels", "fractional_labels", "label_outside_names")
 
 
 class Entry(NamedTuple):
@@ -28,6 +34,13 @@ class DataSource(Protocol):
         """The classes that the data set itself declares, in its own order, also those without images (a ClassLabel's
         names, `class_names` of the options); empty where it declares none."""
 
+    def warnings(self) -> tuple[RunWarning, ...]:
+        """What the last listing left unclear, without a role: complete once `entries` has been walked to its end, and
+        empty before."""
+
+    def where(self, uri: str) -> str:
+        """The full path or address of an item, for people."""
+
     def entries(self) -> Iterator[Entry]:
         """All entries, in a stable order, as they are listed: none is kept. Raises DataError where the data set cannot
         be listed, DataUnavailable where it cannot be now."""
@@ -39,6 +52,15 @@ class DataSource(Protocol):
     def read_masks(self, uris: Sequence[str]) -> Iterator[bytes | None]:
         """The bytes of the mask of each uri (of the image), in the order asked; None where it has none to read.
         Raises DataUnavailable as `read` does."""
+
+
+def warnings_of(source: DataSource, role: str) -> tuple[RunWarning, ...]:
+    """What the last listing of a source left unclear, for this role: a pool needs no labels."""
+    return tuple(
+        replace(warning, role=role)
+        for warning in source.warnings()
+        if role != "pool" or warning.code not in ABOUT_LABELS
+    )
 
 
 def printable(raw: str) -> str:

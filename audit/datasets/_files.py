@@ -27,7 +27,9 @@ from urllib.parse import quote, unquote_to_bytes
 import obstore
 from obstore.exceptions import BaseError, InvalidPathError
 
+from audit.datasets._folder_links import FolderLinks
 from audit.datasets._patience import children, is_folder, may_pass, part, patiently, real, regular, status_of, whole
+from audit.datasets._selection import HEAD, Selection, is_image
 from audit.decode import Limits
 from audit.errors import DataError, DataUnavailable
 from audit.locations import Location, object_store
@@ -53,8 +55,9 @@ class Files(Protocol):
 
     root: Location
 
-    def walk(self, suffixes: tuple[str, ...], unwalked: set[str]) -> Iterator[tuple[str, str | None]]:
-        """The files with these suffixes and why each must not be opened, in a stable order; no folder of `unwalked`."""
+    def walk(self, wanted: Selection, unwalked: set[str]) -> Iterator[tuple[str, str | None]]:
+        """The files that a selection wants and why each must not be opened, in a stable order; no folder of
+        `unwalked`."""
 
     def reason(self, name: str) -> str | None:
         """Why a file must not be opened, or cannot. Raises DataUnavailable."""
@@ -75,44 +78,64 @@ class Files(Protocol):
 class Folder:
     """A folder of this machine."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, follow_links: bool = False) -> None:
+        """`follow_links`: whether a link in it may lead out of it."""
         self.root: Location = root
-        self._path = root
+        self._path, self._follow = root, follow_links
         self._held: tuple[str, BinaryIO] | None = None
         self._inside = lru_cache(maxsize=4096)(self._is_inside)
 
-    def walk(self, suffixes: tuple[str, ...], unwalked: set[str]) -> Iterator[tuple[str, str | None]]:
-        """Files and sub-folders in sorted order; links to folders are not followed. A folder that cannot be listed
-        stands for what is in it. Of a folder, the names are held in memory, and nothing else."""
+    def walk(self, wanted: Selection, unwalked: set[str]) -> Iterator[tuple[str, str | None]]:
+        """Files and sub-folders in sorted order. A folder that cannot be listed stands for what is in it, and so does
+        a link to a folder that is not followed. Of a folder, the names are held in memory, and nothing else."""
         if not is_folder(self._path):
             raise DataError(f"no folder of images at {self.root}")
         if not os.access(self._path, os.R_OK | os.X_OK):
             raise DataError(f"cannot list {self.root}: permission denied")
-        under_way = [self._listed("", suffixes, unwalked)]
+        links = FolderLinks(self._path, wanted.follow_links)
+        under_way = [self._listed("", wanted, unwalked, links)]
         while under_way:  # no recursion: folders can be nested deeper than Python's stack
             path, reason, to_walk = next(under_way[-1], ("", None, None))
             if to_walk is None:
                 under_way.pop()
             elif to_walk:
-                under_way.append(self._listed(path, suffixes, unwalked))
+                under_way.append(self._listed(path, wanted, unwalked, links))
             else:
                 yield path, reason
+        wanted.finish()
 
     def _listed(
-        self, folder: str, suffixes: tuple[str, ...], unwalked: set[str]
+        self, folder: str, wanted: Selection, unwalked: set[str], links: FolderLinks
     ) -> Iterator[tuple[str, str | None, bool]]:
         """Of what is in a folder: its path, why it must not be opened, and whether it is a folder to walk."""
         try:
-            names, folders = children(self._path / folder, suffixes)
+            names, folders = children(self._path / folder)
         except OSError:
             yield folder, "unreadable_folder", False
             return
         for name in names:
             path = os.path.join(folder, name)
-            if name not in folders:
+            if name in folders:
+                if path not in unwalked and wanted.walks(path):
+                    yield path, None, True
+                continue
+            if wanted.may_be_folder(name) and links.is_linked_folder(path):
+                yield from links.listed(path, wanted)
+                continue
+            wish = wanted.wants(path)
+            if wish or (wish is None and self._is_image(path)):
                 yield path, self.reason(path), False
-            elif path not in unwalked:
-                yield path, None, True
+            elif wish is None:
+                wanted.leave_out(path)
+
+    def _is_image(self, path: str) -> bool:
+        """Whether a file without a suffix is an image, or one that is not looked into since it is elsewhere."""
+        reason = self.reason(path)
+        return reason == "link_out_of_root" or (reason is None and is_image(self._start_of(path)))
+
+    def _start_of(self, name: str) -> bytes:
+        """The first bytes of a file; none where it cannot be read."""
+        return self._asked(name, lambda: part(self._opened(name), 0, HEAD)) or b""
 
     def reason(self, name: str) -> str | None:
         """Devices and pipes would block, links and names may lead outside."""
@@ -123,11 +146,11 @@ class Folder:
         try:
             if os.path.isabs(name) or ".." in PurePosixPath(name).parts:
                 return "name_out_of_root"
-            if not self._inside(os.path.dirname(name)):
+            if not self._follow and not self._inside(os.path.dirname(name)):
                 return "link_out_of_root"
             found = path.lstat()
             if stat.S_ISLNK(found.st_mode):
-                if not self._is_inside(name):
+                if not self._follow and not self._is_inside(name):
                     return "link_out_of_root"
                 found = path.stat()
             elif stat.S_ISDIR(found.st_mode):
@@ -263,10 +286,18 @@ class Keys:
                 for found in chunk:
                     yield found["path"], found["size"]
 
-    def walk(self, suffixes: tuple[str, ...], unwalked: set[str]) -> Iterator[tuple[str, str | None]]:
+    def walk(self, wanted: Selection, unwalked: set[str]) -> Iterator[tuple[str, str | None]]:
+        """Objects as the store lists them. One without a suffix is taken for an image, as to look into each would take
+        a request for each; one of no bytes stands for a folder, and is left out."""
         for name, size in self.listing():
-            if name.lower().endswith(suffixes) and not (unwalked and unwalked & set(_above(name))):
+            if unwalked and unwalked & set(_above(name)):
+                continue
+            if not all(wanted.walks(folder) for folder in _above(name) if folder != "."):
+                continue
+            wish = wanted.wants(name)
+            if wish or (wish is None and size):
                 yield name, "too_many_bytes" if size > Limits.max_bytes else None
+        wanted.finish()
 
     def size(self, name: str) -> int | None:
         """How many bytes an object has, None where there is none. Raises DataUnavailable."""
@@ -349,9 +380,9 @@ class _Ranges(_Positioned):
         return data
 
 
-def files_at(root: Location) -> Files:
-    """The files of a folder or of an object store's prefix."""
-    return Folder(root) if isinstance(root, Path) else Keys(root)
+def files_at(root: Location, follow_links: bool = False) -> Files:
+    """The files of a folder or of an object store's prefix. `follow_links`: whether links may lead out of a folder."""
+    return Folder(root, follow_links) if isinstance(root, Path) else Keys(root)
 
 
 def ahead(function: Callable[[_T], _U], asked: Iterable[_T]) -> Iterator[_U]:

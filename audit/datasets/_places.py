@@ -11,6 +11,7 @@ from pathlib import Path
 
 from audit.datasets._files import Files, Folder, Keys
 from audit.datasets._patience import children, is_folder, status_of
+from audit.datasets._selection import is_leftover
 from audit.errors import DataError
 from audit.locations import Location, name_of, parent
 
@@ -18,7 +19,8 @@ _SPECIAL = re.compile(r"[*?\[{]")
 
 
 def matching(place: Location, suffix: str) -> tuple[Files, list[str]]:
-    """The files that an option's path stands for: a file; all in a folder that end so; or those of a pattern.
+    """The files that an option's path stands for: a file; all in a folder that end so, and where there are none those
+    in its sub-folders; or those of a pattern. Hidden files are left out.
 
     A pattern has *, ? and [] as in a shell, {000..099} for numbers and {a,b} for words. Names are sorted, but for
     braces, which keep their order. Raises DataError where nothing matches.
@@ -33,7 +35,8 @@ def _literal(place: Location, suffix: str) -> tuple[Files, list[str]] | None:
     """A file, or the files in a folder; None for a pattern."""
     if isinstance(place, Path):
         if is_folder(place):
-            return Folder(place), [name for name in children(place)[0] if name.endswith(suffix)]
+            right_in = [name for name in children(place)[0] if name.endswith(suffix) and not is_leftover(name)]
+            return Folder(place), right_in or _all_below(Folder(place), f"**/*{suffix}")
         there = status_of(place) is not None
         if there or not _SPECIAL.search(str(place)):
             return Folder(place.parent), [place.name] if there else []
@@ -44,7 +47,8 @@ def _literal(place: Location, suffix: str) -> tuple[Files, list[str]] | None:
     if place.count("/") > 2 and above.size(name) is not None:
         return above, [name]
     files = Keys(place)
-    return files, [name for name, _ in files.listing() if name.endswith(suffix) and "/" not in name]
+    below = [name for name, _ in files.listing() if name.endswith(suffix) and not _is_left(name)]
+    return files, [name for name in below if "/" not in name] or below
 
 
 def parent_of(place: str) -> str:
@@ -85,15 +89,28 @@ def _fitting(root: Path, folder: str, patterns: list[str]) -> Iterator[str]:
     for name in names:
         path = os.path.join(folder, name)
         if first == "**" and rest:
-            if name in folders:
+            if name in folders and not is_leftover(name):
                 yield from _fitting(root, path, patterns)
-        elif fnmatch.fnmatchcase(name, first):
+        elif fnmatch.fnmatchcase(name, first) and (first.startswith(".") or not is_leftover(name)):
             yield from _fitting(root, path, rest) if rest else [path]
 
 
 def _fits(name: str, pattern: str) -> bool:
     names, patterns = name.split("/"), pattern.split("/")
-    return len(names) == len(patterns) and all(map(fnmatch.fnmatchcase, names, patterns))
+    if "**" in patterns[:-1]:
+        at = patterns.index("**")
+        rest = "/".join(patterns[at + 1 :])
+        fits = len(names) > at and all(map(fnmatch.fnmatchcase, names[:at], patterns[:at]))
+        return fits and any(_fits("/".join(names[start:]), rest) for start in range(at, len(names)))
+    return len(names) == len(patterns) and all(map(_fits_part, names, patterns))
+
+
+def _fits_part(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern) and (pattern.startswith(".") or not is_leftover(name))
+
+
+def _is_left(name: str) -> bool:
+    return any(map(is_leftover, name.split("/")))
 
 
 def expanded(pattern: str) -> list[str]:

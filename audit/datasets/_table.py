@@ -1,17 +1,23 @@
-"""Rows of a table in text, one at a time: comma- or tab-separated with a header, or a JSON object a line."""
+"""Rows of a table in text, one at a time: values between separators with a header, or a JSON object a line.
+
+Of CSV, the separator is the one that the header has most of: ',' ';' '|' or a tab. Spaces at the ends of names and of
+cells are no part of them.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import BinaryIO
 
 from audit.errors import DataError
 
 KINDS = (".csv", ".tsv", ".jsonl")
 _LONGEST = 2**22  # characters in a line
+_SEPARATORS = ",;\t|"
 
 
 def rows(file: BinaryIO, kind: str, where: str) -> Iterator[tuple[int, dict[str, object]]]:
@@ -25,12 +31,12 @@ def rows(file: BinaryIO, kind: str, where: str) -> Iterator[tuple[int, dict[str,
                 yield number, row
         except UnicodeDecodeError as error:
             after = f"after row {number}, " if number else ""
-            raise DataError(f"{where} is not UTF-8 text: {after}{error.reason}") from error
+            raise DataError(f"{where} is not UTF-8 text: {after}{error.reason}; save it as UTF-8") from error
         except csv.Error as error:
             raise DataError(f"{where} is not a table in CSV: after row {number}, {error}") from error
 
 
-def text_of(row: dict[str, object], column: str | None, where: str) -> str | None:
+def text_of(row: Mapping[str, object], column: str | None, where: str) -> str | None:
     """A cell as text; None where it is empty or the row lacks it. Raises DataError for a list or an object."""
     value = row.get(column) if column else None
     if value is None or value == "" or value != value:
@@ -50,13 +56,21 @@ def _lines(text: io.TextIOWrapper, where: str) -> Iterator[str]:
 
 
 def _cells(lines: Iterator[str], kind: str, where: str) -> Iterator[dict[str, object]]:
-    for number, row in enumerate(csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ","), 1):
-        if None in row:
+    first = next(lines, "")
+    separator = "\t" if kind == ".tsv" else max(_SEPARATORS, key=first.count)
+    table = csv.reader(chain([first], lines), delimiter=separator, skipinitialspace=separator != "\t")
+    header = [name.strip() for name in next(table, [])]
+    twice = next((name for name in header if name and header.count(name) > 1), None) if len(header) < 1000 else None
+    if twice is not None:
+        raise DataError(f"{where} has several columns {twice!r}: rename all but one")
+    for number, row in enumerate((row for row in table if len(row) > 1 or "".join(row).strip()), 1):
+        if len(row) > len(header):
             raise DataError(
-                f"{where}, row {number} has {len(row[None])} more cells than the header; quote cells that hold the "
-                "separator"
+                f"{where}, row {number} has {len(row) - len(header)} more cells than the header; quote cells that "
+                f"hold the separator {separator!r}"
             )
-        yield row
+        cells: list[str | None] = [*(cell.strip() for cell in row), *[None] * (len(header) - len(row))]
+        yield dict(zip(header, cells, strict=True))
 
 
 def _objects(lines: Iterator[str], where: str) -> Iterator[dict[str, object]]:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from pydantic import Field, model_validator
 
-from audit.config import AnyPlace, Frozen
+from audit.config import AnyPlace
 from audit.datasets import Entry, printable
+from audit.datasets._columns import PATHS, image_column, label_column
 from audit.datasets._files import Files, ahead, as_name, as_uri, files_at
+from audit.datasets._labels import Label, is_whole_number, label_of
+from audit.datasets._listed import ListedSource
 from audit.datasets._patience import patiently, real
 from audit.datasets._places import parent_of
+from audit.datasets._sampling import Part
 from audit.datasets._table import KINDS, rows, text_of
 from audit.errors import DataError
 from audit.locations import SCHEMES, Location, is_uri, name_of, parent
@@ -25,19 +30,22 @@ from audit.locations import SCHEMES, Location, is_uri, name_of, parent
 _MASK = "#mask="
 
 
-class Options(Frozen):
+class Options(Part):
     path: AnyPlace = Field(description="the manifest: *.csv, *.tsv or *.jsonl, local or s3://bucket/...")
     root: AnyPlace | None = Field(
         None, description="folder or s3://bucket/prefix that paths are relative to; default: where the manifest is"
     )
-    image_column: str = Field("image", description="of paths or s3:// URIs")
-    label_column: str | None = Field("label", description="ignored where the manifest lacks it")
+    image_column: str = Field(
+        "image", description="of paths or s3:// URIs; where the manifest lacks it, the only one named like it is taken"
+    )
+    label_column: str | None = Field(
+        "label", description="where the manifest lacks it, the only one named like it is taken; null: no labels"
+    )
     caption_column: str | None = Field("caption", description="ignored where the manifest lacks it")
     mask_column: str | None = Field(
         "mask", description="of paths or URIs of images that are white where the object is; ignored where it lacks it"
     )
     allow_outside: bool = Field(False, description="whether the manifest may name what is not in the root")
-    limit: int | None = Field(None, ge=1, description="use the first so many rows")
 
     @model_validator(mode="after")
     def _known_kind(self) -> Options:
@@ -46,49 +54,76 @@ class Options(Frozen):
         return self
 
 
-class CsvSource:
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    image: str
+    label: str | None
+
+
+class CsvSource(ListedSource):
     """A uri is the path in the root, percent-encoded, or the whole path or URI of what is outside; where the image has
-    a mask, that follows after '#mask='.
+    a mask, that follows after '#mask='. '#row=<number>' is a row that cannot be used.
     """
 
     def __init__(self, options: Options) -> None:
+        super().__init__(options)
         self.options = options
         beside = options.path.parent if isinstance(options.path, Path) else parent_of(options.path)
         self.root: Location = options.root or beside
         self.files = files_at(self.root)
         self._elsewhere = lru_cache(maxsize=64)(files_at)
 
-    def classes(self) -> tuple[str, ...]:
-        return ()
+    def labels_expected(self) -> bool:
+        return self.options.label_column is not None
 
-    def entries(self) -> Iterator[Entry]:
-        options, listed = self.options, 0
+    def _all(self) -> Iterator[Entry]:
+        options, number, known = self.options, 0, {}
+        whole = None
         for number, row in self._rows():
-            if options.limit is not None and listed >= options.limit:
-                return
-            listed += 1
-            where = f"{options.path}, row {number}"
-            if options.image_column not in row:
-                raise DataError(
-                    f"{where} has no column {options.image_column!r}; it has {', '.join(row)}. "
-                    "Name the column of paths or URIs with 'image_column'."
-                )
-            image, label, caption, mask = (
-                text_of(row, column, where)
-                for column in (options.image_column, options.label_column, options.caption_column, options.mask_column)
-            )
-            uri, reason = self._resolved(image, where) if image else (f"#row={number}", "no_image")
-            mask_uri = self._resolved(mask, where)[0] if mask else None
-            yield Entry(
-                uri + (_MASK + mask_uri if mask_uri else ""),
-                printable(image or f"row {number}"),
-                printable(label) if label else None,
-                reason,
-                printable(caption) if caption else None,
-                mask_uri,
-            )
-        if not listed:
+            where, names = f"{options.path}, row {number}", tuple(row)
+            if names not in known:  # rows of JSON may each have keys of their own
+                known = {names: self._columns(names, where)}
+            columns = known[names]
+            if whole is None and columns.label is not None:
+                whole = self._are_whole_numbers(columns.label)
+            yield self._entry(row, columns, number, bool(whole))
+        if not number:
             raise DataError(f"no rows in {options.path}")
+
+    def _columns(self, names: Sequence[str], where: str) -> _Columns:
+        image = image_column(self.options.image_column, names, PATHS, where=where, notes=self.notes)
+        others = [name for name in names if name != image]
+        return _Columns(image, label_column(self.options.label_column, others, where=where, notes=self.notes))
+
+    def _are_whole_numbers(self, column: str) -> bool:
+        """Whether all labels of a column are text such as '1.0', as tables write whole numbers among empty cells. The
+        manifest is read up to the first that is not."""
+        values = (row.get(column) for _, row in self._rows())
+        return all(value is None or value == "" or _is_whole(value) for value in values)
+
+    def _entry(self, row: dict[str, object], columns: _Columns, number: int, whole: bool) -> Entry:
+        options, where = self.options, f"{self.options.path}, row {number}"
+        image, caption, mask = (
+            text_of(row, column, where) for column in (columns.image, options.caption_column, options.mask_column)
+        )
+        label = self._label(row.get(columns.label) if columns.label else None, whole)
+        uri, reason = self._resolved(image, where) if image else (f"#row={number}", "no_image")
+        if label.reason and not reason:
+            uri, reason = f"#row={number}", label.reason
+        mask_uri = self._resolved(mask, where)[0] if mask else None
+        return Entry(
+            uri + (_MASK + mask_uri if mask_uri else ""),
+            printable(image or f"row {number}"),
+            label.text,
+            reason,
+            printable(caption) if caption else None,
+            mask_uri,
+        )
+
+    def _label(self, value: object, whole: bool) -> Label:
+        if whole and isinstance(value, str) and value:
+            value = value.strip().partition(".")[0]
+        return label_of(value, self.notes)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, object]]]:
         above = self.options.path.parent if isinstance(self.options.path, Path) else str(parent(self.options.path))
@@ -99,7 +134,10 @@ class CsvSource:
         """The uri of what a cell names, and why it must not be opened."""
         name = self._name(value, where)
         if not _is_outside(name):
-            return as_uri(name), self.files.reason(name) if isinstance(self.root, Path) else None
+            reason = self.files.reason(name) if isinstance(self.root, Path) else None
+            if reason == "missing" and "\\" in value:  # as other systems write paths
+                return self._resolved(value.replace("\\", "/"), where)
+            return as_uri(name), reason
         if not self.options.allow_outside:
             return as_uri(name), "name_out_of_root"
         return as_uri(name), None if is_uri(name) else files_at(Path("/")).reason(name.lstrip("/"))
@@ -120,6 +158,13 @@ class CsvSource:
             if value.startswith("/") and not is_uri(root) and not whole.startswith(f"{root}/"):
                 whole = str(patiently(value, lambda: real(value)))  # the root is known by its real path
         return whole[len(root) + 1 :] if whole.startswith(root.rstrip("/") + "/") else whole
+
+    def where(self, uri: str) -> str:
+        name = uri.partition(_MASK)[0]
+        if name.startswith("#"):
+            return f"{self.options.path}, {name[1:].replace('=', ' ')}"
+        name = as_name(name)
+        return name if _is_outside(name) else f"{self.root}/{name}"
 
     def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
         return self._read([uri.partition(_MASK)[0] for uri in uris])
@@ -149,6 +194,10 @@ class CsvSource:
         scheme, _, rest = name.partition("://")
         bucket, _, key = rest.partition("/")
         return self._elsewhere(f"{scheme}://{bucket}"), key
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, str) and is_whole_number(value)
 
 
 def _is_outside(name: str) -> bool:

@@ -19,13 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BeforeValidator, Field, ValidationInfo
 
-from audit.config import Frozen
 from audit.datasets import DataSource, Entry, printable
+from audit.datasets._encoded import cell_of
 from audit.datasets._files import Folder, as_name, as_uri
+from audit.datasets._labels import Label, classes_of, label_of, of_class
+from audit.datasets._listed import ListedSource
 from audit.datasets._patience import is_file, is_folder, patiently, status_of
+from audit.datasets._sampling import Part
+from audit.datasets._selection import Selection
+from audit.datasets.parquet import Columns, ParquetSource, columns_of
 from audit.datasets.parquet import Options as ParquetOptions
-from audit.datasets.parquet import ParquetSource, check_columns, class_names, class_of, encoded
 from audit.errors import DataError, DataUnavailable
+from audit.results.warnings import RunWarning
 
 WORKS = (
     "What works: a folder that save_to_disk wrote, a folder of the data set's .parquet or .arrow files, or a hub id "
@@ -45,19 +50,22 @@ def _folder_or_id(value: Any, info: ValidationInfo) -> Any:
     return str(path) if status_of(path) or value.startswith((".", "/", "~")) else value
 
 
-class Options(Frozen):
+class Options(Part):
     path: Annotated[str, BeforeValidator(_folder_or_id)] = Field(description="folder, or hub id with a revision")
     revision: str | None = Field(None, description="of a hub id: the commit hash, 40 digits")
     config: str | None = Field(None, description="of a data set with several: the folder that its files are in")
     split: str | None = Field(None, description="such as train; needed where there are several")
-    image_column: str = "image"
-    label_column: str | None = Field("label", description="ignored where there is none; numbers become class names")
+    image_column: str = Field("image", description="where there is none, the only one that can be it is taken")
+    label_column: str | None = Field(
+        "label",
+        description="where there is none, the only one named like it is taken; numbers become class names; null: no "
+        "labels",
+    )
     name_column: str | None = Field("name", description="ignored where there is none")
     caption_column: str | None = Field("caption", description="of text; ignored where there is none")
     mask_column: str | None = Field(
         "mask", description="of images, white where the object is; ignored where there is none"
     )
-    limit: int | None = Field(None, ge=1, description="use the first so many rows")
 
 
 class HfSource:
@@ -73,6 +81,12 @@ class HfSource:
 
     def classes(self) -> tuple[str, ...]:
         return self._opened.classes()
+
+    def warnings(self) -> tuple[RunWarning, ...]:
+        return self._opened.warnings()
+
+    def where(self, uri: str) -> str:
+        return self._opened.where(uri)
 
     def entries(self) -> Iterator[Entry]:
         return self._opened.entries()
@@ -138,48 +152,56 @@ class HfSource:
         return wanted
 
 
-class _Rows:
+class _Rows(ListedSource):
     """The rows of one split, in Arrow tables. An image without bytes is read from its path, if it is in the folder."""
 
     def __init__(self, options: Options, rows: datasets.Dataset, split: str, folder: Path) -> None:
+        super().__init__(options)
         self.options, self.split, self.files = options, split, Folder(folder)
         self.rows = rows.with_format("arrow")
-        self._columns: dict[str, datasets.Dataset] = {}
-        check_columns(self.rows.features.arrow_schema, options, f"{options.path}, split {split}")
+        self._stored: dict[str, datasets.Dataset] = {}
+        self.columns = self._resolved()
+
+    def _resolved(self) -> Columns:
+        where, schema = f"{self.options.path}, split {self.split}", self.rows.features.arrow_schema
+        return columns_of(schema, self.options, where, self.notes, asked=self.options.label_column)
+
+    def labels_expected(self) -> bool:
+        return self.options.label_column is not None
 
     def classes(self) -> tuple[str, ...]:
-        return ()
+        return classes_of(self.columns.names)
 
-    def entries(self) -> Iterator[Entry]:
-        options, schema = self.options, self.rows.features.arrow_schema
-        columns = (options.image_column, options.label_column, options.name_column, options.caption_column)
-        asked = [column for column in (*columns, options.mask_column) if column in schema.names]
-        classes = class_names(schema, options.label_column)
+    def _all(self) -> Iterator[Entry]:
+        options, columns = self.options, self._resolved()
+        wanted = (columns.image, columns.label, options.name_column, options.caption_column, options.mask_column)
+        asked = [column for column in wanted if column in self.rows.column_names]
         if not len(self.rows):
             raise DataError(f"no rows in {options.path}, split {self.split}")
         row = 0
         for table in self.rows.select_columns(list(dict.fromkeys(asked))).iter(batch_size=_BATCH):
-            texts = table.select([name for name in asked if name not in (options.image_column, options.mask_column)])
-            reasons, masked = self._reasons(table[options.image_column]), _has_bytes(table, options.mask_column)
+            texts = table.select([name for name in asked if name not in (columns.image, options.mask_column)])
+            reasons, masked = self._reasons(table[columns.image]), _has_bytes(table, options.mask_column)
             for values, reason, has_mask in zip(_dicts(texts), reasons, masked, strict=True):
-                if options.limit is not None and row >= options.limit:
-                    return
-                yield self._entry(f"{as_uri(self.split)}#{row}", values, classes, reason, has_mask)
+                yield self._entry(f"{as_uri(self.split)}#{row}", values, reason, has_mask)
                 row += 1
 
-    def _entry(self, uri: str, values: dict[str, Any], classes: list[str], reason: str | None, mask: bool) -> Entry:
-        label = values.get(self.options.label_column or "")
-        if classes:
-            label = class_of(classes, label)
+    def _entry(self, uri: str, values: dict[str, Any], reason: str | None, mask: bool) -> Entry:
+        label = self._label(values.get(self.columns.label or ""))
+        used = f"{uri}!" if label.reason and not reason else uri
         name, caption = values.get(self.options.name_column or ""), values.get(self.options.caption_column or "")
         return Entry(
-            uri,
+            used,
             printable(str(name or uri)),
-            None if label is None or label != label else printable(str(label)),
-            reason,
+            label.text,
+            reason or label.reason,
             printable(caption) if caption else None,
-            uri if mask else None,
+            used if mask and not label.reason else None,
         )
+
+    def _label(self, value: Any) -> Label:
+        names = self.columns.names
+        return of_class(names, value, self.notes) if names else label_of(value, self.notes)
 
     def _reasons(self, images: pa.ChunkedArray) -> Iterator[str | None]:
         """Why each image of a column cannot be read."""
@@ -196,26 +218,29 @@ class _Rows:
         return os.path.relpath(path, self.files.root) if path.startswith(f"{self.files.root}/") else path
 
     def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
-        return (self._image(self.options.image_column, uri) for uri in uris)
+        return (self._image(self.columns.image, uri) for uri in uris)
 
     def read_masks(self, uris: Sequence[str]) -> Iterator[bytes | None]:
         return (self._image(self.options.mask_column, uri) for uri in uris)
 
     def _image(self, column: str | None, uri: str) -> bytes | None:
         split, _, number = uri.rpartition("#")
-        if column not in self.rows.column_names or as_name(split) != self.split or int(number) >= len(self.rows):
+        if column is None or column not in self.rows.column_names or as_name(split) != self.split:
             return None
-        assert column is not None
+        if not number.isdecimal() or int(number) >= len(self.rows):
+            return None
         rows = self._column(column)
-        value = rows[int(number) : int(number) + 1][column][0].as_py()
-        data = encoded(value)
-        path = value.get("path") if data is None and isinstance(value, dict) else None
-        return self.files.read(self._relative(path)) if path else data
+        cell = cell_of(rows[int(number) : int(number) + 1][column][0])
+        return self.files.read(self._relative(cell.path)) if cell.path else cell.data
 
     def _column(self, column: str) -> datasets.Dataset:
-        if column not in self._columns:
-            self._columns[column] = self.rows.select_columns([column])
-        return self._columns[column]
+        if column not in self._stored:
+            self._stored[column] = self.rows.select_columns([column])
+        return self._stored[column]
+
+    def where(self, uri: str) -> str:
+        split, _, number = uri.rpartition("#")
+        return f"{self.files.root}, split {as_name(split)}, row {number.rstrip('!')}"
 
 
 def _dicts(table: pa.Table) -> list[dict[str, Any]]:
@@ -261,7 +286,9 @@ def _folder(options: Options) -> Path:
 def _below(folder: Path, kind: str) -> Iterator[str]:
     """The names of files of a kind below a folder, sorted. Links are followed: the hub's files are links."""
     if is_folder(folder):
-        yield from (name for name, _ in Folder(folder).walk((f".{kind}",), set()) if name.endswith(f".{kind}"))
+        yield from (
+            name for name, _ in Folder(folder).walk(Selection((f".{kind}",)), set()) if name.endswith(f".{kind}")
+        )
 
 
 def _json(path: Path) -> Any:

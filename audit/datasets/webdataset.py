@@ -12,55 +12,74 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from pydantic import Field
 
-from audit.config import AnyPlace, Frozen, Names
+from audit.config import AnyPlace, NamedClasses, Names
 from audit.datasets import Entry, printable
+from audit.datasets._columns import LABEL, LABELS, folded, shown
 from audit.datasets._files import Files, as_name, as_uri
+from audit.datasets._labels import BAD, NONE, Label, classes_of, label_of, named
+from audit.datasets._levels import splits_of
+from audit.datasets._listed import ListedSource
 from audit.datasets._places import matching
+from audit.datasets._sampling import Part
+from audit.datasets._selection import is_leftover
 from audit.decode import Limits
 from audit.errors import DataError
 
 _LARGEST_HEADER = _LARGEST_TEXT = 2**20
-_LONGEST_LABEL = 1000
+_JSON = "json"
+_CLS, _LABEL_SUFFIXES = "cls", ("label", "class", "lbl", "target", "cls.txt", "label.txt", "class.txt")
 _PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 _URI = re.compile(r"(?P<shard>[^#]+)#(?P<start>\d+)\+(?P<size>\d+)(?:&mask=(?P<mask_start>\d+)\+(?P<mask_size>\d+))?")
 # What the standard library raises for headers that are none.
 _BROKEN = (tarfile.TarError, OSError, ValueError, OverflowError, LookupError)
 
 
-class Options(Frozen):
+class Options(Part):
     path: AnyPlace = Field(
         description="a shard, a folder of *.tar, or a pattern such as train-{000..099}.tar; local or s3://bucket/..."
     )
     image_suffixes: Names = Field(
-        ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"),
+        ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "jp2", "jfif", "heic"),
         min_length=1,
-        description="of a sample's files, what follows the first dot; the first that a sample has is its image",
+        description="of a sample's files, what follows the dot; the first that a sample has is its image",
     )
-    label_suffix: str | None = Field("cls", description="of a file that holds a class name, or a number")
-    class_names: Names = Field((), description="names of the classes that numbers stand for")
+    key: Literal["first_dot", "last_dot"] = Field(
+        "first_dot", description="where the name of a sample ends; last_dot: where names such as cat.0.jpg have dots"
+    )
+    label_suffix: str | None = Field(
+        "cls",
+        description="of a file that holds a class name, or a number; where there is none, label or class is taken",
+    )
+    class_names: NamedClasses = Field((), description="names of the classes that numbers stand for")
     caption_suffix: str | None = Field("txt", description="of a file that holds a caption")
-    label_key: str | None = Field("label", description="in a .json file, where the sample has no file with its label")
+    label_key: str | None = Field(
+        "label",
+        description="in a .json file, where the sample has no file with its label; where there is none, the only one "
+        "named like it is taken; without both, the folder of a sample is its label. null here and as label_suffix: no "
+        "labels",
+    )
     caption_key: str | None = Field("caption", description="in a .json file, where it has no file with its caption")
     mask_suffix: str | None = Field("mask.png", description="of an image that is white where the object is")
-    limit: int | None = Field(None, ge=1, description="use the first so many samples")
 
 
 @dataclass(slots=True)
 class _Sample:
-    """What a shard says of one key. `places`: first byte and size of images and mask, by suffix."""
+    """What a shard says of one key. `places`: first byte and size of images and mask, by suffix. `dotted`: names of
+    images whose suffix has more than one dot, which may be samples of their own."""
 
     name: str
     start: int
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    dotted: list[str] = field(default_factory=list)
     reason: str | None = None
 
 
-class WebDatasetSource:
+class WebDatasetSource(ListedSource):
     """A uri is '<shard>#<first byte>+<size>', with '&mask=<first byte>+<size>' where the sample has a mask.
 
     What cannot be used is a row with a reason: a sample without an image (`no_image`), whose image is a link
@@ -71,6 +90,7 @@ class WebDatasetSource:
     """
 
     def __init__(self, options: Options) -> None:
+        super().__init__(options)
         self.options = options
 
     @cached_property
@@ -84,17 +104,25 @@ class WebDatasetSource:
         return files, names
 
     def classes(self) -> tuple[str, ...]:
-        return ()
+        return classes_of(self.options.class_names)
 
-    def entries(self) -> Iterator[Entry]:
-        listed = lost = 0
+    def labels_expected(self) -> bool:
+        return self.options.label_suffix is not None or self.options.label_key is not None
+
+    def _all(self) -> Iterator[Entry]:
+        listed = lost = images = 0
+        splits_of(self._places[1], self.notes)
         for shard in self._places[1]:
             for entry in self._shard(shard):
-                if self.options.limit is not None and listed >= self.options.limit:
-                    return
                 yield entry
                 listed += 1
                 lost += entry.display_name == printable(shard)
+                images += entry.reason != "no_image"
+        if not images and self.notes.counted("dotted_names"):
+            raise DataError(
+                f"no sample in {self.options.path} has an image, but {self.notes.counted('dotted_names')} files of "
+                "several dots are images: the name of a sample ends at its first dot. Set key: last_dot"
+            )
         if listed == lost:
             damage = f", and {lost} of its shards are damaged or no tar files" if lost else ""
             raise DataError(
@@ -111,22 +139,47 @@ class WebDatasetSource:
                     damage = member
                 else:
                     self._add(samples, member, file)
+        by_folder = self.labels_expected() and not any(map(self._has_label, samples.values()))
         for key in list(samples):
-            yield self._entry(shard, samples.pop(key))
+            yield self._entry(shard, samples.pop(key), key.rpartition("/")[0] if by_folder else "")
         if damage:
             yield Entry(f"{as_uri(shard)}#{damage}", printable(shard), reason=damage)
+
+    def _label_suffixes(self) -> tuple[str, ...]:
+        """Suffixes of files with a label, the one that counts first."""
+        asked = self.options.label_suffix
+        return () if asked is None else (_CLS, *_LABEL_SUFFIXES) if asked == _CLS else (asked,)
+
+    def _has_label(self, sample: _Sample) -> bool:
+        return bool(sample.texts.keys() & {*self._label_suffixes(), _JSON})
+
+    def _split(self, base: str) -> tuple[str, str]:
+        """The name of a sample and the suffix of a file's name; without one where it is no file of a sample."""
+        if self.options.key == "first_dot":
+            stem, _, suffix = base.partition(".")
+            return stem, suffix.lower()
+        low = base.lower()
+        several = (self.options.mask_suffix, *self._label_suffixes(), self.options.caption_suffix)
+        known = next((end for end in several if end and "." in end and low.endswith(f".{end}")), None)
+        stem = base[: -len(known) - 1] if known else base.rpartition(".")[0]
+        return stem, low[len(stem) + 1 :]
 
     def _add(self, samples: dict[str, _Sample], member: _Member, file: BinaryIO) -> None:
         """Put a file of the shard to its sample."""
         options, path = self.options, member.name.removeprefix("./")
         folder, _, base = path.rpartition("/")
-        stem, dot, suffix = base.partition(".")
-        suffix = suffix.lower()
-        if member.is_folder or not stem or not dot or base.startswith("__"):
+        if not member.is_folder and any(map(is_leftover, path.split("/"))) and ".." not in path.split("/"):
+            self.notes.count("hidden", path)
+            return
+        stem, suffix = self._split(base)
+        if member.is_folder or not stem or not suffix or base.startswith("__"):
             return
         sample = samples.setdefault(f"{folder}/{stem}", _Sample(path, member.start))
-        image, text = suffix in options.image_suffixes, suffix in (options.label_suffix, options.caption_suffix, "json")
+        image = suffix in options.image_suffixes
+        text = suffix in (*self._label_suffixes(), options.caption_suffix, _JSON)
         if not (image or text or suffix == options.mask_suffix):
+            if suffix.rpartition(".")[2] in options.image_suffixes:
+                sample.dotted.append(path)
             return
         if image and not any(known in sample.places for known in options.image_suffixes):
             sample.name = path
@@ -144,12 +197,19 @@ class WebDatasetSource:
         else:
             sample.places[suffix] = member.start, member.size
 
-    def _entry(self, shard: str, sample: _Sample) -> Entry:
+    def _entry(self, shard: str, sample: _Sample, folder: str) -> Entry:
+        """`folder`: whose name is the label where the sample has none; '' where it is not."""
         options = self.options
         place = next((sample.places[suffix] for suffix in options.image_suffixes if suffix in sample.places), None)
         mask = sample.places.get(options.mask_suffix) if options.mask_suffix else None
-        label, caption, bad = self._told(sample)
-        reason = sample.reason or ("no_image" if place is None else "bad_label" if bad else None)
+        if place is None:
+            for path in sample.dotted:
+                self.notes.count("dotted_names", path)
+        label, caption = self._told(sample)
+        if label == NONE and folder and place is not None and not sample.reason:
+            label = named(folder.rpartition("/")[2], self.notes)
+            self.notes.count("labels_from_folders", str(label.text))
+        reason = sample.reason or ("no_image" if place is None else label.reason)
         if reason or place is None:  # nothing that `read` would take for a place
             uri = f"{as_uri(shard)}#{as_uri(sample.name)}@{sample.start}"
         else:
@@ -159,22 +219,61 @@ class WebDatasetSource:
         return Entry(
             uri,
             printable(f"{shard}/{sample.name}"),
-            printable(label) if label else None,
+            label.text,
             reason,
             printable(caption) if caption else None,
             uri if not reason and mask else None,
         )
 
-    def _told(self, sample: _Sample) -> tuple[str | None, str | None, bool]:
-        """Label, caption, and whether a label is there that is none."""
-        options, said = self.options, _object(sample.texts.get("json", "{}"))
-        caption = sample.texts.get(options.caption_suffix or "") or _plain(said or {}, options.caption_key)
-        label = sample.texts.get(options.label_suffix or "") or _plain(said or {}, options.label_key)
-        if label is not None and options.class_names and label not in options.class_names:
-            number = int(label) if re.fullmatch(r"[0-9]{1,9}", label) else len(options.class_names)
-            label = options.class_names[number] if number < len(options.class_names) else "\udcff"
-        bad = said is None or (label is not None and (_is_no_text(label) or len(label) > _LONGEST_LABEL))
-        return None if bad else label, caption, bad
+    def _told(self, sample: _Sample) -> tuple[Label, str | None]:
+        """Label and caption of a sample."""
+        said = _object(sample.texts.get(_JSON, "{}"))
+        caption = sample.texts.get(self.options.caption_suffix or "") or _plain(said or {}, self.options.caption_key)
+        return BAD if said is None else self._label(sample, said), caption
+
+    def _label(self, sample: _Sample, said: dict[str, Any]) -> Label:
+        suffix = next((end for end in self._label_suffixes() if sample.texts.get(end)), None)
+        if suffix is not None:
+            if suffix not in (_CLS, self.options.label_suffix):
+                self.notes.count("label_suffix_taken", suffix)
+            return self._of_value(sample.texts[suffix])
+        key = self._key_of(said)
+        return NONE if key is None else self._of_value(said[key])
+
+    def _key_of(self, said: dict[str, Any]) -> str | None:
+        """The key of a JSON object that holds the label. Raises DataError where several may."""
+        asked = self.options.label_key
+        if asked is None or asked in said:
+            return asked
+        fits = [key for key in said if asked == LABEL and folded(key) in LABELS]
+        if len(fits) > 1:
+            raise DataError(
+                f"{self.options.path}: several keys of a .json file may hold the label: {shown(fits)}. Name one with "
+                "'label_key', or set it to null."
+            )
+        if fits:
+            self.notes.count("label_in_json", fits[0])
+        return fits[0] if fits else None
+
+    def _of_value(self, value: Any) -> Label:
+        """A label as it is, or the class that a number stands for."""
+        label, names = label_of(value, self.notes), self.options.class_names
+        if label.text is None or not names or label.text in names:
+            return BAD if label.text is not None and _is_no_text(value) else label
+        if not re.fullmatch(r"[0-9]{1,9}", label.text):
+            return BAD if not re.fullmatch(r"-[0-9]{1,9}", label.text) else self._nameless(label.text)
+        number = int(label.text)
+        return named(names[number], self.notes) if number < len(names) else self._nameless(label.text)
+
+    def _nameless(self, number: str) -> Label:
+        self.notes.count("label_outside_names", number)
+        return NONE
+
+    def where(self, uri: str) -> str:
+        shard, _, place = uri.partition("#")
+        root = self._places[0].root
+        named_place = as_name(place.partition("@")[0]) if "@" in place else f"byte {place.partition('+')[0]}"
+        return f"{root}/{as_name(shard)}, {named_place}"
 
     def read(self, uris: Sequence[str]) -> Iterator[bytes | None]:
         return self._read(uris, "")
@@ -271,8 +370,8 @@ def _plain(said: dict[str, Any], key: str | None) -> str | None:
     return None if value in (None, "") or isinstance(value, list | dict | float) else str(value)
 
 
-def _is_no_text(value: str) -> bool:
-    return any(0xD800 <= ord(letter) <= 0xDFFF for letter in value)
+def _is_no_text(value: Any) -> bool:
+    return isinstance(value, str) and any(0xD800 <= ord(letter) <= 0xDFFF for letter in value)
 
 
 def open_source(options: Options) -> WebDatasetSource:

@@ -33,7 +33,7 @@ def plan(options: Options, context: Context) -> Iterator[Payload]:
         while following := list(islice(listing, UNIT_ITEMS)):
             yield payload_of(role, chunk)
             chunk = following
-        yield payload_of(role, chunk, source.classes() if role == "data" else (), getattr(source, "warnings", tuple)())
+        yield payload_of(role, chunk, source.classes() if role == "data" else (), source.warnings())
 
 
 def payload_of(

@@ -1,0 +1,123 @@
+"""Which folder of a path is the label, and what the folders of a data set leave unclear about that."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Literal
+
+from audit.datasets import printable
+from audit.datasets._notes import Notes
+
+Level = Literal["parent", "first"] | int
+SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"))
+_MASKS = frozenset(
+    (
+        *("mask", "masks", "seg", "segmentation", "segmentations", "segmentation_masks", "annotations", "annotation"),
+        *("gt", "ground_truth", "groundtruth", "trimaps", "labels"),
+    )
+)
+_SHOWN, _STEMS = 4, 2000
+
+
+def label_at(folders: tuple[str, ...], level: Level) -> str | None:
+    """The folder that is the label. `folders`: those that an image is in, from the root; `level`: of them the last
+    (parent), the first, or the one at this depth, from 1 on. None where an image lies less deep."""
+    if level == "parent":
+        return folders[-1] if folders else None
+    depth = 1 if level == "first" else level
+    return folders[depth - 1] if depth <= len(folders) else None
+
+
+class Levels:
+    """The folders of one listing whose names are labels. Holds a few names of each, and a few thousand numbers."""
+
+    def __init__(self, level: Level | None) -> None:
+        """`level`: None where the job does not say it."""
+        self.level = level
+        self._depths: dict[int, str] = {}
+        self._first: dict[str, None] = {}
+        self._last: dict[str, None] = {}
+        self._splits: dict[str, None] = {}
+        self._masks: dict[str, set[int]] = {}
+        self._stems: set[int] = set()
+
+    def add(self, relative: str, folders: tuple[str, ...]) -> None:
+        """An image whose label is a folder."""
+        self._of_masks(relative, folders)
+        if not folders:
+            return
+        self._depths.setdefault(len(folders), relative)
+        _keep(self._first, folders[0])
+        _keep(self._last, folders[-1])
+        if folders[0].casefold() in SPLITS:
+            _keep(self._splits, folders[0])
+
+    def _of_masks(self, relative: str, folders: tuple[str, ...]) -> None:
+        stem = hash(os.path.splitext(os.path.basename(relative))[0])
+        masks = next((folder for folder in folders if folder.casefold() in _MASKS), None)
+        stems = self._stems if masks is None else self._masks.setdefault(masks, set())
+        if len(stems) < _STEMS:
+            stems.add(stem)
+
+    def say(self, notes: Notes) -> None:
+        """What the folders leave unclear."""
+        for folder, stems in self._masks.items():
+            if len(stems & self._stems) * 2 >= min(len(stems), len(self._stems)) > 0:
+                notes.say(
+                    "folder_of_masks",
+                    f"the folder {printable(folder)!r} holds images named as those of other folders: masks are "
+                    "moved out, or named in the column 'mask' of metadata.csv; now they are used as images",
+                )
+        if len(self._splits) > 1:
+            notes.say(
+                "several_splits",
+                f"the folders {_shown(self._splits)} look like splits of one data set, and the images of all are used; "
+                "set path to one of them",
+            )
+        if self.level is None and self._is_unclear():
+            notes.say("label_level", self._levels())
+
+    def _is_unclear(self) -> bool:
+        """Whether another level could be meant: images lie in folders of folders, which are not all splits."""
+        nested = max(self._depths, default=0) > 1
+        return nested and not (set(self._depths) == {2} and {name.casefold() for name in self._first} <= SPLITS)
+
+    def _levels(self) -> str:
+        depths = " and ".join(f"{depth} ({printable(self._depths[depth])})" for depth in sorted(self._depths)[:3])
+        return (
+            f"images lie in folders of depth {depths}; the label is the folder that an image is in: "
+            f"{_shown(self._last)}. label_level: first takes {_shown(self._first)}, a number the folder at that depth, "
+            "and label_level: parent says that this is right"
+        )
+
+
+def folders_of(relative: str) -> tuple[str, ...]:
+    """The folders that a path is in, from the root on."""
+    return PurePosixPath(relative).parts[:-1]
+
+
+def splits_of(names: Iterable[str], notes: Notes) -> None:
+    """Say it where the files of a data set look like those of several splits. `names`: of its files."""
+    found: dict[str, None] = {}
+    for name in names:
+        parts = [*PurePosixPath(name).parts[:-1], re.split(r"[-_.\d]", PurePosixPath(name).stem)[0]]
+        found.update(dict.fromkeys(part for part in parts if part.casefold() in SPLITS))
+    if len(found) > 1:
+        notes.say(
+            "several_splits",
+            f"the files of {_shown(found)} look like splits of one data set, and the images of all are used; set path "
+            "to a pattern of those of one",
+        )
+
+
+def _keep(names: dict[str, None], name: str) -> None:
+    if len(names) <= _SHOWN:
+        names[name] = None
+
+
+def _shown(names: Iterable[str]) -> str:
+    known = [repr(printable(name)) for name in names]
+    return ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
