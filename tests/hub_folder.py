@@ -123,13 +123,19 @@ TOKENIZER: dict[str, Any] = {
     "unk_token": "<|endoftext|>",
 }
 NARROW: dict[str, dict[str, Any]] = {
-    "unet": {"block_out_channels": [8, 16, 16, 16], "cross_attention_dim": 32, "norm_num_groups": 8},
-    "vae": {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4},
+    "unet": {
+        "attention_head_dim": 2,
+        "block_out_channels": [8, 16, 16, 16],
+        "cross_attention_dim": 32,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+    },
+    "vae": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "norm_num_groups": 4},
     "text_encoder": {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_attention_heads": 4,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "projection_dim": 32,
         "vocab_size": len(build_tokenizer()),
     },

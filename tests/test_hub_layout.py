@@ -16,10 +16,11 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from audit.config import parse_job
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import sample
 from audit.errors import ModelError
-from audit.generators import diffusers
+from audit.generators import diffusers, warnings_of
 from audit.generators.diffusers import DiffusersGenerator, Options
 from tests.hub_folder import (
     INDEX,
@@ -456,6 +457,40 @@ def test_more_steps_than_timesteps_are_refused(folder: Path, steps: int, spacing
     generator = diffusers.load(Options(ref=str(folder)), "meta")
     with pytest.raises(ModelError, match="too many"):
         generator.scheduled(steps, 3.0).levels()
+
+
+@pytest.mark.parametrize(
+    ("steps", "spacing", "first"),
+    [(4, "leading", 751), (600, "leading", 600), (4, "trailing", None), (10, "leading", None), (50, "linspace", None)],
+)
+def test_steps_that_begin_with_little_noise_are_told(folder: Path, steps: int, spacing: str, first: int | None) -> None:
+    schedule(folder, "DDIMScheduler", timestep_spacing=spacing)
+    warnings = diffusers.load(Options(ref=str(folder), steps=steps), "meta").warnings
+    assert [warning.code for warning in warnings] == (["generator_starts_late"] if first else [])
+    assert all(f"{steps} steps of {folder} start at timestep {first} of 1000" in w.message for w in warnings)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "here", "ref", "told"),
+    [(0, 2, "somewhere", True), (0, 0, "somewhere", False), (1, 2, "somewhere", False), (0, 2, "zoo:diffusion", False)],
+)
+def test_a_gpu_that_the_generator_will_not_use_is_told(
+    tmp_path: Path, gpus: int, here: int, ref: str, told: bool
+) -> None:
+    raw = {
+        "version": 1,
+        "name": "x",
+        "data": {"source": "folder", "path": "images"},
+        "models": [{"id": "a", "loader": "hf", "ref": "zoo:reference"}],
+        "generator": {"loader": "diffusers", "ref": ref},
+        "stages": [{"kind": "screen"}],
+        "compute": {"gpus": gpus},
+    }
+    found = warnings_of(parse_job(raw, tmp_path), here)
+    assert [warning.code for warning in found] == ["gpu_not_used"] * told
+    assert all("compute.gpus is 0, and this machine has 2 GPUs" in warning.message for warning in found)
+    raw.pop("generator")
+    assert warnings_of(parse_job(raw, tmp_path), here) == []
 
 
 SCHEDULES: dict[str, tuple[str, dict[str, Any], str]] = {

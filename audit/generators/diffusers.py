@@ -23,7 +23,10 @@ from audit.generators._layout import check_weights, files_of, wanted
 from audit.generators._lora import fuse, lora_file
 from audit.generators._pipeline import check_index, check_parts, latent_side, with_weights, without_weights
 from audit.reference import ModelRef, digest_of_file, digest_of_files, files_at, local_folder
+from audit.results.warnings import RunWarning
 
+# Share of the timesteps above which latents are noise to the model: 10 steps with 'leading' start at 0.9.
+_FULL_NOISE = 0.85
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -100,6 +103,19 @@ class DiffusersGenerator:
                 "'rescale_betas_zero_snr': false where the model was not trained with it"
             )
         return tuple(Level(t, *pair) for t, pair in zip(times, pairwise(alphas), strict=True))
+
+    @property
+    def warnings(self) -> tuple[RunWarning, ...]:
+        """What is doubtful about these steps."""
+        first, trained = self._times()[0], len(self._alphas)
+        if first >= _FULL_NOISE * trained:
+            return ()
+        message = (
+            f"{self._steps} steps of {self._ref} start at timestep {first} of {trained}, where the model expects less "
+            "noise than it is given, and images lose contrast. Give 10 to 50 steps, or 'timestep_spacing': 'trailing' "
+            "in scheduler_config.json"
+        )
+        return (RunWarning("generator_starts_late", message, blocks_gate=False),)
 
     def _times(self) -> list[int]:
         """Timesteps from noise to image."""
