@@ -48,7 +48,7 @@ def check_index(ref: str, folder: Path) -> None:
         raise ModelError(f"{ref} is a {index.get('_class_name')}. {WORKS}")
     for part in PARTS:
         kind = index.get(part)
-        if not kind or None in kind:
+        if not isinstance(kind, list) or not kind or None in kind:
             raise ModelError(f"{ref} has no {part}: its model_index.json names none. {WORKS}")
         if not (folder / part).is_dir():
             raise ModelError(f"{ref} has no {part}: its model_index.json names one, but the folder {part} is not there")
@@ -92,7 +92,6 @@ def with_weights(ref: str, folder: Path, variant: str | None) -> Any:
         # What a text encoder has beyond this one, such as a projection, is not used by Stable Diffusion either.
         surplus = () if part == "text_encoder" else found["unexpected_keys"]
         _check_complete(ref, part, found["missing_keys"], surplus)
-        _check_finite(ref, part, loaded)
         return loaded
 
     return _assembled(ref, folder, network)
@@ -133,6 +132,15 @@ def check_parts(ref: str, pipeline: Any) -> None:
         raise ModelError(
             f"{ref} predicts {pipeline.scheduler.config.prediction_type!r}; known: epsilon, v_prediction. {WORKS}"
         )
+
+
+def check_finite(ref: str, pipeline: Any) -> None:
+    """Refuse networks with a weight that is no number in the precision it is used in. Raises ModelError."""
+    for part in STEMS:
+        for name, weight in getattr(pipeline, part).named_parameters():
+            if not bool(weight.isfinite().all()):
+                dtype = str(weight.dtype).removeprefix("torch.")
+                raise ModelError(f"the weights of {part} of {ref} hold NaN or infinity in {dtype}, first in {name}")
 
 
 def latent_side(ref: str, sample_size: Any) -> int:
@@ -206,12 +214,6 @@ def _check_complete(ref: str, part: str, missing: Any, surplus: Any) -> None:
                 f"the weights of {part} of {ref} {verb} {', '.join(first)}{more}, which {part}/config.json "
                 f"{'asks for' if verb == 'lack' else 'does not have'}: they are another network's, or not all of them"
             )
-
-
-def _check_finite(ref: str, part: str, network: nn.Module) -> None:
-    for name, weight in network.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise ModelError(f"the weights of {part} of {ref} hold NaN or infinity, first in {name}")
 
 
 def _index(ref: str, folder: Path) -> dict[str, Any]:

@@ -21,7 +21,14 @@ from audit.generators._attention import attended
 from audit.generators._half import in_range
 from audit.generators._layout import check_weights, files_of, wanted
 from audit.generators._lora import fuse, lora_file
-from audit.generators._pipeline import check_index, check_parts, latent_side, with_weights, without_weights
+from audit.generators._pipeline import (
+    check_finite,
+    check_index,
+    check_parts,
+    latent_side,
+    with_weights,
+    without_weights,
+)
 from audit.reference import ModelRef, digest_of_file, digest_of_files, files_at, local_folder
 from audit.results.warnings import RunWarning
 
@@ -186,7 +193,9 @@ def load(options: Options, device: str = "cpu") -> DiffusersGenerator:
     pipeline = with_weights(options.ref, folder, options.variant)
     if options.lora is not None:
         fuse(pipeline, lora_file(options.lora), options.lora_scale)
-    return DiffusersGenerator(pipeline.to(device), options)
+    generator = DiffusersGenerator(pipeline.to(device), options)
+    check_finite(options.ref, generator)
+    return generator
 
 
 def digest(options: Options) -> str:
