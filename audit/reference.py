@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,11 +77,28 @@ def local_folder(
         raise ModelError(f"cannot fetch {ref!r} at revision {revision!r} from the hub: {error}") from error
 
 
+def files_at(ref: str, revision: str | None) -> list[str]:
+    """Paths of all files of a hub repository at a revision; none where it is a local folder or cannot be reached."""
+    if Path(ref).is_dir() or ref.startswith("zoo:"):
+        return []
+    from huggingface_hub import list_repo_files
+
+    try:
+        return sorted(list_repo_files(ref, revision=revision))
+    except Exception:  # noqa: BLE001 - whatever the hub or the network raises, the caller has an error of its own
+        return []
+
+
 def digest_of_folder(folder: Path) -> str:
     """sha256 over the names and bytes of what decides a model's numbers (configuration and safetensors)."""
+    return digest_of_files(folder, (p for p in folder.rglob("*") if p.suffix in (".json", ".txt", ".safetensors")))
+
+
+def digest_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """sha256 over the names, relative to the folder, and bytes of files below it."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".json", ".txt", ".safetensors"):
+    for path in sorted(files):
+        if path.is_file():
             total.update(path.relative_to(folder).as_posix().encode() + b"\0" + digest_of_file(path).encode())
     return total.hexdigest()
 

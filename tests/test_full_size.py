@@ -6,6 +6,7 @@ which `sample_size` decides, make one core enough.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, Variables, optimise, start_from_prompt
 from audit.diffusion.prompt_to_prompt import record
 from audit.diffusion.sampling import denoise
-from audit.generators import Level, Site
+from audit.generators import Level, Site, diffusers
 from audit.generators.diffusers import DiffusersGenerator, Options
 from audit.memory import footprint
 from audit.methods.disagreement import Objective as Disagreement
@@ -29,6 +30,7 @@ from audit.neurons import Objective as Neuron
 from audit.neurons import layer_of
 from benchmarks import search
 from benchmarks.models import full_size, stable_diffusion, vision_transformer
+from tests.hub_folder import STEMS, write_configs
 
 SIDE = 8
 PROMPT = "a photograph of a crab on sand"
@@ -197,6 +199,24 @@ def test_shapes_and_gradients_without_memory(tokenizer, version: str, side: int,
     assert generator.image_size == (8 * side, 8 * side)
     assert generator.decode(z).shape == (1, 3, 8 * side, 8 * side)
     assert generator.encode(torch.empty(1, 3, 8 * side, 8 * side, device="meta")).shape == z.shape
+
+
+def test_a_repository_of_the_hub_loads_in_full_size_without_memory(real_data: Path, tmp_path: Path) -> None:
+    """Stable Diffusion 1.5's own configuration files and tokenizer, through the loader and all of its checks."""
+    write_configs(tmp_path, full_size=True)
+    shutil.copytree(real_data / "clip_tokenizer", tmp_path / "tokenizer")
+    for part, stem in STEMS.items():
+        (tmp_path / part / f"{stem}.safetensors").write_text("not to be read")
+    generator = diffusers.load(Options(ref=str(tmp_path), dtype="fp16", steps=2), "meta")
+    parts = (generator.unet, generator.vae, generator.text_encoder)
+    assert [round(count(part), 2) for part in parts] == [859.52, 83.65, 123.06]
+    assert {p.device.type for part in parts for p in part.parameters()} == {"meta"}
+    assert [part.dtype for part in parts] == [torch.float16, torch.float32, torch.float32]
+    cond = generator.embed([PROMPT, ""])
+    assert cond.shape == (2, 77, 768)
+    z = torch.empty((2, *generator.latent_shape), device="meta")
+    assert generator.eps(z, generator.levels()[0].t, cond).shape == (2, 4, 64, 64)
+    assert generator.decode(z).shape == (2, 3, *generator.image_size) == (2, 3, 512, 512)
 
 
 def test_v_prediction_is_translated(generator: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch) -> None:

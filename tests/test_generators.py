@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +10,16 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from audit.config import Plugin
 from audit.diffusion.noise import latent
 from audit.errors import ModelError
 from audit.generators import diffusers
-from audit.generators._pipeline import UNWANTED, WANTED
 from audit.methods import unit_of
 from audit.models import Models
 from audit.reference import local_folder
+from tests.hub_folder import change
 from tests.test_memory import job
 
 ZOO = local_folder("zoo:diffusion")
@@ -32,10 +30,6 @@ def folder(tmp_path: Path) -> Path:
     """A copy of the shipped pipeline that may be broken."""
     shutil.copytree(ZOO, tmp_path / "pipeline")
     return tmp_path / "pipeline"
-
-
-def change(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **values}), "utf-8")
 
 
 def without_cross_attention(folder: Path) -> None:
@@ -80,7 +74,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "component is away": (lambda f: shutil.rmtree(f / "vae"), "has no vae: .*the folder vae is not there"),
     "pickled": (pickled, "no unet/diffusion_pytorch_model.safetensors.*diffusion_pytorch_model.bin.*never loaded"),
-    "another variant": (half, "no vae/diffusion_pytorch_model.safetensors.*fp16.safetensors. Rename"),
+    "another variant": (half, "no vae/diffusion_pytorch_model.safetensors.*fp16.safetensors. .*variant: fp16"),
     "no weights": (lambda f: (f / "text_encoder/model.safetensors").unlink(), "no text_encoder/model.*no weights at"),
     "damaged": (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), "cannot be loaded"),
     "no cross-attention": (without_cross_attention, "no cross-attention, so no prompt"),
@@ -119,17 +113,6 @@ def test_a_branch_is_no_pinned_revision() -> None:
     for revision in ("main", "v1.0", "a" * 39):
         with pytest.raises(ModelError, match=f"40 digits, found '{revision}'"):
             diffusers.load(diffusers.Options(ref="somebody/some-model", revision=revision))
-
-
-def test_of_a_hub_repository_only_what_is_loaded_is_fetched() -> None:
-    """The files of a repository such as Stable Diffusion 1.5's, which holds 40 GB in many forms."""
-    stem = "unet/diffusion_pytorch_model"
-    wanted = ["model_index.json", "unet/config.json", f"{stem}.safetensors", "text_encoder/model.safetensors"]
-    wanted += ["vae/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json", "tokenizer/merges.txt"]
-    others = ["v1-5-pruned.safetensors", "v1-5-pruned-emaonly.ckpt", f"{stem}.bin", f"{stem}.fp16.safetensors"]
-    others += [f"{stem}.non_ema.safetensors", "safety_checker/model.safetensors", "README.md"]
-    kept = filter_repo_objects(wanted + others, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED))
-    assert list(kept) == wanted
 
 
 RANK = 3

@@ -14,6 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from audit.config import Job
+from audit.results.warnings import RunWarning
+
 
 @dataclass(frozen=True)
 class Level:
@@ -81,3 +84,15 @@ class Generator(Protocol):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images that belong to latents of `latent_shape`."""
+
+
+def warnings_of(job: Job, gpus: int) -> list[RunWarning]:
+    """What a job's generator should be warned of before it runs, on a machine with so many GPUs. Loads nothing."""
+    plugin = job.generator
+    if plugin is None or job.compute.gpus or not gpus or plugin.dump().get("ref", "").startswith("zoo:"):
+        return []
+    message = (
+        f"the generator {plugin.dump().get('ref', plugin.name)} will run on the CPU, where one search takes hours: "
+        f"compute.gpus is 0, and this machine has {gpus} GPU{'s' * (gpus > 1)}. Set compute: {{gpus: {gpus}}}"
+    )
+    return [RunWarning("gpu_not_used", message, blocks_gate=False)]

@@ -19,16 +19,30 @@ from audit.errors import BadItem, ModelError
 from audit.generators import Attention, Level
 from audit.generators._attention import attended
 from audit.generators._half import in_range
+from audit.generators._layout import check_weights, files_of, wanted
 from audit.generators._lora import fuse, lora_file
-from audit.generators._pipeline import UNWANTED, WANTED, check_folder, check_parts
-from audit.reference import LOAD_ERRORS, ModelRef, digest_of_file, digest_of_folder, local_folder
+from audit.generators._pipeline import (
+    check_finite,
+    check_index,
+    check_parts,
+    latent_side,
+    with_weights,
+    without_weights,
+)
+from audit.reference import ModelRef, digest_of_file, digest_of_files, files_at, local_folder
+from audit.results.warnings import RunWarning
 
+# Share of the timesteps above which latents are noise to the model: 10 steps with 'leading' start at 0.9.
+_FULL_NOISE = 0.85
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
+    variant: str | None = Field(
+        None, pattern=r"^\w+$", description="of the weights' files, such as fp16; a part without has its plain ones"
+    )
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the U-Net; the rest runs in fp32")
     steps: int | None = Field(None, ge=1, description="DDIM steps; default: those of each stage's preset, else 25")
     guidance_scale: float | None = Field(
@@ -43,12 +57,17 @@ class DiffusersGenerator:
 
     def __init__(self, pipeline: Any, options: Options) -> None:
         check_parts(options.ref, pipeline)
-        self.unet = pipeline.unet.to(_DTYPES[options.dtype]).eval().requires_grad_(False)
+        unet = (
+            pipeline.unet if pipeline.unet.dtype == _DTYPES[options.dtype] else pipeline.unet.to(_DTYPES[options.dtype])
+        )
+        self.unet = unet.eval().requires_grad_(False)
         self.vae = pipeline.vae.float().eval().requires_grad_(False)
         self.text_encoder = pipeline.text_encoder.float().eval().requires_grad_(False)
         self.tokenizer, self.scheduler = pipeline.tokenizer, pipeline.scheduler
         self._prediction = self.scheduler.config.prediction_type
         self._alphas = self.scheduler.alphas_cumprod.double()
+        # A tokenizer that was not told its limit has one of 10^30.
+        self._length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         self._ref, self._asked = options.ref, options
         self._steps, self._scale = (
             options.steps or 25,
@@ -58,7 +77,7 @@ class DiffusersGenerator:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        side = int(self.unet.config.sample_size)
+        side = latent_side(self._ref, self.unet.config.sample_size)
         return (int(self.unet.config.in_channels), side, side)
 
     @property
@@ -82,8 +101,7 @@ class DiffusersGenerator:
         return other
 
     def levels(self) -> tuple[Level, ...]:
-        self.scheduler.set_timesteps(self._steps)
-        times = [int(t) for t in self.scheduler.timesteps]
+        times = self._times()
         alphas = [*(float(self._alphas[t]) for t in times), float(self.scheduler.final_alpha_cumprod)]
         if min(alphas) <= 0:
             raise ModelError(
@@ -92,6 +110,36 @@ class DiffusersGenerator:
                 "'rescale_betas_zero_snr': false where the model was not trained with it"
             )
         return tuple(Level(t, *pair) for t, pair in zip(times, pairwise(alphas), strict=True))
+
+    @property
+    def warnings(self) -> tuple[RunWarning, ...]:
+        """What is doubtful about these steps."""
+        first, trained = self._times()[0], len(self._alphas)
+        if first >= _FULL_NOISE * trained:
+            return ()
+        message = (
+            f"{self._steps} steps of {self._ref} start at timestep {first} of {trained}, where the model expects less "
+            "noise than it is given, and images lose contrast. Give 10 to 50 steps, or 'timestep_spacing': 'trailing' "
+            "in scheduler_config.json"
+        )
+        return (RunWarning("generator_starts_late", message, blocks_gate=False),)
+
+    def _times(self) -> list[int]:
+        """Timesteps from noise to image."""
+        trained, spacing = len(self._alphas), self.scheduler.config.timestep_spacing
+        if self._steps <= trained:
+            try:
+                self.scheduler.set_timesteps(self._steps)
+            except ValueError as error:
+                raise ModelError(f"the scheduler of {self._ref} has no timesteps: {error}") from error
+            # 'trailing' rounds some counts of steps, such as 61, to one more, at timestep -1.
+            times = [int(t) for t in self.scheduler.timesteps if t >= 0]
+            if times[0] < trained:
+                return times
+        raise ModelError(
+            f"steps: {self._steps} are too many for {self._ref}, which was trained with {trained} timesteps "
+            f"(timestep_spacing: {spacing}). Give fewer, such as 50"
+        )
 
     def eps(self, z: Tensor, t: int, cond: Tensor, attention: Attention | None = None) -> Tensor:
         dtype = self.unet.dtype
@@ -126,47 +174,51 @@ class DiffusersGenerator:
             begin, end = ((found.start() if found else 0) + at for at in word.span())
             words.append(tuple(i for i, (a, b) in enumerate(places) if found and a < end and b > begin))
         if not words or not all(words):
-            limit = self.tokenizer.model_max_length
-            raise BadItem("phrase_not_in_prompt", f"{phrase!r} is not in the first {limit} tokens of {prompt!r}")
+            raise BadItem("phrase_not_in_prompt", f"{phrase!r} is not in the first {self._length} tokens of {prompt!r}")
         return tuple(words)
 
     def _tokens(self, text: str | list[str], **options: Any) -> Any:
         """Token ids, cut and padded to the length that the text tower takes."""
-        length = self.tokenizer.model_max_length
-        return self.tokenizer(text, padding="max_length", max_length=length, truncation=True, **options)
+        return self.tokenizer(text, padding="max_length", max_length=self._length, truncation=True, **options)
 
 
 def load(options: Options, device: str = "cpu") -> DiffusersGenerator:
-    """Load a pipeline folder from safetensors, with its scheduler replaced by DDIM over the same noise schedule."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    """Load a pipeline folder from safetensors, with its scheduler replaced by DDIM over the same noise schedule.
 
+    On the device `meta` it has its shapes and no weights.
+    """
     folder = _folder(options)
-    try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            safety_checker=None,
-            requires_safety_checker=False,
-        )
-    except LOAD_ERRORS as error:
-        raise ModelError(f"{options.ref} cannot be loaded as a Stable Diffusion pipeline: {error}") from error
+    if device == "meta":
+        return DiffusersGenerator(without_weights(options.ref, folder), options)
+    pipeline = with_weights(options.ref, folder, options.variant)
     if options.lora is not None:
         fuse(pipeline, lora_file(options.lora), options.lora_scale)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    return DiffusersGenerator(pipeline.to(device), options)
+    generator = DiffusersGenerator(pipeline.to(device), options)
+    check_finite(options.ref, generator)
+    return generator
 
 
 def digest(options: Options) -> str:
-    """Of the pipeline, and of the LoRA where there is one; how much of it is added is an option."""
-    whole = digest_of_folder(_folder(options))
+    """Of the files that the pipeline is loaded from, and of the LoRA where there is one; its scale is an option.
+
+    Raises ModelError where the folder's configuration can be used by no `load`, before any weights are read.
+    """
+    folder = _folder(options)
+    DiffusersGenerator(without_weights(options.ref, folder), options)
+    whole = digest_of_files(folder, files_of(folder, options.variant))
     if options.lora is None:
         return whole
     return digest_of_values({"pipeline": whole, "lora": digest_of_file(lora_file(options.lora))})
 
 
 def _folder(options: Options) -> Path:
-    folder = local_folder(options.ref, options.revision, WANTED, UNWANTED)
-    check_folder(options.ref, folder)
+    folder = local_folder(options.ref, options.revision, wanted(options.variant))
+    check_index(options.ref, folder)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    try:
+        check_weights(options.ref, names, options.variant)
+    except ModelError:
+        # Of what the hub has only the wanted files were fetched; the message is to name the others.
+        check_weights(options.ref, names + files_at(options.ref, options.revision), options.variant)
+        raise
     return folder
