@@ -109,26 +109,33 @@ class Plugin(Frozen):
         return {"plugin": self.name, **self.options.model_dump(mode="json")}
 
 
-def _pairs_of_file(value: Any, info: ValidationInfo) -> Any:
-    """'by_position' stays; any other text is a file of pairs: YAML or JSON, or two columns of CSV or TSV."""
-    if not isinstance(value, str) or value == "by_position":
-        return value
-    path = _resolved(value, info)
+def _label_pairs(value: Any, info: ValidationInfo) -> Any:
+    """'by_position' stays; other text is a file of pairs: a JSON object, or two columns of CSV or TSV."""
+    if isinstance(value, str) and value != "by_position":
+        value = _pairs_of(_resolved(value, info))
+    if isinstance(value, dict):
+        return {str(label) if type(label) is int else label: name for label, name in value.items()}
+    return value
+
+
+def _pairs_of(path: Path) -> Any:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the file of labels {path}: {error}; or write by_position, or pairs") from error
-    if path.suffix in (".csv", ".tsv"):
-        rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",") if row]
-        if any(len(row) != 2 for row in rows):
-            raise ValueError(f"{path}: each line needs two columns, the label and the model's name of it")
-        return {label.strip(): name.strip() or None for label, name in rows}
-    return parse_yaml(text, f"file of labels {path}")
+    if path.suffix == ".json":
+        return json.loads(text)
+    if path.suffix not in (".csv", ".tsv"):
+        raise ValueError(f"{path} is no file of labels: its name must end in .json, .csv or .tsv")
+    rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",") if row]
+    if any(len(row) != 2 for row in rows):
+        raise ValueError(f"{path}: each line needs two columns, the label and what the model calls it")
+    return {label.strip(): name.strip() or None for label, name in rows}
 
 
 LabelPairs = Annotated[
     dict[str, str | int | None] | Literal["by_position"],
-    BeforeValidator(_pairs_of_file),
+    BeforeValidator(_label_pairs),
 ]
 
 

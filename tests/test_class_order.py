@@ -93,8 +93,9 @@ def test_names_in_another_order_are_doubted(tmp_path: Path) -> None:
     assert "outputs_permuted" in [warning.code for warning in warnings_of(run) if warning.blocks_gate]
 
 
-def test_labels_by_position_and_pairs_of_a_file(tmp_path: Path) -> None:
-    run = screened(tmp_path, integers(tmp_path), class_names=NAMES, labels="by_position")
+@pytest.mark.parametrize("labels", ["by_position", dict(enumerate(NAMES))])
+def test_labels_that_are_numbers_are_matched_as_the_job_says(tmp_path: Path, labels: Any) -> None:
+    run = screened(tmp_path, integers(tmp_path), class_names=NAMES, labels=labels)
     assert run.rows("select avg(correct::int) as accuracy from predictions")[0]["accuracy"] == 1.0
 
 
