@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from PIL import Image
 
 from audit.config import parse_job
+from audit.datasets import _notes
 from audit.decode import Limits, decode
 from audit.models import open_source
 from audit.registry import names
@@ -49,11 +51,26 @@ def test_every_source_has_a_section_and_an_example() -> None:
 
 
 def test_every_reason_is_explained_and_reached() -> None:
-    explained = set(re.findall(r"^\| `(\w+)` \|", TEXT, re.M))
+    explained = set(re.findall(r"^\| `(\w+)` \|", TEXT.partition("## Bad input")[2], re.M))
     reached = reasons(cases())
     of_images = reasons([case for case in cases() if case.kind == "image"])
     assert explained == reached - {f"mask_{reason}" for reason in of_images}
     assert "mask_truncated" in reached
+
+
+def test_every_warning_is_explained() -> None:
+    """Those that are counted, and those that are said where they are found."""
+    section = TEXT.partition("## Labels")[2].partition("## A part")[0]
+    explained = {
+        code for row in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", section, re.M) for code in row[1:-1].split("`, `")
+    }
+    folder = Path(inspect.getfile(_notes)).parent
+    said = {code for file in folder.glob("*.py") for code in re.findall(r'\.say\(\s*"(\w+)"', file.read_text("utf-8"))}
+    codes = {*_notes._KINDS, *said, "no_label", "no_label_column", "image_column_taken", "label_column_taken"}
+    assert explained == codes
+    blocking = {line for line in section.splitlines() if line.startswith("| `") and "not block" not in line}
+    for code, kind in _notes._KINDS.items():
+        assert any(f"`{code}`" in line for line in blocking) == kind.blocks_gate, code
 
 
 def test_every_note_is_explained() -> None:

@@ -73,9 +73,7 @@ _KINDS = {
         "them"
     ),
     "images_not_read": _Kind("{items} files look like images of a kind that is not read ({examples})", True, _SUFFIXES),
-    "files_not_listed": _Kind(
-        "{items} files were not listed, since they are no images by name ({examples})", False, _SUFFIXES
-    ),
+    "files_not_listed": _Kind("{items} files are no images by name and were not listed ({examples})", False, _SUFFIXES),
     "not_in_metadata": _Kind(
         "{items} images are not named in the metadata ({examples}); their label is the folder that they are in, if any"
     ),
