@@ -101,8 +101,8 @@ def _outputs_of_weights(mismatched: Sequence[Any], count: int) -> int | None:
 def _mismatch(ref: str, mismatched: Sequence[Any], outputs: int | None, count: int) -> str:
     if outputs is not None:
         return (
-            f"{_unloadable(ref)}: the outputs of its weights are {outputs}, the names of id2label in its config.json {count}. "
-            "Give class_names: one name per output, in the order of the outputs"
+            f"{_unloadable(ref)}: the outputs of its weights are {outputs}, the names of id2label in its "
+            f"config.json {count}. Give class_names: one name per output, in the order of the outputs"
         )
     name, held, asked = sorted(mismatched, key=str)[0]
     return (
