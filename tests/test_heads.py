@@ -250,6 +250,17 @@ def test_a_hugging_face_model_of_one_output_becomes_two_classes(
     assert codes(model) == ["one_output"]
 
 
+def test_one_output_of_weights_and_two_names_of_the_config_are_two_classes(tmp_path: Path) -> None:
+    folder = changed(saved(tmp_path, {0: "dog"}), id2label={"0": "cat", "1": "dog"}, label2id={"cat": 0, "dog": 1})
+    model, other = of(folder), of(folder, ("no", "yes"))
+    assert (model.class_names, other.class_names) == (("cat", "dog"), ("no", "yes"))
+    with torch.no_grad():
+        expected = torch.sigmoid(model.network(pixel_values=model.preprocess(X)).logits[:, 0])
+    assert torch.allclose(model.logits(X).softmax(1)[:, 1], expected, atol=1e-6)
+    with pytest.raises(ModelError, match="the outputs of its weights are 1"):
+        of(folder, ("a", "b", "c"))
+
+
 @pytest.mark.parametrize(
     ("names", "config", "given", "message"),
     [
@@ -278,8 +289,11 @@ def test_heads_that_are_no_classes_are_refused(
         ({"0": None, "1": " "}, "no name for output 0, 1"),
         (["cat", "dog"], "cannot be loaded"),
         ({"a": "cat", "b": "dog"}, "cannot be loaded"),
-        ({"0": "cat"}, "weights have 2 outputs, and id2label in its config.json names 1"),
-        ({"0": "cat", "1": "dog", "2": "cow"}, "weights have 2 outputs, and id2label in its config.json names 3"),
+        ({"0": "cat"}, "the outputs of its weights are 2, the names of id2label in its config.json 1"),
+        (
+            {"0": "cat", "1": "dog", "2": "cow"},
+            "the outputs of its weights are 2, the names of id2label in its config.json 3",
+        ),
     ],
 )
 def test_names_of_outputs_are_read_or_asked_for(id2label: Any, expected: Any, tmp_path: Path) -> None:

@@ -236,6 +236,9 @@ def test_a_processor_inside_processor_config_is_read_first(tmp_path: Path) -> No
     preprocess = preprocess_of(tmp_path)
     assert preprocess.size == (64, 48)
     assert max(differences(tmp_path, preprocess)) <= 0.01
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": vit(resample=9)}))
+    with pytest.raises(ModelError, match=r"/processor_config\.json: resample is 9"):
+        preprocess_of(tmp_path)
     (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "ViTProcessor"}))
     assert preprocess_of(tmp_path).size == (10, 10)
 
@@ -264,6 +267,16 @@ def test_steps_that_differ_from_the_processor_are_refused_with_the_likely_key(na
     steps, named = WRONG[name]
     with pytest.raises(ModelError, match=named):
         check_processor(processor, Preprocess((48, 48), steps=steps), 3, tmp_path)
+
+
+def test_a_load_compares_the_steps_with_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a later version of the library does something else under the same keys."""
+    from transformers.image_processing_backends import PilBackend
+
+    preprocess_of(written(tmp_path, vit()))
+    monkeypatch.setattr(PilBackend, "rescale", lambda self, image, scale, **_: image.astype(np.float32) * scale * 0.9)
+    with pytest.raises(ModelError, match="'rescale_factor' is read in another way"):
+        preprocess_of(tmp_path)
 
 
 @pytest.mark.parametrize("mode", MODES.values())
@@ -370,7 +383,7 @@ def test_a_model_of_one_channel_gives_the_library_s_logits_of_grey_images(tmp_pa
         (vit(size=32), {"num_channels": 1}, ""),
         (vit(size=32, image_mean=[0.5] * 3), {"num_channels": 1}, "image_mean is [0.5, 0.5, 0.5]"),
         (vit(size=32, image_mean=0.5, image_std=0.5, do_convert_rgb=True), {"num_channels": 1}, "do_convert_rgb"),
-        (vit(size=32), {"num_channels": 4}, "4 channels"),
+        (vit(size=32), {"num_channels": 4}, "takes images of 4 channels"),
         (vit(size=64), {}, "(3, 64, 64), and config.json says image_size 32"),
     ],
 )

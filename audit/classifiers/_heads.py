@@ -75,7 +75,7 @@ def head_of(outputs: Tensor, ref: str) -> Head:
             "each other (multi-label) cannot be audited. Where they do exclude each other, return what the sigmoid gets"
         )
     sums = values.double().sum(1)
-    if last == "Softmax" or (within and torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=1e-4)):
+    if within and torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=1e-4):
         message = (
             f"{ref} returns probabilities (they are at least 0 and sum to 1), not logits; their logarithm is used, of "
             "which the softmax gives the same probabilities. Searches go better where the module returns logits"

@@ -37,8 +37,8 @@ class Options(Frozen):
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     """Load safetensors weights; code from the model's repository is never run."""
     folder = model_folder(options.ref, options.revision)
-    network = _network(options, folder, len(data_classes))
-    names = _names(options, network.config, data_classes)
+    network, id2label = _network(options, folder, len(data_classes))
+    names = _names(options, network.config, id2label, data_classes)
     preprocess = preprocess_of(folder, _channels(network, options.ref))
     with torch.no_grad():
         outputs = _outputs(network, preprocess, folder)
@@ -52,19 +52,20 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     return Classifier(names, preprocess, forward, network, warnings=(one_output(options.ref, names),) if single else ())
 
 
-def _network(options: Options, folder: Path, labels: int) -> Any:
-    """The network with all its weights. Raises ModelError."""
+def _network(options: Options, folder: Path, labels: int) -> tuple[Any, Mapping[Any, Any]]:
+    """The network with all its weights, and the names that its config.json gives. Raises ModelError."""
     network, loaded = _loaded(options, folder)
+    id2label = network.config.id2label
     if loaded["mismatched_keys"]:
         outputs = _outputs_of_weights(loaded["mismatched_keys"], network.config.num_labels)
-        given = labels if options.class_names == "data" else len(options.class_names or ())
-        if outputs is None or given != outputs:
+        given = labels if options.class_names == "data" else len(options.class_names or id2label)
+        if outputs is None or given != max(outputs, 2):
             raise ModelError(_mismatch(options.ref, loaded["mismatched_keys"], outputs, network.config.num_labels))
-        network, loaded = _loaded(options, folder, num_labels=outputs)  # the job names what config.json does not
+        network, loaded = _loaded(options, folder, num_labels=outputs)  # so many names as the job or two classes have
         if loaded["mismatched_keys"]:
             raise ModelError(_mismatch(options.ref, loaded["mismatched_keys"], None, outputs))
     check_whole(options.ref, loaded["missing_keys"])
-    return network.float().eval().requires_grad_(False)
+    return network.float().eval().requires_grad_(False), id2label
 
 
 def _loaded(options: Options, folder: Path, **changes: Any) -> tuple[Any, dict[str, Any]]:
@@ -91,7 +92,7 @@ def _unloadable(ref: str) -> str:
 def _outputs_of_weights(mismatched: Sequence[Any], count: int) -> int | None:
     """How many outputs the weights have, where nothing but their count keeps them from fitting `count` outputs."""
     shapes = [(tuple(held), tuple(asked)) for _, held, asked in mismatched]
-    if any(held[1:] != asked[1:] or asked[0] != count for held, asked in shapes):
+    if any(held[1:] != asked[1:] or asked[:1] != (count,) for held, asked in shapes):
         return None
     outputs = {held[0] for held, _ in shapes}
     return outputs.pop() if len(outputs) == 1 else None
@@ -100,8 +101,8 @@ def _outputs_of_weights(mismatched: Sequence[Any], count: int) -> int | None:
 def _mismatch(ref: str, mismatched: Sequence[Any], outputs: int | None, count: int) -> str:
     if outputs is not None:
         return (
-            f"{_unloadable(ref)}: its weights have {outputs} outputs, and id2label in its config.json names {count}. "
-            "Give class_names: one name per output, in the order of the outputs"
+            f"{_unloadable(ref)}: the outputs of its weights are {outputs}, the names of id2label in its "
+            f"config.json {count}. Give class_names: one name per output, in the order of the outputs"
         )
     name, held, asked = sorted(mismatched, key=str)[0]
     return (
@@ -148,7 +149,7 @@ def _outputs(network: nn.Module, preprocess: Preprocess, folder: Path) -> torch.
     return logits
 
 
-def _names(options: Options, config: Any, data_classes: Sequence[str]) -> tuple[str, ...]:
+def _names(options: Options, config: Any, id2label: Mapping[Any, Any], data_classes: Sequence[str]) -> tuple[str, ...]:
     """Names of the classes, two where the model has one output. Raises ModelError for heads of another kind."""
     if config.problem_type == "regression":
         raise ModelError(f"{options.ref} is a regression (problem_type in config.json): its outputs are no classes")
@@ -159,17 +160,18 @@ def _names(options: Options, config: Any, data_classes: Sequence[str]) -> tuple[
             "loader that returns that class's output as (b, 1), with class_names: [not it, it]"
         )
     if config.num_labels == 1:
-        return _two_names(options, data_classes)
-    own = own_names(config.id2label, config.num_labels, options.ref) if options.class_names is None else []
+        return _two_names(options, id2label, data_classes)
+    own = own_names(id2label, config.num_labels, options.ref) if options.class_names is None else []
     return names_for(options.class_names, own, data_classes, config.num_labels)
 
 
-def _two_names(options: Options, data_classes: Sequence[str]) -> tuple[str, ...]:
+def _two_names(options: Options, id2label: Mapping[Any, Any], data_classes: Sequence[str]) -> tuple[str, ...]:
     what = f"{options.ref} has one output: the log-odds of the second of two classes, or a regression"
-    if options.class_names is None:
+    if options.class_names is None and len(id2label) != 2:
         raise ModelError(f"{what}. If it is the former, give class_names: [negative, positive]")
+    own = own_names(id2label, 2, options.ref) if options.class_names is None else []
     try:
-        return names_for(options.class_names, (), data_classes, 2)
+        return names_for(options.class_names, own, data_classes, 2)
     except ModelError as error:
         raise ModelError(f"{what}. If it is the former, give class_names: [negative, positive] ({error})") from error
 
