@@ -22,6 +22,7 @@ from rich.table import Table
 from audit.errors import ConfigError
 from audit.locations import absolute, located
 from pipelines.findings_cli import register as register_findings
+from pipelines.start_cli import register as register_start
 from pipelines.submission_cli import register as register_submission
 from pipelines.terminal import (
     AsJson,
@@ -35,6 +36,7 @@ from pipelines.terminal import (
     out,
     plain,
     print_json,
+    quieten,
     shown,
 )
 from pipelines.upkeep_cli import register as register_upkeep
@@ -50,51 +52,7 @@ app = typer.Typer(
 app.add_typer(zoo_app, name="zoo")
 
 
-@app.command()
-def init(
-    model: Annotated[str, typer.Option(help="Model to audit: folder, hub id, zoo:<name> or file.py:function")],
-    data: Annotated[Path, typer.Option(help="Labelled images: a folder with a sub-folder a class, or Parquet")],
-    against: Annotated[Optional[str], typer.Option(help="Second model to compare with")] = None,
-    pool: Annotated[
-        Optional[Path], typer.Option(help="More images, labelled or not, on which models may disagree")
-    ] = None,
-    embedder: Annotated[
-        Optional[str], typer.Option(help="CLIP model that names failure modes: folder, hub id or zoo:clip")
-    ] = None,
-    job: Annotated[Path, typer.Option(help="Where to write the job file")] = Path("job.yaml"),
-    as_json: AsJson = False,
-) -> None:
-    """Write a commented job file for your own model and data."""
-    from pipelines.init import job_text
-
-    with exit_codes():
-        if job.exists():
-            raise ConfigError(f"{job} exists; name another file with --job")
-        text = job_text(model, data, against, pool, embedder)
-        try:
-            job.write_text(text, "utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write {job}: {error.strerror}; name another file with --job") from error
-        if as_json:
-            print_json({"job": str(job)})
-            return
-        out.print(f"wrote {job}; next: audit validate {job}, then: audit run {job}")
-
-
-@app.command()
-def validate(job: JobFile, as_json: AsJson = False) -> None:
-    """Check a job file: keys, options, models, and that the data can be listed."""
-    from audit.methods import stage_names
-    from pipelines.execute import validate as check
-
-    with exit_codes():
-        with for_json(as_json):
-            checked = check(job)
-        if as_json:
-            print_json({"job": checked.name, "models": list(checked.models), "stages": stage_names(checked)})
-            return
-        counts = {"model": len(checked.models), "stage": len(checked.stages)}
-        out.print(f"{job} is fine: " + ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items()))
+register_start(app)
 
 
 @app.command()
@@ -110,10 +68,6 @@ def plan(
     Runs a few units of each stage on this machine, in a folder that goes again: its hours are this machine's. With
     --no-calibrate nothing runs, and items are only counted.
     """
-    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
     from audit.config import load_job
     from pipelines.forecast import forecast
 
@@ -384,6 +338,7 @@ register_upkeep(app)
 
 
 def main() -> None:
+    quieten()
     app()
 
 

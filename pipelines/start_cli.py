@@ -1,0 +1,80 @@
+"""The commands before a run: writing a job file for one's own model and data, and checking it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.markup import escape
+
+from audit.errors import ConfigError
+from pipelines.terminal import AsJson, JobFile, err, exit_codes, for_json, out, print_json, print_warnings
+
+if TYPE_CHECKING:
+    from pipelines.validation import Validation
+
+
+def validate(job: JobFile, as_json: AsJson = False) -> None:
+    """Check a job file: load its models, look at the first images, and show one image to every model."""
+    with exit_codes():
+        with for_json(as_json), err.status("loading libraries") as status:
+            from pipelines.validation import validate as check
+
+            checked = check(job, status.update)
+        if as_json:
+            print_json(checked.as_dict())
+            return
+        _print(job, checked)
+
+
+def _print(job: Path, checked: Validation) -> None:
+    from pipelines.validation_text import lines
+
+    for line in lines(checked):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_warnings(checked.warnings)
+    for note in checked.notes:
+        err.print(f"[bold yellow]note:[/bold yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    blocking = sum(warning.blocks_gate for warning in checked.warnings)
+    end = f"{job} can run" if checked.warnings or checked.notes else f"{job} is fine"
+    if blocking:
+        end += (
+            f"; 'audit gate' will not pass on its run while {blocking} of these warnings stand{'s' * (blocking == 1)}"
+        )
+    out.print(escape(f"{end}. Next: audit run {job}"), highlight=False, soft_wrap=True)
+
+
+def init(
+    model: Annotated[str, typer.Option(help="Model to audit: folder, hub id, zoo:<name> or file.py:function")],
+    data: Annotated[Path, typer.Option(help="Labelled images: a folder with a sub-folder a class, or Parquet")],
+    against: Annotated[Optional[str], typer.Option(help="Second model to compare with")] = None,
+    pool: Annotated[
+        Optional[Path], typer.Option(help="More images, labelled or not, on which models may disagree")
+    ] = None,
+    embedder: Annotated[
+        Optional[str], typer.Option(help="CLIP model that names failure modes: folder, hub id or zoo:clip")
+    ] = None,
+    job: Annotated[Path, typer.Option(help="Where to write the job file")] = Path("job.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented job file for your own model and data."""
+    from pipelines.init import job_text
+
+    with exit_codes():
+        if job.exists():
+            raise ConfigError(f"{job} exists; name another file with --job")
+        text = job_text(model, data, against, pool, embedder)
+        try:
+            job.write_text(text, "utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {job}: {error.strerror}; name another file with --job") from error
+        if as_json:
+            print_json({"job": str(job)})
+            return
+        out.print(f"wrote {job}; next: audit validate {job}, then: audit run {job}")
+
+
+def register(app: typer.Typer) -> None:
+    for command in (init, validate):
+        app.command()(command)
