@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,7 +110,9 @@ def run(
 ) -> None:
     """Run a job, or resume it where it stopped."""
     from audit.results.sql import Run
+    from audit.review.warnings import warnings_of
     from pipelines.execute import execute
+    from pipelines.run_end import print_end
 
     with exit_codes():
         with for_json(bool(json_lines)):
@@ -120,14 +120,11 @@ def run(
         root, opened = shown(outcome.root), Run(outcome.root)
         if json_lines:
             told = {"run": absolute(outcome.root), "seconds": outcome.seconds, "failed": outcome.failed}
+            told |= {"warnings": [warning.as_dict() for warning in warnings_of(opened)]}
             json.dump({**told, "failure_modes": opened.failure_modes()}, sys.stdout, default=plain)
             sys.stdout.write("\n")
             raise typer.Exit(3 if outcome.failed else 0)
-        _print_findings(opened)
-        out.print(f"\nfinished in {outcome.seconds:.0f} s: {root}", highlight=False)
-        audit = "audit" if shutil.which("audit") else os.path.relpath(sys.argv[0])
-        out.print(f"open the report:  {audit} dashboard {root}", highlight=False)
-        out.print(f'ask questions:    {audit} sql {root} "select * from failure_modes"', highlight=False)
+        print_end(opened, root, outcome.seconds)
         ended(outcome.failed)
 
 
@@ -136,45 +133,6 @@ def _short(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
-
-
-def _print_findings(opened: object) -> None:
-    from audit.comparison import owner
-    from audit.results.sql import Run
-    from audit.sentences import misses
-
-    assert isinstance(opened, Run)
-    modes = opened.failure_modes()
-    if not modes:
-        return
-    table = Table(title="failure modes", title_justify="left")
-    for column in (
-        "verdict",
-        "model",
-        "says",
-        "when the image is",
-        "support",
-        "wrong then (others)",
-        "p",
-        "impact",
-    ):
-        table.add_column(column, justify="right" if column in ("support", "p", "impact") else "left")
-    for mode in modes:
-        rates = "no real images"
-        if mode["evidence_rate"] is not None:
-            rates = f"{mode['evidence_rate']:.0%} ({mode['control_rate']:.0%})"
-        cells = [
-            mode["verdict"],
-            owner(mode),
-            f"not {mode['class_name']}" if misses(mode) else mode["class_name"],
-            mode["name"],
-            f"{mode['support']}/{mode['seeds']}" if mode["seeds"] else str(mode["support"]),
-        ]
-        p = "" if mode["p_corrected"] is None else f"{mode['p_corrected']:.1g}"
-        impact = "" if mode["impact"] is None else f"{mode['impact']:.1%}"
-        style = "bold" if mode["verdict"] == "confirmed" else "dim"
-        table.add_row(*map(escape, [*cells, rates, p, impact]), style=style)
-    out.print(table)
 
 
 @app.command()
@@ -192,6 +150,7 @@ def sql(
     import pyarrow as pa
 
     from audit.results.sql import open_run
+    from audit.runs import unfinished
 
     with exit_codes():
         if as_json and format not in ("table", "json"):
@@ -204,7 +163,11 @@ def sql(
         elif query is None:
             raise ConfigError('give a query, such as "select * from accuracy", or --schema for what can be asked')
         else:
-            result = open_run(run).sql(query)
+            opened = open_run(run)
+            result = opened.sql(query)
+            left = unfinished(opened)
+            if left:
+                err.print(f"[bold yellow]note:[/bold yellow] this run is not finished: {left}", highlight=False)
         if format == "parquet":
             import pyarrow.parquet as pq
 
@@ -246,7 +209,8 @@ def retrieve(
         typer.Option(help="Among which images; default: the pool's, or the data's of a run without a pool"),
     ] = None,
     mode: Annotated[
-        Optional[str], typer.Option(help="A failure_mode_id: test whether its models disagree more on these images")
+        Optional[str],
+        typer.Option(help="A failure mode's rank, name or id: test whether its models disagree more on these images"),
     ] = None,
     as_json: AsJson = False,
     thumbnails: Annotated[
@@ -258,11 +222,13 @@ def retrieve(
     from audit.results.queries import roles
     from audit.results.sql import Run
     from audit.retrieval import checked_query, embedder_of, retrieve
+    from audit.review.findings import mode_id
     from pipelines.retrieve import tables, with_thumbnails, write_images
 
     with exit_codes():
         opened = Run(located(run))
         text = checked_query(query)  # before the seconds that the text model takes to load
+        mode = None if mode is None else mode_id(opened, mode)
         with for_json(as_json):
             found = retrieve(opened, embedder_of(opened), text, role or roles(opened)[0], top, mode)
         if images is not None:

@@ -85,12 +85,14 @@ def _run(
     with only_driver(store), _terminable():
         changes = start_again(job, root, found) if again else []
         open_or_create(job, root, found)
+        if _is_complete(job, store):  # no cluster needs to start to find that nothing is left to do
+            return Outcome(root, failed_in(Run(root)), time.monotonic() - began)
         with Progress(name_of(root), store, as_json) as progress, Cluster(address), _terminable():
             for change in changes:
                 progress.event("started_again", error=change)
             for change in other_versions(store):
                 progress.event("version_changed", error=change)
-            if plan_of(store, INVENTORY) is not None and not _is_complete(job, store):
+            if plan_of(store, INVENTORY) is not None:
                 for change in changes_since(job, store):
                     progress.event("data_changed_since_inventory", error=change)
             progress.metrics = Metrics(name_of(root))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -130,6 +131,7 @@ def quieten() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a hint at each start of a cluster
     for name in NOISY:
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
 
