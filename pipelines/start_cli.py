@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -12,6 +13,7 @@ from audit.errors import ConfigError
 from pipelines.terminal import AsJson, JobFile, err, exit_codes, for_json, out, print_json, print_warnings
 
 if TYPE_CHECKING:
+    from pipelines.init import Written
     from pipelines.validation import Validation
 
 
@@ -46,33 +48,74 @@ def _print(job: Path, checked: Validation) -> None:
 
 
 def init(
-    model: Annotated[str, typer.Option(help="Model to audit: folder, hub id, zoo:<name> or file.py:function")],
-    data: Annotated[Path, typer.Option(help="Labelled images: a folder with a sub-folder a class, or Parquet")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Model to audit: folder, hub id, zoo:<name>, file.py:function, torchvision:<weights>, or a table of "
+            "predictions"
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Labelled images: a folder with a sub-folder a class, Parquet, a manifest (*.csv, *.tsv, *.jsonl), "
+            "*.tar shards, a folder of Hugging Face datasets, s3://..., or a data set's hub id"
+        ),
+    ],
     against: Annotated[Optional[str], typer.Option(help="Second model to compare with")] = None,
     pool: Annotated[
-        Optional[Path], typer.Option(help="More images, labelled or not, on which models may disagree")
+        Optional[str], typer.Option(help="More images, labelled or not, on which models may disagree")
     ] = None,
     embedder: Annotated[
         Optional[str], typer.Option(help="CLIP model that names failure modes: folder, hub id or zoo:clip")
     ] = None,
+    generator: Annotated[
+        Optional[str], typer.Option(help="Stable Diffusion folder or hub id: search for images that the data lack")
+    ] = None,
+    input_size: Annotated[
+        Optional[int], typer.Option(min=1, help="Side in pixels of the images that a model of file.py:function takes")
+    ] = None,
     job: Annotated[Path, typer.Option(help="Where to write the job file")] = Path("job.yaml"),
     as_json: AsJson = False,
 ) -> None:
-    """Write a commented job file for your own model and data."""
-    from pipelines.init import job_text
+    """Look at your own model and data, and write a commented job file for them."""
+    from pipelines.init import Request, job_file
 
     with exit_codes():
         if job.exists():
             raise ConfigError(f"{job} exists; name another file with --job")
-        text = job_text(model, data, against, pool, embedder)
+        request = Request(model, data, against, pool, embedder, generator, input_size)
+        ask = _ask if sys.stdin.isatty() and not as_json else None
+        with for_json(as_json):
+            written = job_file(request, ask)
         try:
-            job.write_text(text, "utf-8")
+            job.write_text(written.text, "utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write {job}: {error.strerror}; name another file with --job") from error
         if as_json:
-            print_json({"job": str(job)})
+            outputs = {name: list(names) for name, names in written.outputs.items()}
+            print_json({"job": str(job), "outputs": outputs, "notes": list(written.notes)})
             return
-        out.print(f"wrote {job}; next: audit validate {job}, then: audit run {job}")
+        _print_written(job, written)
+
+
+def _ask(question: str, default: int) -> int:
+    return int(typer.prompt(question, default=default, type=int, err=True))
+
+
+def _print_written(job: Path, written: Written) -> None:
+    from pipelines.validation_text import mapping
+
+    if written.seen.images:
+        classes = len(written.seen.classes)
+        out.print(f"data: {written.seen.images:,} images of {classes} class{'es' * (classes != 1)}", highlight=False)
+    for name, names in written.outputs.items():
+        out.print(escape(f"{name}: outputs {mapping(names)}"), highlight=False, soft_wrap=True)
+    for note in written.notes:
+        err.print(f"[bold yellow]note:[/bold yellow] {escape(note)}", highlight=False, soft_wrap=True)
+    out.print(
+        escape(f"wrote {job}; next: audit validate {job}, then: audit run {job}"), highlight=False, soft_wrap=True
+    )
 
 
 def register(app: typer.Typer) -> None:

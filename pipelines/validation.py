@@ -27,6 +27,7 @@ from audit.models import Models, digests, open_source
 from audit.models.small_images import small_images
 from audit.predictions import TOP, to_tensor
 from audit.results.warnings import RunWarning
+from pipelines.init_data import classes_of
 from pipelines.plan import run_place, why_not_resumed
 
 FIRST = 200  # images at the beginning of a listing that are tried before a data set counts as unreadable
@@ -175,13 +176,6 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     warnings += [*_about_sources(job, sources), *more]
     notes = [*_about_machine(job), *why_not_resumed(job, run_place(job, Path.cwd()), found)]
     return Validation(job, tuple(sources), tuple(checks), tuple(parts), tuple(warnings), tuple(notes))
-
-
-def classes_of(declared: Sequence[str], labels: Counter[str | None]) -> tuple[str, ...]:
-    """The classes of a data set: those that it declares, in its order, then its other labels, numbers by value."""
-    others = {label for label in labels if label is not None} - set(declared)
-    numbers = all(name.lstrip("-").isdecimal() for name in others)
-    return (*declared, *(sorted(others, key=int) if numbers else sorted(others)))
 
 
 def _device(job: Job) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from pipelines.validation import ModelCheck, SourceCheck, Validation
+if TYPE_CHECKING:
+    from pipelines.validation import ModelCheck, SourceCheck, Validation
 
 SHOWN = 8  # classes and outputs that are all named; of more, the first ones and the last two
 
