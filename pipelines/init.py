@@ -176,7 +176,8 @@ def _entry(model_id: str, model: Model, names: Sequence[str]) -> str:
     if model.note:
         lines.append(f"    # {_on_one_line(model.note)}")
     if names:
-        whose = "the data's classes in their order; check that it is the model's" if model.by_data else "its own names"
+        whose = "the data's classes" if model.by_data else "its own names"
+        whose += ", in their order: check that it is the model's" if model.loader == "python" else ""
         lines.append(f"    # outputs: {_on_one_line(mapping(names))} ({whose})")
     return "\n".join(lines)
 

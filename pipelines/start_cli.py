@@ -41,9 +41,7 @@ def _print(job: Path, checked: Validation) -> None:
     blocking = sum(warning.blocks_gate for warning in checked.warnings)
     end = f"{job} can run" if checked.warnings or checked.notes else f"{job} is fine"
     if blocking:
-        end += (
-            f"; 'audit gate' will not pass on its run while {blocking} of these warnings stand{'s' * (blocking == 1)}"
-        )
+        end += f", with {blocking} warning{'s' * (blocking != 1)} that 'audit gate' will not pass on"
     out.print(escape(f"{end}. Next: audit run {job}"), highlight=False, soft_wrap=True)
 
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from audit import datasets
 from audit.classifiers import Classifier, Embedder
 from audit.config import Job, load_job
 from audit.datasets import Entry
@@ -33,6 +34,8 @@ from pipelines.plan import run_place, why_not_resumed
 FIRST = 200  # images at the beginning of a listing that are tried before a data set counts as unreadable
 SPREAD = 12  # images over the whole listing that are read
 SAME = 0.01  # difference of probabilities of one image, asked alone and in a batch
+
+SAME_AS = {"no_labels": {"no_label", "no_label_column"}}  # warnings of a source that say the same, and more
 
 Tell = Callable[[str], None]
 Image = NDArray[np.uint8]
@@ -163,7 +166,7 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
         listing = _Listing(role, whole=role == "data")
         listing.walk(source.entries())
         listings.append(listing)
-        warnings += list(getattr(source, "warnings", tuple)())
+        warnings += _of_source(source, role)
         checked, images = _looked_at(listing, source)
         sources.append(checked)
         seen += images
@@ -173,9 +176,18 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     models = Models(job, classes, _device(job))
     checks, more = _models(models, entry, image, sources[0].sides, tell)
     parts = list(_parts(models, entry, image, tell))
-    warnings += [*_about_sources(job, sources), *more]
+    codes = {warning.code for warning in warnings}
+    warnings += [warning for warning in _about_sources(job, sources) if not codes & SAME_AS.get(warning.code, set())]
+    warnings += more
     notes = [*_about_machine(job), *why_not_resumed(job, run_place(job, Path.cwd()), found)]
     return Validation(job, tuple(sources), tuple(checks), tuple(parts), tuple(warnings), tuple(notes))
+
+
+def _of_source(source: Any, role: str) -> list[RunWarning]:
+    """What a source says of its own listing; of a pool nothing about labels, which it need not have."""
+    found = source.warnings() if hasattr(source, "warnings") else ()
+    about_labels = getattr(datasets, "ABOUT_LABELS", ())
+    return [replace(one, role=role) for one in found if role != "pool" or one.code not in about_labels]
 
 
 def _device(job: Job) -> str:
@@ -289,7 +301,7 @@ def _unstable(model_id: str, alone: Tensor, together: Tensor) -> RunWarning | No
         f"{model_id}: one image, asked alone and twice in a batch, gets probabilities that differ by {most:.2g}; "
         "the model draws random numbers, or mixes the images of a batch: make its forward pass deterministic"
     )
-    return RunWarning("answers_differ", message, model_id)
+    return RunWarning("answers_differ", message, model_id, blocks_gate=False)
 
 
 def _parts(models: Models, entry: Entry, image: Image, tell: Tell) -> Iterator[PartCheck]:
@@ -356,7 +368,7 @@ def _about_sources(job: Job, sources: Sequence[SourceCheck]) -> Iterator[RunWarn
                 f"data: none of {source.images:,} images has a label, so no accuracy, no error and no class is known; "
                 f"see the options of the source {job.data.name!r} for where labels are read from"
             )
-            yield RunWarning("no_labels", message, None, "data", source.images)
+            yield RunWarning("no_labels", message, None, "data", source.images, blocks_gate=False)
 
 
 def _about_machine(job: Job) -> Iterator[str]:
