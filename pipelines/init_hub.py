@@ -23,8 +23,9 @@ class Pinned:
 
 def pinned(name: str, kind: Literal["model", "dataset"]) -> Pinned:
     """Ask the hub. Raises ConfigError where it says that there is no such name, or none that may be read."""
+    import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
         api = HfApi()
@@ -36,7 +37,7 @@ def pinned(name: str, kind: Literal["model", "dataset"]) -> Pinned:
             f"{name!r} is no file or folder here, and the hub has no {kind} of this name that may be read; for a "
             "private one, 'hf auth login'"
         ) from error
-    except Exception as error:  # noqa: BLE001 - without a network its client raises many kinds
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         return Pinned("", _to_fill_in(name, kind, error))
     tags: Sequence[str | None] = (getattr(found, "library_name", None), getattr(found, "pipeline_tag", None))
     known = tuple(str(tag) for tag in (*tags, *(found.tags or ())) if tag)

@@ -27,6 +27,7 @@ from audit.methods import check_classes, check_order, stage_names
 from audit.models import Models, digests, open_source
 from audit.models.small_images import small_images
 from audit.predictions import TOP, to_tensor
+from audit.reference import LOAD_ERRORS
 from audit.results.warnings import RunWarning
 from pipelines.init_data import classes_of
 from pipelines.plan import run_place, why_not_resumed
@@ -35,6 +36,8 @@ FIRST = 200  # images at the beginning of a listing that are tried before a data
 SPREAD = 12  # images over the whole listing that are read
 SAME = 0.01  # difference of probabilities of one image, asked alone and in a batch
 
+# What anybody's model raises in its forward pass.
+RAISED = (ImportError, NameError, AttributeError, TypeError, LookupError, ArithmeticError, AssertionError, *LOAD_ERRORS)
 SAME_AS = {"no_labels": {"no_label", "no_label_column"}}  # warnings of a source that say the same, and more
 
 Tell = Callable[[str], None]
@@ -349,7 +352,7 @@ def _named(what: str, entry: Entry) -> Iterator[None]:
         raise ModelError(f"{what}, shown the image {entry.display_name!r}: {error}") from error
     except AuditError:
         raise
-    except Exception as error:  # a model is anybody's code
+    except RAISED as error:
         raise ModelError(
             f"{what} fails on the image {entry.display_name!r}: {type(error).__name__}: {error}"
         ) from error
