@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from itertools import islice
 from typing import Any
 
 from audit import sentences
+from audit.results.warnings import RunWarning
 
 Row = dict[str, Any]
 
@@ -134,6 +136,19 @@ def headline(mode: Row, said: str | None = None, level: int = 3) -> str:
 def reviewed(verdict: str) -> str:
     """A person's verdict."""
     return badge(verdict, "#34568b")
+
+
+def warned(found: Sequence[RunWarning]) -> str:
+    """Warnings of a run, one box each; those that a gate does not pass on say so and come first."""
+    boxes = []
+    for warning in sorted(found, key=lambda one: not one.blocks_gate):
+        colour, word = ("#b3261e", "Warning, a gate will not pass") if warning.blocks_gate else ("#a15c00", "Warning")
+        style = (
+            f"border-left:4px solid {colour};background:{colour}18;padding:8px 12px;margin:0 0 8px 0;border-radius:4px"
+        )
+        text = f"<b>{word}:</b> {escape(warning.message)} <span style='opacity:0.65'>({escape(warning.code)})</span>"
+        boxes.append(f"<div role='alert' style='{style};overflow-wrap:anywhere'>{text}</div>")
+    return "".join(boxes)
 
 
 def metric(name: str, value: str, note: str) -> str:

@@ -13,35 +13,54 @@ from audit.locations import name_of
 from audit.results import gallery, progress, queries
 from audit.results.queries import Row
 from audit.results.sql import Run
-from dashboard import components, failure_modes
+from audit.review.warnings import warnings_of
+from dashboard import components, errors, failure_modes
 from dashboard.answers import kept
 
 EVERY = 3.0  # seconds between two looks at a run that goes on
 TOP = 6
+NO_MODES = "No failure modes. Either no search has ended yet, or none of the searches found a group."
+NOT_LOOKED_FOR = (
+    "This job asked for no failure modes: it has no stage `discover`. Below are the errors that models are surest of."
+)
 
 
-def show(run: Run, listed: Any, one: Any) -> None:
-    """The page. `listed` and `one` are those of all failure modes and of one."""
+def show(run: Run, listed: Any, one: Any, confused: Any) -> None:
+    """The page. `listed`, `one` and `confused` are those of all failure modes, of one, and of confusions."""
     head = kept(queries.header, run)
     st.html(components.heading(f"Audit: {head['name'] or name_of(run.location)}", 1))
+    found = kept(warnings_of, run)
+    if found:
+        st.html(components.warned(found))
     state(run)
     if head["name"] is None:
         st.info("Nothing is committed yet. This page shows more as the run goes on.")
         return
-    cells = st.columns(4)
-    cells[0].metric("images under audit", f"{head['images']:,}")
-    cells[1].metric("images in the pool", f"{head['pool']:,}")
-    cells[2].metric("confirmed failure modes", head["confirmed"])
-    cells[3].metric("hypotheses", head["hypotheses"])
+    discovered = "discover" in queries.kinds(run) or bool(head["confirmed"] or head["hypotheses"])
+    _figures(head, discovered)
     named = kept(queries.audited, run)
     if named:
         with st.expander(f"What was audited, on {head['created_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC"):
             st.dataframe(pd.DataFrame(named), hide_index=True)
     _models(run)
-    _top(run, listed, one)
+    _top(run, listed, one, discovered)
+    if not (head["confirmed"] or head["hypotheses"]):
+        errors.show(run, confused)
+    _not_asked(run)
     _failures(run)
     _coverage(run)
     _disagreement(run)
+
+
+def _figures(head: Row, discovered: bool) -> None:
+    """Counts of images and, where it was looked for, of what was found."""
+    figures = {"images under audit": head["images"], "images in the pool": head["pool"]}
+    if discovered:
+        figures |= {"confirmed failure modes": head["confirmed"], "hypotheses": head["hypotheses"]}
+    elif head["refused"]:
+        figures |= {"images that cannot be used": head["refused"]}
+    for cell, (name, value) in zip(st.columns(4), figures.items(), strict=False):
+        cell.metric(name, f"{value:,}")
 
 
 def state(run: Run) -> None:
@@ -133,16 +152,28 @@ def _models(run: Run) -> None:
         st.dataframe(frame, hide_index=True, column_config=share)
 
 
-def _top(run: Run, listed: Any, one: Any) -> None:
+def _top(run: Run, listed: Any, one: Any, discovered: bool) -> None:
     """The failure modes of most impact, confirmed ones first, with pictures."""
     st.header("What the audit found")
     found = gallery.count_modes(run, gallery.Modes())
     if not found:
-        st.info("No failure modes. Either no search has ended yet, or none of the searches found a group.")
+        st.info(NO_MODES if discovered else NOT_LOOKED_FOR)
         return
     failure_modes.cards(run, gallery.modes(run, gallery.Modes(), "confirmed first", 1, TOP), one)
     if found > TOP:
         st.page_link(listed, label=f"All {found} failure modes")
+
+
+def _not_asked(run: Run) -> None:
+    """What the job did not ask for, and the lines of a job file that would."""
+    missing = kept(queries.not_asked, run)
+    if not missing:
+        return
+    st.header("What was not asked for")
+    st.caption("Add these lines to the job file and run it under another name, or with --new-run.")
+    for one in missing:
+        st.text(f"{one.what[:1].upper()}{one.what[1:]}.")
+        st.code("\n".join(one.lines), language="yaml")
 
 
 def _failures(run: Run) -> None:

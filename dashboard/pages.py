@@ -39,7 +39,7 @@ def opened() -> Run:
 
 
 def overview() -> None:
-    first.show(opened(), GALLERY, ONE)
+    first.show(opened(), GALLERY, ONE, CONFUSIONS)
 
 
 def gallery() -> None:

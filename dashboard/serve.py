@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from audit.locations import located
@@ -51,6 +51,11 @@ def _find(image_id: str) -> bytes | None:
     return found
 
 
+async def overview(request: Request) -> Response:
+    """The first page by its own name: Streamlit knows it by the root alone, and '/overview' would be no page."""
+    return RedirectResponse(f"/?{request.url.query}".rstrip("?"))
+
+
 def _hosts() -> list[str]:
     """The names by which the report may be asked for: those that Streamlit's WebSocket takes."""
     named = st.get_option("server.allowedHosts") or ["127.0.0.1", "localhost"]
@@ -76,7 +81,7 @@ if not _TOKEN and not _is_loopback(st.get_option("server.address")):  # not star
 app = st.App(
     Path(__file__).with_name("pages.py"),
     lifespan=_started,
-    routes=[Route("/evidence/{image_id}", image)],
+    routes=[Route("/evidence/{image_id}", image), Route("/overview", overview)],
     middleware=[
         Middleware(TrustedHostMiddleware, allowed_hosts=_hosts(), www_redirect=False),
         Middleware(Guard, token=_TOKEN),

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from rich.table import Table
 from audit.errors import ConfigError
 from audit.locations import absolute, located
 from pipelines.findings_cli import register as register_findings
+from pipelines.start_cli import register as register_start
 from pipelines.submission_cli import register as register_submission
 from pipelines.terminal import (
     AsJson,
@@ -35,6 +34,7 @@ from pipelines.terminal import (
     out,
     plain,
     print_json,
+    quieten,
     shown,
 )
 from pipelines.upkeep_cli import register as register_upkeep
@@ -50,51 +50,7 @@ app = typer.Typer(
 app.add_typer(zoo_app, name="zoo")
 
 
-@app.command()
-def init(
-    model: Annotated[str, typer.Option(help="Model to audit: folder, hub id, zoo:<name> or file.py:function")],
-    data: Annotated[Path, typer.Option(help="Labelled images: a folder with a sub-folder a class, or Parquet")],
-    against: Annotated[Optional[str], typer.Option(help="Second model to compare with")] = None,
-    pool: Annotated[
-        Optional[Path], typer.Option(help="More images, labelled or not, on which models may disagree")
-    ] = None,
-    embedder: Annotated[
-        Optional[str], typer.Option(help="CLIP model that names failure modes: folder, hub id or zoo:clip")
-    ] = None,
-    job: Annotated[Path, typer.Option(help="Where to write the job file")] = Path("job.yaml"),
-    as_json: AsJson = False,
-) -> None:
-    """Write a commented job file for your own model and data."""
-    from pipelines.init import job_text
-
-    with exit_codes():
-        if job.exists():
-            raise ConfigError(f"{job} exists; name another file with --job")
-        text = job_text(model, data, against, pool, embedder)
-        try:
-            job.write_text(text, "utf-8")
-        except OSError as error:
-            raise ConfigError(f"cannot write {job}: {error.strerror}; name another file with --job") from error
-        if as_json:
-            print_json({"job": str(job)})
-            return
-        out.print(f"wrote {job}; next: audit validate {job}, then: audit run {job}")
-
-
-@app.command()
-def validate(job: JobFile, as_json: AsJson = False) -> None:
-    """Check a job file: keys, options, models, and that the data can be listed."""
-    from audit.methods import stage_names
-    from pipelines.execute import validate as check
-
-    with exit_codes():
-        with for_json(as_json):
-            checked = check(job)
-        if as_json:
-            print_json({"job": checked.name, "models": list(checked.models), "stages": stage_names(checked)})
-            return
-        counts = {"model": len(checked.models), "stage": len(checked.stages)}
-        out.print(f"{job} is fine: " + ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items()))
+register_start(app)
 
 
 @app.command()
@@ -110,10 +66,6 @@ def plan(
     Runs a few units of each stage on this machine, in a folder that goes again: its hours are this machine's. With
     --no-calibrate nothing runs, and items are only counted.
     """
-    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
     from audit.config import load_job
     from pipelines.forecast import forecast
 
@@ -158,7 +110,9 @@ def run(
 ) -> None:
     """Run a job, or resume it where it stopped."""
     from audit.results.sql import Run
+    from audit.review.warnings import warnings_of
     from pipelines.execute import execute
+    from pipelines.run_end import print_end
 
     with exit_codes():
         with for_json(bool(json_lines)):
@@ -166,14 +120,11 @@ def run(
         root, opened = shown(outcome.root), Run(outcome.root)
         if json_lines:
             told = {"run": absolute(outcome.root), "seconds": outcome.seconds, "failed": outcome.failed}
+            told |= {"warnings": [warning.as_dict() for warning in warnings_of(opened)]}
             json.dump({**told, "failure_modes": opened.failure_modes()}, sys.stdout, default=plain)
             sys.stdout.write("\n")
             raise typer.Exit(3 if outcome.failed else 0)
-        _print_findings(opened)
-        out.print(f"\nfinished in {outcome.seconds:.0f} s: {root}", highlight=False)
-        audit = "audit" if shutil.which("audit") else os.path.relpath(sys.argv[0])
-        out.print(f"open the report:  {audit} dashboard {root}", highlight=False)
-        out.print(f'ask questions:    {audit} sql {root} "select * from failure_modes"', highlight=False)
+        print_end(opened, root, outcome.seconds)
         ended(outcome.failed)
 
 
@@ -182,45 +133,6 @@ def _short(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
-
-
-def _print_findings(opened: object) -> None:
-    from audit.comparison import owner
-    from audit.results.sql import Run
-    from audit.sentences import misses
-
-    assert isinstance(opened, Run)
-    modes = opened.failure_modes()
-    if not modes:
-        return
-    table = Table(title="failure modes", title_justify="left")
-    for column in (
-        "verdict",
-        "model",
-        "says",
-        "when the image is",
-        "support",
-        "wrong then (others)",
-        "p",
-        "impact",
-    ):
-        table.add_column(column, justify="right" if column in ("support", "p", "impact") else "left")
-    for mode in modes:
-        rates = "no real images"
-        if mode["evidence_rate"] is not None:
-            rates = f"{mode['evidence_rate']:.0%} ({mode['control_rate']:.0%})"
-        cells = [
-            mode["verdict"],
-            owner(mode),
-            f"not {mode['class_name']}" if misses(mode) else mode["class_name"],
-            mode["name"],
-            f"{mode['support']}/{mode['seeds']}" if mode["seeds"] else str(mode["support"]),
-        ]
-        p = "" if mode["p_corrected"] is None else f"{mode['p_corrected']:.1g}"
-        impact = "" if mode["impact"] is None else f"{mode['impact']:.1%}"
-        style = "bold" if mode["verdict"] == "confirmed" else "dim"
-        table.add_row(*map(escape, [*cells, rates, p, impact]), style=style)
-    out.print(table)
 
 
 @app.command()
@@ -238,6 +150,7 @@ def sql(
     import pyarrow as pa
 
     from audit.results.sql import open_run
+    from audit.runs import unfinished
 
     with exit_codes():
         if as_json and format not in ("table", "json"):
@@ -250,7 +163,11 @@ def sql(
         elif query is None:
             raise ConfigError('give a query, such as "select * from accuracy", or --schema for what can be asked')
         else:
-            result = open_run(run).sql(query)
+            opened = open_run(run)
+            result = opened.sql(query)
+            left = unfinished(opened)
+            if left:
+                err.print(f"[bold yellow]note:[/bold yellow] this run is not finished: {left}", highlight=False)
         if format == "parquet":
             import pyarrow.parquet as pq
 
@@ -292,7 +209,8 @@ def retrieve(
         typer.Option(help="Among which images; default: the pool's, or the data's of a run without a pool"),
     ] = None,
     mode: Annotated[
-        Optional[str], typer.Option(help="A failure_mode_id: test whether its models disagree more on these images")
+        Optional[str],
+        typer.Option(help="A failure mode's rank, name or id: test whether its models disagree more on these images"),
     ] = None,
     as_json: AsJson = False,
     thumbnails: Annotated[
@@ -304,11 +222,13 @@ def retrieve(
     from audit.results.queries import roles
     from audit.results.sql import Run
     from audit.retrieval import checked_query, embedder_of, retrieve
+    from audit.review.findings import mode_id
     from pipelines.retrieve import tables, with_thumbnails, write_images
 
     with exit_codes():
         opened = Run(located(run))
         text = checked_query(query)  # before the seconds that the text model takes to load
+        mode = None if mode is None else mode_id(opened, mode)
         with for_json(as_json):
             found = retrieve(opened, embedder_of(opened), text, role or roles(opened)[0], top, mode)
         if images is not None:
@@ -384,6 +304,7 @@ register_upkeep(app)
 
 
 def main() -> None:
+    quieten()
     app()
 
 

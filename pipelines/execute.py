@@ -14,7 +14,7 @@ from types import FrameType
 from audit.config import Job, load_job
 from audit.errors import ConfigError
 from audit.locations import Location, name_of
-from audit.methods import INVENTORY, check_classes, check_order, stage_names
+from audit.methods import INVENTORY, check_order, stage_names
 from audit.models import digests
 from audit.results.integrity import Repair, repair
 from audit.results.progress import live
@@ -23,7 +23,16 @@ from audit.results.store import Store
 from pipelines.errors import Terminated
 from pipelines.lock import only_driver
 from pipelines.metrics import Metrics
-from pipelines.plan import changes_since, free_place, job_of, newest_of, open_or_create, other_versions, run_place
+from pipelines.plan import (
+    changes_since,
+    free_place,
+    job_of,
+    newest_of,
+    open_or_create,
+    other_versions,
+    run_place,
+    start_again,
+)
 from pipelines.progress import Progress
 from pipelines.runner import Runner
 from pipelines.units import plan_of
@@ -51,7 +60,7 @@ def execute(
     check_order(job)
     root, found = run_place(job, Path.cwd()), digests(job)
     root = free_place(root) if new_run else newest_of(job, root, found)
-    return _run(job, root, found, address, as_json)
+    return _run(job, root, found, address, as_json, again=True)
 
 
 def mend(location: Location, *, address: str | None = None, as_json: bool | None = None) -> tuple[Repair, Outcome]:
@@ -67,15 +76,23 @@ def mend(location: Location, *, address: str | None = None, as_json: bool | None
     return repaired, _run(job, location, found, address, as_json)
 
 
-def _run(job: Job, root: Location, found: dict[str, str], address: str | None, as_json: bool | None) -> Outcome:
+def _run(
+    job: Job, root: Location, found: dict[str, str], address: str | None, as_json: bool | None, *, again: bool = False
+) -> Outcome:
+    """`again`: whether another job under this name, of which nothing was done, gives way."""
     began = time.monotonic()
     store = Store(root)
     with only_driver(store), _terminable():
+        changes = start_again(job, root, found) if again else []
         open_or_create(job, root, found)
+        if _is_complete(job, store):  # no cluster needs to start to find that nothing is left to do
+            return Outcome(root, failed_in(Run(root)), time.monotonic() - began)
         with Progress(name_of(root), store, as_json) as progress, Cluster(address), _terminable():
+            for change in changes:
+                progress.event("started_again", error=change)
             for change in other_versions(store):
                 progress.event("version_changed", error=change)
-            if plan_of(store, INVENTORY) is not None and not _is_complete(job, store):
+            if plan_of(store, INVENTORY) is not None:
                 for change in changes_since(job, store):
                     progress.event("data_changed_since_inventory", error=change)
             progress.metrics = Metrics(name_of(root))
@@ -124,20 +141,6 @@ def _terminable() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def validate(job_file: Path) -> Job:
-    """Check a job file as far as possible without running it: options, models, and that the data can be listed."""
-    from audit.models import open_source
-
-    job = load_job(job_file)
-    check_order(job)
-    digests(job)
-    labels = {entry.label for entry in open_source(job, "data").entries() if entry.label is not None}
-    check_classes(job, tuple(sorted(labels)))
-    if job.pool:
-        next(iter(open_source(job, "pool").entries()))
-    return job
 
 
 def failed_in(run: Run) -> int:

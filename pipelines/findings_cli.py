@@ -25,7 +25,9 @@ Renamed = Annotated[
 
 def review(
     run: RunFolder,
-    subject: Annotated[str, typer.Argument(help="failure_mode_id, explanation_id or neuron_id")],
+    subject: Annotated[
+        str, typer.Argument(help="A failure mode's rank, name or id; or the id of an explanation or a neuron")
+    ],
     verdict: Annotated[str, typer.Argument(help="bug, expected, 'needs review' or 'not a failure'")],
     note: Annotated[str, typer.Option(help="Why")] = "",
     reviewer: Annotated[Optional[str], typer.Option(help="Who says so; default: the name of the account")] = None,
@@ -33,10 +35,12 @@ def review(
 ) -> None:
     """Say what you think of a finding. Earlier verdicts stay; the last one counts."""
     from audit.results.sql import Run
+    from audit.review.findings import subject_id
     from audit.reviews import review
 
     with exit_codes():
-        row = review(Run(located(run)), subject, verdict, note, reviewer)
+        opened = Run(located(run))
+        row = review(opened, subject_id(opened, subject), verdict, note, reviewer)
         if as_json:
             print_json({**row, "reviewed_at": row["reviewed_at"].isoformat()})
         else:
@@ -128,16 +132,22 @@ def export(
 
 def reproduce(
     run: RunFolder,
-    explanation: Annotated[str, typer.Argument(help="An explanation_id", metavar="EXPLANATION")],
+    explanation: Annotated[
+        str,
+        typer.Argument(help="An explanation's id; or a failure mode's rank or name", metavar="EXPLANATION"),
+    ],
     images: Annotated[Optional[Path], typer.Option(help="New folder for the images that are made")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make one explanation again on this machine, and compare it with the run's. Exits with 1 where it is another."""
+    from audit.results.sql import Run
+    from audit.review.findings import explanation_id
     from pipelines.reproduce import SHOWN, reproduce, write_images
 
     with exit_codes():
         if images is not None and images.exists():
             raise ConfigError(f"{images} exists; name another folder")
+        explanation = explanation_id(Run(located(run)), explanation)
         with for_json(as_json):
             made = reproduce(located(run), explanation)
         if images is not None:
@@ -153,7 +163,7 @@ def reproduce(
 
 def slice_(
     run: RunFolder,
-    mode: Annotated[str, typer.Argument(help="A failure_mode_id", metavar="MODE")],
+    mode: Annotated[str, typer.Argument(help="A failure mode's rank, name or id", metavar="MODE")],
     folder: Annotated[Path, typer.Argument(help="New folder to write the images to", metavar="FOLDER")],
     as_json: AsJson = False,
 ) -> None:
@@ -163,11 +173,13 @@ def slice_(
     the data set's; where it is empty, `suggested_label` is what the other model says, which nobody has checked.
     """
     from audit.results.sql import Run
+    from audit.review.findings import mode_id
     from audit.slices import write_slice
 
     with exit_codes():
+        opened = Run(located(run))
         with for_json(as_json):
-            written = write_slice(Run(located(run)), mode, folder)
+            written = write_slice(opened, mode_id(opened, mode), folder)
         if as_json:
             print_json({"folder": str(folder.resolve()), "images": written.images, "gone": written.gone})
             return

@@ -23,6 +23,7 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from pipelines.units import entries_of
 
+CHEAP = 100  # units of the inventory, of 1,000 images each, that are done again without being asked for
 _VERSIONED = ("torch", "diffusers", "transformers", "ray", "duckdb", "pyarrow", "pillow", "numpy")
 
 
@@ -40,6 +41,48 @@ def newest_of(job: Job, root: Location, found: dict[str, str]) -> Location:
         if existing is not None and not differences(_before(existing, asked), asked):
             return _numbered(root, number)
     return root
+
+
+def why_not_resumed(job: Job, root: Location, found: dict[str, str]) -> list[str]:
+    """In words, that 'audit run' would be refused because of another run under the job's name; empty where it would
+    not."""
+    store = Store(newest_of(job, root, found))
+    changes = _changes(job, store, found)
+    if not changes or may_start_again(store):
+        return []
+    what = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+    return [
+        f"{store.location} holds results of another job of this name ({what}): give the job another name, or start "
+        "over beside it with 'audit run --new-run'"
+    ]
+
+
+def start_again(job: Job, root: Location, found: dict[str, str]) -> list[str]:
+    """Make room for a job under the name of another one that came to nothing: what changed between them, as
+    `differences` says it; empty where there is no such run. The caller holds the run."""
+    store = Store(root)
+    changes = _changes(job, store, found)
+    if not changes or not may_start_again(store):
+        return []
+    for folder in ("commits", "snapshots", "plan", "data"):
+        for stored in list(store.objects.listing(folder)):
+            store.objects.delete(stored.key)
+    store.objects.delete("live.json")
+    store.objects.delete("job.json")  # last: until then the run is the old one, without rows
+    return changes
+
+
+def may_start_again(store: Store) -> bool:
+    """Whether nothing is committed of a run but its own row and, of at most `CHEAP` units, the inventory, which takes
+    a look at the images and no decision of anybody's."""
+    stages_done = [commit.stage for commit in store.commits().values() if commit.stage != "run"]
+    return set(stages_done) <= {INVENTORY} and len(stages_done) <= CHEAP
+
+
+def _changes(job: Job, store: Store, found: dict[str, str]) -> list[str]:
+    """`differences` between the run that is there and what the job asks for; empty where no run is there."""
+    existing, asked = store.read("job.json"), _asked(job, found)
+    return [] if existing is None else differences(_before(existing, asked), asked)
 
 
 def free_place(root: Location) -> Location:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from audit.errors import ConfigError, DataError, DataUnavailable, ModelError, RowError, StoreError
 from audit.locations import Location, is_uri
+from audit.results.warnings import RunWarning
 
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
@@ -113,6 +116,32 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else cell(value) for value in row.values()))
     out.print(table)
+
+
+NOISY = ("transformers", "diffusers", "huggingface_hub", "datasets", "ray", "streamlit", "torch", "accelerate", "peft")
+
+
+def quieten() -> None:
+    """Have other libraries say what went wrong and nothing else: no progress bars, hints or deprecations.
+
+    Variables of the environment that are set already stay as they are; child processes see them too.
+    """
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # a hint at each start of a cluster
+    for name in NOISY:
+        warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+
+
+def print_warnings(found: Sequence[RunWarning]) -> None:
+    """Warnings of a job or a run, a line each, on stderr."""
+    for warning in found:
+        style, more = ("bold red", ", a gate will not pass") if warning.blocks_gate else ("bold yellow", "")
+        text = f"[{style}]warning{more}:[/{style}] {escape(warning.message)} [dim]({escape(warning.code)})[/dim]"
+        _say(text)
 
 
 def shown(location: Location) -> str:

@@ -12,20 +12,21 @@ from rich.table import Table
 
 from audit.locations import located
 from audit.results.store import Store
-from pipelines.terminal import AsJson, RunFolder, ended, err, exit_codes, for_json, out, print_json
+from pipelines.terminal import AsJson, RunFolder, ended, err, exit_codes, for_json, out, print_json, print_warnings
 
 
 def status(run: RunFolder, as_json: AsJson = False) -> None:
     """How far a run is, from its files alone."""
     from audit.results.progress import live, stages_of
     from audit.results.sql import Run
+    from audit.review.warnings import warnings_of
 
     with exit_codes():
         _is_run(Store(located(run)), run)
         opened = Run(located(run))
-        stages, driver = stages_of(opened), live(opened.store)
+        stages, driver, warnings = stages_of(opened), live(opened.store), warnings_of(opened)
         if as_json:
-            print_json({"stages": stages, "driver": driver})
+            print_json({"stages": stages, "driver": driver, "warnings": [one.as_dict() for one in warnings]})
             return
         table = Table()
         for column in ("stage", "units done", "units", "quarantined", "items done", "failed", "seconds of work"):
@@ -37,6 +38,7 @@ def status(run: RunFolder, as_json: AsJson = False) -> None:
         out.print(table)
         if driver is not None:
             out.print(escape(sentence(driver)), highlight=False)
+        print_warnings(warnings)
 
 
 def sentence(driver: dict[str, Any]) -> str:

@@ -89,11 +89,8 @@ def test_every_command_has_it() -> None:
 
 
 def test_a_model_that_prints_does_not_print_into_the_json(folder: Path, ran: Any) -> None:
-    assert told(folder, "validate", "job.yaml") == {
-        "job": "loud",
-        "models": ["m"],
-        "stages": ["0-inventory", "1-screen"],
-    }
+    checked = told(folder, "validate", "job.yaml")
+    assert (checked["job"], checked["models"], checked["stages"]) == ("loud", ["m"], ["0-inventory", "1-screen"])
     planned = audit(folder, "plan", "job.yaml")
     assert [stage["items"] for stage in json.loads(planned.stdout)] == [6, 6]
     for line in ("loaded", "asked", "asked, past Python"):  # it was at work
@@ -103,9 +100,7 @@ def test_a_model_that_prints_does_not_print_into_the_json(folder: Path, ran: Any
 
 
 def test_init_says_what_it_wrote(folder: Path) -> None:
-    assert told(folder, "init", "--model", "model.py:load", "--data", "data", "--job", "new.yaml") == {
-        "job": "new.yaml"
-    }
+    assert told(folder, "init", "--model", "model.py:load", "--data", "data", "--job", "new.yaml")["job"] == "new.yaml"
     assert told(folder, "validate", "new.yaml")["job"] == "my-audit"
     again = audit(folder, "init", "--model", "model.py:load", "--data", "data", "--job", "new.yaml")
     assert (again.returncode, again.stdout) == (2, "")

@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
 
 from audit import reference
-from audit.config import load_job, parse_job
+from audit.config import load_job
 from audit.errors import ConfigError
 from audit.methods import stage_names
 from audit.models import digests
@@ -29,7 +28,6 @@ from audit.results.sql import Run
 from audit.results.store import Store
 from audit.zoo.export import export
 from pipelines import doctor
-from pipelines.init import job_text
 from pipelines.plan import free_place, newest_of, open_or_create
 from pipelines.workers import Workers
 from tests.in_process import done as done_serially
@@ -363,14 +361,6 @@ def test_init_with_an_embedder_writes_a_job_that_discovers(folder: Path) -> None
     assert audit(folder, "validate", "named.yaml").returncode == 0
     none = audit(folder, "init", *given[:-1], "none", "--job", "x.yaml")
     assert (none.returncode, none.stderr.split()[:5]) == (2, ["error:", "no", "pool", "at", "none;"])
-
-
-def test_init_quotes_what_yaml_would_misread(tmp_path: Path) -> None:
-    odd = tmp_path / 'my {data}, "new": 50% #1 \N{CRAB}\t'
-    odd.mkdir()
-    job = parse_job(yaml.safe_load(job_text(f"{odd}/model: a.py:load", odd, None)), tmp_path)
-    assert job.data.options.path == odd
-    assert job.models["new"].options.ref == f"{odd}/model: a.py:load"
 
 
 DEADLY = """

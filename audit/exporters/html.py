@@ -12,9 +12,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audit import sentences
+from audit.errors import AuditError
 from audit.locations import name_of
+from audit.originals import thumbnails
 from audit.results import queries
 from audit.results.sql import Run
+from audit.review.warnings import warnings_of
 
 SUFFIX = ".html"
 
@@ -23,6 +26,7 @@ Row = dict[str, Any]
 MOST_BYTES = 10 * 2**20  # of pictures; with base64 and text the file stays under 15 MB
 MOST_MODES = 100
 SEARCHES, REAL_IMAGES, ROWS = 6, 12, 20
+ERRORS = 24  # that a model is surest of
 
 
 def write(run: Run, target: Path) -> None:
@@ -44,6 +48,10 @@ def page(run: Run) -> str:
             models=queries.models(run),
             modes=[_described(run, mode, pictures) for mode in modes[:MOST_MODES]],
             hidden=len(modes) - len(modes[:MOST_MODES]),
+            warnings=warnings_of(run),
+            discovered=bool(modes) or "discover" in queries.kinds(run),
+            not_asked=queries.not_asked(run),
+            errors=[] if modes else _errors(run, pictures),
             classes=queries.classes(run),
             pairs=queries.pairs(run),
             confusions=queries.confusions(run)[:ROWS],
@@ -77,6 +85,17 @@ class _Pictures:
         stored = {row["image_id"]: row["thumbnail"] for row in rows}
         return {image_id: self._url(stored.get(image_id)) for image_id in image_ids}
 
+    def of_originals(self, rows: Sequence[Row]) -> list[str | None]:
+        """Images of the data set: those that the run holds, the others read anew; None for one that cannot be."""
+        urls = self.of([row["item_id"] for row in rows])
+        lacking = [row for row in rows if urls[row["item_id"]] is None and row["uri"]]
+        try:
+            read = thumbnails(self.run.store, lacking)
+        except AuditError:  # a source that this machine, or this version, cannot open
+            read = [None] * len(lacking)
+        urls |= {row["item_id"]: self._url(data) for row, data in zip(lacking, read, strict=True)}
+        return [urls[row["item_id"]] for row in rows]
+
     def _url(self, data: bytes | None) -> str | None:
         if data is None:
             return None
@@ -85,6 +104,20 @@ class _Pictures:
             return None
         self.bytes += len(data)
         return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+
+
+def _errors(run: Run, pictures: _Pictures) -> list[Row]:
+    """Of each model the errors that it is surest of: {model, images: [{url, title, said, of}]}."""
+    shown = []
+    for model in queries.models(run):
+        rows = queries.surest_errors(run, model["model_id"], ERRORS)
+        said = queries.said(run, [row["item_id"] for row in rows])
+        images = [
+            {"url": url, "title": row["label"], "said": said.get(row["item_id"], []), "of": row["predicted"]}
+            for row, url in zip(rows, pictures.of_originals(rows), strict=True)
+        ]
+        shown += [{"model": model["model_id"], "images": images}] if images else []
+    return shown
 
 
 def _described(run: Run, mode: Row, pictures: _Pictures) -> Row:

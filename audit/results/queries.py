@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from audit.results.sql import CONCERNING, Run
@@ -10,6 +11,9 @@ from audit.results.sql import CONCERNING, Run
 Row = dict[str, Any]
 
 NOT_REVIEWED = "not reviewed"
+_EMBEDDER = "embedder: {loader: clip, ref: openai/clip-vit-base-patch32, revision: <commit>}"
+_GENERATOR = "generator: {loader: diffusers, ref: path/to/stable-diffusion}"
+SEARCHES = {"disagreement", "neuron", "uvce"}  # stages that need a generator and make explanations
 
 
 def header(run: Run) -> Row:
@@ -45,6 +49,65 @@ def audited(run: Run) -> list[Row]:
         for what, part in parts.items()
         if part
     ]
+
+
+@dataclass(frozen=True)
+class NotAsked:
+    """Something that a job did not ask for. `lines`: of a job file, those that would ask for it."""
+
+    what: str
+    lines: tuple[str, ...]
+
+
+def kinds(run: Run) -> list[str]:
+    """The kinds of the job's stages, in their order."""
+    return [str(stage["plugin"]) for stage in _job(run).get("stages") or []]
+
+
+def not_asked(run: Run) -> list[NotAsked]:
+    """What the job did not ask for, of what an audit can find: groups of errors with a name, and what only a search
+    with a generator shows."""
+    job, there = _job(run), set(kinds(run))
+    if not job:
+        return []
+    embedder = [] if job.get("embedder") else [_EMBEDDER]
+    generator = [] if job.get("generator") else [_GENERATOR]
+    missing = []
+    if "discover" not in there:
+        lines = (*embedder, "stages:", "  - ...", "  - {kind: discover}")
+        missing.append(NotAsked("failure modes: what the wrong images share, with a name and a test on others", lines))
+    if not there & SEARCHES:
+        first, second = [*(job.get("models") or {}), "<a second model>", "<a second model>"][:2]
+        search = f"  - {{kind: disagreement, maximise: {first}, minimise: {second}}}"
+        lines = (*embedder, *generator, "stages:", "  - ...", "  - {kind: adequacy}", search)
+        missing.append(NotAsked("failures that no image of the data shows: searches with a generator", lines))
+    return missing
+
+
+def _job(run: Run) -> Row:
+    """The checked job, as the run's record has it; empty where that is not whole."""
+    try:
+        return dict(json.loads(run.store.read("job.json") or b"{}").get("job") or {})
+    except (ValueError, AttributeError, TypeError):
+        return {}
+
+
+def surest_errors(run: Run, model_id: str, most: int) -> list[Row]:
+    """Labelled images that a model gets wrong, the ones that it is surest of first: item_id, role, uri, display_name,
+    label, predicted, confidence."""
+    rows = run.rows(
+        "select item_id, any_value(role) as role, any_value(label) as label, any_value(predicted) as predicted, "
+        "max(confidence) as confidence from predictions where role = 'data' and correct is false and model_id = ? "
+        "group by item_id order by confidence desc nulls last, item_id limit ?",
+        [model_id, most],
+    )
+    places = run.rows(
+        "select item_id, arg_min(uri, position) as uri, arg_min(display_name, position) as display_name from items "
+        "where role = 'data' and item_id in (select unnest(?)) group by item_id",
+        [[row["item_id"] for row in rows]],
+    )
+    by_id = {row["item_id"]: row for row in places}
+    return [{"uri": None, "display_name": None, **row, **by_id.get(row["item_id"], {})} for row in rows]
 
 
 def models(run: Run) -> list[Row]:

@@ -1,0 +1,52 @@
+"""The commit that a name on the hub stands for now, to be written down: what a branch holds may change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from audit.errors import ConfigError
+
+TIMEOUT = 10.0  # seconds that the hub may take to answer
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """`revision`: 40 digits; empty where the hub does not answer, and `note` says what to fill in. `tags`: what the hub
+    says of the model: its library, its task, and more."""
+
+    revision: str
+    note: str
+    tags: tuple[str, ...] = ()
+
+
+def pinned(name: str, kind: Literal["model", "dataset"]) -> Pinned:
+    """Ask the hub. Raises ConfigError where it says that there is no such name, or none that may be read."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        api = HfApi()
+        found = (api.model_info if kind == "model" else api.dataset_info)(name, timeout=TIMEOUT)
+    except GatedRepoError as error:
+        raise ConfigError(f"{name!r} on the hub is gated: accept its terms there, then 'hf auth login'") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ConfigError(
+            f"{name!r} is no file or folder here, and the hub has no {kind} of this name that may be read; for a "
+            "private one, 'hf auth login'"
+        ) from error
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        return Pinned("", _to_fill_in(name, kind, error))
+    tags: Sequence[str | None] = (getattr(found, "library_name", None), getattr(found, "pipeline_tag", None))
+    known = tuple(str(tag) for tag in (*tags, *(found.tags or ())) if tag)
+    return Pinned(str(found.sha), "the hub's newest commit when this file was written", known)
+
+
+def _to_fill_in(name: str, kind: str, error: Exception) -> str:
+    where = name if kind == "model" else f"datasets/{name}"
+    return (
+        f"the hub did not answer ({type(error).__name__}): fill in the commit, 40 digits, from "
+        f"https://huggingface.co/{where}/commits/main"
+    )

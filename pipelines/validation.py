@@ -1,0 +1,383 @@
+"""What `audit validate` looks at: the data's listing and first images, and one image through every model of a job."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audit import datasets
+from audit.classifiers import Classifier, Embedder
+from audit.config import Job, load_job
+from audit.datasets import Entry
+from audit.decode import decode
+from audit.errors import AuditError, BadItem, DataError, ModelError
+from audit.methods import check_classes, check_order, stage_names
+from audit.models import Models, digests, open_source
+from audit.models.small_images import small_images
+from audit.predictions import TOP, to_tensor
+from audit.reference import LOAD_ERRORS
+from audit.results.warnings import RunWarning
+from pipelines.init_data import classes_of
+from pipelines.plan import run_place, why_not_resumed
+
+FIRST = 200  # images at the beginning of a listing that are tried before a data set counts as unreadable
+SPREAD = 12  # images over the whole listing that are read
+SAME = 0.01  # difference of probabilities of one image, asked alone and in a batch
+
+# What anybody's model raises in its forward pass.
+RAISED = (ImportError, NameError, AttributeError, TypeError, LookupError, ArithmeticError, AssertionError, *LOAD_ERRORS)
+SAME_AS = {"no_labels": {"no_label", "no_label_column"}}  # warnings of a source that say the same, and more
+
+Tell = Callable[[str], None]
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SourceCheck:
+    """What the listing of a role says, and its first images.
+
+    `images`: how many are listed; None where not all were. `classes`: images by label. `refused`: of the `read`
+    images, how many cannot be used, by reason. `sides`: shorter sides of those that can, in pixels.
+    """
+
+    role: str
+    images: int | None
+    unlabelled: int
+    classes: dict[str, int]
+    read: int
+    refused: dict[str, int]
+    sides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An image as it enters a model: height and width in pixels, and the preprocessed values."""
+
+    height: int
+    width: int
+    mean: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """A model, and what it says of one image. `outputs`: the class of every output; `top`: the most probable ones.
+
+    `named_by_data`: whether the names are the data set's, in its order, and not the model's own.
+    """
+
+    model_id: str
+    loader: str
+    ref: str
+    seconds: float
+    outputs: tuple[str, ...]
+    named_by_data: bool
+    image: str
+    label: str | None
+    entered: Input
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class PartCheck:
+    """A generator or a captioner, and what it made of one image, in words."""
+
+    part: str
+    loader: str
+    ref: str
+    seconds: float
+    made: str
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Everything that was looked at. `notes`: what is not wrong with the job, but stands in the way of a run here."""
+
+    job: Job
+    sources: tuple[SourceCheck, ...]
+    models: tuple[ModelCheck, ...]
+    parts: tuple[PartCheck, ...]
+    warnings: tuple[RunWarning, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "job": self.job.name,
+            "models": list(self.job.models),
+            "stages": stage_names(self.job),
+            "data": [asdict(source) for source in self.sources],
+            "loaded": [asdict(model) for model in self.models],
+            "parts": [asdict(part) for part in self.parts],
+            "warnings": [warning.as_dict() for warning in self.warnings],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass
+class _Listing:
+    """The listing of a role, walked once; a few of its entries are kept."""
+
+    role: str
+    whole: bool
+    count: int = 0
+    labels: Counter[str | None] = field(default_factory=Counter)
+    first: list[Entry] = field(default_factory=list)
+    spread: list[Entry] = field(default_factory=list)
+
+    def walk(self, entries: Iterator[Entry]) -> None:
+        """Keep the first entries and, of all of them, a sample that does not depend on how often it is drawn."""
+        chance = random.Random(0)
+        for entry in entries if self.whole else islice(entries, FIRST):
+            self.count += 1
+            self.labels[entry.label] += 1
+            if len(self.first) < FIRST:
+                self.first.append(entry)
+            if len(self.spread) < SPREAD:
+                self.spread.append(entry)
+            elif (place := chance.randrange(self.count)) < SPREAD:
+                self.spread[place] = entry
+
+
+def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
+    """Check a job file as far as possible without running it: keys, options, weights, the data's listing, some of its
+    images, and one of them through every model.
+
+    `tell` hears what goes on. Raises ConfigError, DataError and ModelError as a run would.
+    """
+    job = load_job(job_file)
+    check_order(job)
+    tell("reading the weights' digests")
+    found = digests(job)
+    listings, sources, seen, warnings = [], [], [], []
+    for role in ("data", "pool") if job.pool else ("data",):
+        tell(f"listing the {role}")
+        source = open_source(job, role)
+        listing = _Listing(role, whole=role == "data")
+        listing.walk(source.entries())
+        listings.append(listing)
+        warnings += _of_source(source, role)
+        checked, images = _looked_at(listing, source)
+        sources.append(checked)
+        seen += images
+    classes = classes_of(open_source(job, "data").classes(), listings[0].labels)
+    check_classes(job, classes)
+    entry, image = next(((e, i) for e, i in seen if e.label is not None), seen[0])
+    models = Models(job, classes, _device(job))
+    checks, more = _models(models, entry, image, sources[0].sides, tell)
+    parts = list(_parts(models, entry, image, tell))
+    codes = {warning.code for warning in warnings}
+    warnings += [warning for warning in _about_sources(job, sources) if not codes & SAME_AS.get(warning.code, set())]
+    warnings += more
+    notes = [*_about_machine(job), *why_not_resumed(job, run_place(job, Path.cwd()), found)]
+    return Validation(job, tuple(sources), tuple(checks), tuple(parts), tuple(warnings), tuple(notes))
+
+
+def _of_source(source: Any, role: str) -> list[RunWarning]:
+    """What a source says of its own listing; of a pool nothing about labels, which it need not have."""
+    found = source.warnings() if hasattr(source, "warnings") else ()
+    about_labels = getattr(datasets, "ABOUT_LABELS", ())
+    return [replace(one, role=role) for one in found if role != "pool" or one.code not in about_labels]
+
+
+def _device(job: Job) -> str:
+    return "cuda" if job.compute.gpus and torch.cuda.is_available() else "cpu"
+
+
+def _looked_at(listing: _Listing, source: Any) -> tuple[SourceCheck, list[tuple[Entry, Image]]]:
+    """Read and decode a few images. Raises DataError where none of the first ones can be used."""
+    images: list[tuple[Entry, Image]] = []
+    refused: dict[str, str] = {}
+    tried = 0
+    spread = list(dict.fromkeys([*listing.first[:1], *listing.spread]))
+    for batch in (spread, [entry for entry in listing.first if entry not in spread]):
+        if images:
+            break
+        tried += len(batch)
+        for entry, found in zip(batch, _decoded(source, batch), strict=True):
+            if isinstance(found, str):
+                refused[entry.display_name] = found
+            else:
+                images.append((entry, found))
+    reasons = Counter(refused.values())
+    if not images:
+        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+        example = next(iter(refused))
+        raise DataError(
+            f"none of {tried} images of the {listing.role} that were tried can be used: {told}; such as {example!r}"
+        )
+    sides = tuple(min(image.shape[:2]) for _, image in images)
+    labels = {name: count for name, count in listing.labels.items() if name is not None}
+    count = listing.count if listing.whole or listing.count < FIRST else None
+    checked = SourceCheck(listing.role, count, listing.labels[None], labels, tried, dict(reasons), sides)
+    return checked, images
+
+
+def _decoded(source: Any, entries: Sequence[Entry]) -> Iterator[Image | str]:
+    """Each entry's image, or the reason why it cannot be used."""
+    readable = [entry.uri for entry in entries if entry.reason is None]
+    contents = iter(source.read(readable))
+    for entry in entries:
+        data = next(contents) if entry.reason is None else None
+        try:
+            yield entry.reason or "unreadable" if data is None else decode(data).image
+        except BadItem as error:
+            yield error.reason
+
+
+def _models(
+    models: Models, entry: Entry, image: Image, sides: Sequence[int], tell: Tell
+) -> tuple[list[ModelCheck], list[RunWarning]]:
+    """Load every model and the embedder, one after another, and ask each about the image."""
+    checks, warnings = [], []
+    job = models.job
+    for model_id in [*job.models, *(["embedder"] if job.embedder else [])]:
+        plugin = job.models.get(model_id) or job.embedder
+        assert plugin is not None
+        ref = str(getattr(plugin.options, "ref", ""))
+        tell(f"loading {model_id} ({plugin.name}) and showing it an image")
+        began = time.monotonic()
+        loaded = models.classifier(model_id) if model_id in job.models else models.embedder
+        assert loaded is not None
+        with _named(f"{model_id} ({ref})", entry):
+            batch = to_tensor(image)[None].to(models.device)
+            entered, alone = _entered(loaded, batch), _probabilities(loaded, batch)
+            together = _probabilities(loaded, torch.cat([batch, batch]))
+        names = getattr(plugin.options, "class_names", None)
+        by_data = names == "data" or (names is None and isinstance(loaded, Embedder))
+        top = alone[0].topk(min(TOP, alone.shape[1]))
+        checks.append(
+            ModelCheck(
+                model_id=model_id,
+                loader=plugin.name,
+                ref=ref,
+                seconds=time.monotonic() - began,
+                outputs=loaded.class_names,
+                named_by_data=by_data,
+                image=entry.display_name,
+                label=entry.label,
+                entered=entered,
+                top=tuple(zip([loaded.class_names[i] for i in top.indices], top.values.tolist(), strict=True)),
+            )
+        )
+        small = small_images(model_id, loaded.preprocess.size, sides, python=plugin.name == "python")
+        warnings += [*loaded.warnings, *filter(None, [small, _unstable(model_id, alone, together)])]
+    return checks, warnings
+
+
+def _entered(model: Classifier, batch: Tensor) -> Input:
+    x = model.preprocess(batch).float()
+    return Input(x.shape[-2], x.shape[-1], x.mean().item(), x.min().item(), x.max().item())
+
+
+@torch.no_grad()
+def _probabilities(model: Classifier, batch: Tensor) -> Tensor:
+    """(b, classes). Raises ModelError for another shape, and for NaN or infinity."""
+    logits = model.logits(batch).cpu().double()
+    wanted = (len(batch), len(model.class_names))
+    if tuple(logits.shape) != wanted:
+        raise ModelError(f"returns shape {tuple(logits.shape)} for {len(batch)} images, expected {wanted}")
+    if not logits.isfinite().all():
+        raise ModelError("returns NaN or infinity")
+    return logits.softmax(-1)
+
+
+def _unstable(model_id: str, alone: Tensor, together: Tensor) -> RunWarning | None:
+    """A warning where one image gets other probabilities each time, or beside others."""
+    most = float((together - alone).abs().max())
+    if most <= SAME:
+        return None
+    message = (
+        f"{model_id}: one image, asked alone and twice in a batch, gets probabilities that differ by {most:.2g}; "
+        "the model draws random numbers, or mixes the images of a batch: make its forward pass deterministic"
+    )
+    return RunWarning("answers_differ", message, model_id, blocks_gate=False)
+
+
+def _parts(models: Models, entry: Entry, image: Image, tell: Tell) -> Iterator[PartCheck]:
+    """Load generator and captioner, and have them work on the image."""
+    job = models.job
+    for part, plugin, work in (
+        ("generator", job.generator, _through_generator),
+        ("captioner", job.captioner, _through_captioner),
+    ):
+        if plugin is None:
+            continue
+        ref = str(getattr(plugin.options, "ref", ""))
+        tell(f"loading the {part} ({plugin.name}) and showing it an image")
+        began = time.monotonic()
+        loaded = getattr(models, part)
+        with _named(f"{part} ({ref})", entry), torch.no_grad():
+            made = work(loaded, to_tensor(image)[None].to(models.device), entry.label or "thing")
+        yield PartCheck(part, plugin.name, ref, time.monotonic() - began, made)
+
+
+def _through_generator(generator: Any, batch: Tensor, name: str) -> str:
+    """One image encoded and decoded, and one step of its U-Net under a prompt."""
+    height, width = generator.image_size
+    x = torch.nn.functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)
+    z = generator.encode(x.to(generator.device))
+    back = generator.decode(z)
+    level = generator.levels()[0]
+    noise = generator.eps(z, level.t, generator.embed([f"a photograph of a {name}"]))
+    if not (back.isfinite().all() and noise.isfinite().all()):
+        raise ModelError("returns NaN or infinity")
+    far = float((back.clamp(0, 1).cpu() - x.cpu()).abs().mean())
+    return f"{width} x {height}, encoded and decoded with a mean difference of {far:.3f}, one step of the U-Net"
+
+
+def _through_captioner(captioner: Any, batch: Tensor, name: str) -> str:
+    return str(captioner(batch[0], f"a photograph of a {name}"))
+
+
+@contextmanager
+def _named(what: str, entry: Entry) -> Iterator[None]:
+    """Whatever a model raises, as a ModelError that names the model and the image."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{what}, shown the image {entry.display_name!r}: {error}") from error
+    except AuditError:
+        raise
+    except RAISED as error:
+        raise ModelError(
+            f"{what} fails on the image {entry.display_name!r}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _about_sources(job: Job, sources: Sequence[SourceCheck]) -> Iterator[RunWarning]:
+    for source in sources:
+        if source.refused:
+            told = ", ".join(f"{reason} ({count})" for reason, count in Counter(source.refused).most_common(3))
+            message = f"{source.role}: of {source.read} images that were tried, some cannot be used: {told}"
+            yield RunWarning(
+                "unusable_images", message, None, source.role, sum(source.refused.values()), blocks_gate=False
+            )
+        if source.role == "data" and not source.classes:
+            message = (
+                f"data: none of {source.images:,} images has a label, so no accuracy, no error and no class is known; "
+                f"see the options of the source {job.data.name!r} for where labels are read from"
+            )
+            yield RunWarning("no_labels", message, None, "data", source.images, blocks_gate=False)
+
+
+def _about_machine(job: Job) -> Iterator[str]:
+    there = torch.cuda.device_count()
+    if job.compute.gpus > there:
+        yield (
+            f"compute.gpus is {job.compute.gpus} and this machine has {there}: the job runs on a cluster that has "
+            "them, or here with gpus: 0"
+        )
