@@ -99,6 +99,11 @@ class Compute(Frozen):
         description="items optimised side by side in one call; auto: as many as memory takes, at most 8; what only "
         "looks at images takes 64, and fewer where memory is short",
     )
+    deterministic: bool = Field(
+        False,
+        description="results that do not depend on batch size, number of workers or threads: one item at a time, by "
+        "deterministic algorithms on one thread; searches take up to twice as long. On a GPU, see docs/architecture.md",
+    )
     retries: int = Field(3, ge=0, description="attempts for a unit after its first")
     deadline_minutes: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto",

@@ -133,7 +133,7 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Make one explanation again on this machine, and compare it with the run's. Exits with 1 where it is another."""
-    from pipelines.reproduce import SHOWN, reproduce, write_images
+    from pipelines.reproduce import reproduce, write_images
 
     with exit_codes():
         if images is not None and images.exists():
@@ -145,8 +145,7 @@ def reproduce(
         if as_json:
             print_json(made.as_dict())
         else:
-            rows = [(key, made.stored[key], made.now.get(key)) for key in SHOWN]
-            told = [{"": key, "stored": cell(a), "now": cell(b)} for key, a, b in rows if (a, b) != (None, None)]
+            told = [{"": key, "stored": cell(a), "now": cell(b)} for key, a, b in made.shown if (a, b) != (None, None)]
             out.print(_table(f"{explanation}: {made.outcome}", told))
         raise typer.Exit(1 if made.outcome == "different" else 0)
 
