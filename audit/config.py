@@ -88,7 +88,7 @@ class Plugin(Frozen):
 
 
 class Compute(Frozen):
-    """Where the work runs. Nothing in here changes a result."""
+    """Where the work runs. Nothing in here changes a result, but for rounding and what a search makes of it."""
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="actors; auto: one per GPU, else one per core"

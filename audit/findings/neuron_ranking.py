@@ -59,11 +59,10 @@ def stored_activations(run: Run, model_id: str, check: Check, layer: str | None)
     """The images with activations of a model's layer, by default the input of its last linear one, of which both the
     model's answer and the check's are stored; None where there are none. The scratch file lasts as long as the block.
     """
-    says = _predictions(run, model_id)
-    checks = says if check.of_real == model_id else _checks(run, check)
     which = "from arrays where name = ? and model_id = ? and values is not null and role in ('data', 'pool')"
     names = [stored_as(layer), model_id]
     keys = run.sql(f"select subject_id, role {which} order by role", names)
+    says, checks = (_predictions(run, model_id), _checks(run, check)) if len(keys) else ({}, {})
     kept: dict[str, str] = {}
     for key in zip(keys["subject_id"].to_pylist(), keys["role"].to_pylist(), strict=True):
         if key in says and key in checks:

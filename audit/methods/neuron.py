@@ -32,7 +32,7 @@ from audit.findings.neuron_ranking import Top, rankings, stored_activations, top
 from audit.methods import Context, Counts, Payload, check_generator, check_model, searchable_classes
 from audit.methods._search import SearchOptions, outcome, trace
 from audit.methods.adequacy import not_auditable
-from audit.neurons import Layer, Objective, check_unit, count_units, layer_of, stored_as, with_redirection
+from audit.neurons import Layer, Objective, check_unit, count_units, layer_of, with_redirection
 from audit.pictures import Pictures
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_uint8
@@ -150,9 +150,6 @@ def _neurons(options: Options, context: Context, classes: list[str]) -> list[tup
     model = context.models.classifier(options.model)
     layer = layer_of(model, options.layer)
     listed = [] if options.neurons == "auto" else [*options.neurons]
-    count = "select count(*) as n from arrays where name = ? and model_id = ? and values is not null"
-    if not context.run.rows(count, [stored_as(options.layer), options.model])[0]["n"]:
-        return [(name, {"neuron": neuron, "facts": {}}) for name in classes for neuron in listed]
     check = check_of(context.models, options.check, options.prompt)
     with stored_activations(context.run, options.model, check, options.layer) as stored:
         if stored is None:
@@ -167,8 +164,7 @@ def _neurons(options: Options, context: Context, classes: list[str]) -> list[tup
     for name, neuron in chosen:
         facts = _ranked(ranked[name], neuron) if name in ranked and neuron in highest else {}
         facts |= _top(highest[neuron], name) if neuron in highest else {}
-        rank = {} if listed else {"rank": facts["rank"]}
-        units.append((name, {"neuron": neuron, **rank, "facts": facts}))
+        units.append((name, {"neuron": neuron, "facts": facts} | ({} if listed else {"rank": facts["rank"]})))
     return units
 
 

@@ -340,6 +340,8 @@ class _Work:
         decides |= {"null_text": None if null is None else [null.iterations, null.step_size]}
         decides |= {"refinements": self.numbers.refinements, "generator": self.models.generator_digest}
         decides |= {"steps": len(self.generator.levels()), "guidance_scale": self.generator.guidance_scale}
+        if torch.are_deterministic_algorithms_enabled():  # what other runs made in batches differs by rounding
+            decides |= {"deterministic": True}
         return digest(decides)
 
     def _search(self, asked: list[tuple[Subject, str]], original: Original) -> None:
