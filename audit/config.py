@@ -159,7 +159,7 @@ class Model(Plugin):
 
 
 class Compute(Frozen):
-    """Where the work runs. Nothing in here changes a result."""
+    """Where the work runs. Nothing in here changes a result, but for rounding and what a search makes of it."""
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="actors; auto: one per GPU, else one per core"
@@ -169,6 +169,11 @@ class Compute(Frozen):
         "auto",
         description="items optimised side by side in one call; auto: as many as memory takes, at most 8; what only "
         "looks at images takes 64, and fewer where memory is short",
+    )
+    deterministic: bool = Field(
+        False,
+        description="results that do not depend on batch size, number of workers or threads: one item at a time, by "
+        "deterministic algorithms on one thread; searches take up to twice as long. On a GPU, see docs/architecture.md",
     )
     retries: int = Field(3, ge=0, description="attempts for a unit after its first")
     deadline_minutes: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(

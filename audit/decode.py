@@ -173,7 +173,8 @@ def _decode(opened: Image.Image, limits: Limits) -> Decoded:
         return Decoded(_rgb(opened, notes), ",".join(notes))
     if orientation in _TURNED:
         notes.append("exif_rotated")
-    return Decoded(_rgb(ImageOps.exif_transpose(opened), notes), ",".join(notes) or None)
+        opened = ImageOps.exif_transpose(opened)
+    return Decoded(_rgb(opened, notes), ",".join(notes) or None)
 
 
 def _orientation(opened: Image.Image) -> int | None:
@@ -193,7 +194,7 @@ def _rgb(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:
         notes.append("alpha_over_white")
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _wide(image: Image.Image, notes: list[str]) -> NDArray[np.uint8]:

@@ -2,7 +2,8 @@
 
 One DDIM step, the decoder and the classifiers of a stage run once at batch 1, and what autograd keeps of them is
 counted in bytes, for each checkpoint policy. Of the batch sizes and policies with which all that fits into `SHARE` of
-the free memory, the fastest is taken. Neither changes a result beyond rounding, so they are no part of any id.
+the free memory, the fastest is taken. Neither is part of any id: the policy changes no result, the batch size changes
+what is rounded.
 """
 
 from __future__ import annotations

@@ -74,14 +74,15 @@ def _no_module(name: str, modules: Mapping[str, nn.Module]) -> str:
     return f"unknown layer {name!r}. Near names: {', '.join(near)}"
 
 
-def activations(classifier: Classifier, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor]:
+def activations(classifier: Classifier, layer: Layer, x: Tensor, *, prepared: bool = False) -> tuple[Tensor, Tensor]:
     """Activations (b, units) and logits (b, classes) of RGB (b, 3, h, w) in [0, 1], in one forward pass, float32.
 
-    Both are differentiable in x. A map (b, c, h, w) becomes (b, c) by the mean over its places, a token sequence
-    (b, n, c) by the mean over its tokens. Raises ModelError where the layer does not run once, or has other shapes.
+    `prepared`: x is what the classifier's preprocessing gives. Both are differentiable in x. A map (b, c, h, w) becomes
+    (b, c) by the mean over its places, a token sequence (b, n, c) by the mean over its tokens. Raises ModelError where
+    the layer does not run once, or has other shapes.
     """
     with _watched(layer) as seen:
-        logits = classifier.logits(x)
+        logits = classifier.forward(x).float() if prepared else classifier.logits(x)
     if len(seen) != 1:
         raise ModelError(f"the layer {layer.name!r} runs {len(seen)} times in a forward pass, expected once")
     return seen[0].float(), logits

@@ -84,9 +84,10 @@ def naming_half(item_ids: Names) -> NDArray[np.bool_]:
     return np.array([int(item_id[:8], 16) % 2 == 0 for item_id in item_ids], np.bool_)
 
 
-def matrix(column: pa.ChunkedArray) -> Floats:
+def matrix(column: pa.ChunkedArray | pa.Array) -> Floats:
     """A column of lists of one length to (n, length)."""
-    values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values = lists.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values, np.float32).reshape(len(column), -1)
 
 

@@ -27,6 +27,13 @@ class Ranking:
     trigger_auc: d.Floats | None
     order: d.Ints
 
+    @classmethod
+    def of(cls, mean: d.Floats, weights: d.Floats, auc: d.Floats | None) -> Ranking:
+        """From the mean activations, the weights to the class and the AUCs of all units, as `rank` says."""
+        importance = weights * mean
+        score = importance if auc is None else importance * np.maximum(0, 2 * auc - 1)
+        return cls(mean, importance, auc, np.argsort(-score, kind="stable"))
+
 
 def rank(activations: d.Floats, weights: d.Floats, labelled: d.Bools, says: d.Bools, sees: d.Bools) -> Ranking:
     """Rank units by importance times how well they tell the images that trigger the model without the object.
@@ -39,10 +46,7 @@ def rank(activations: d.Floats, weights: d.Floats, labelled: d.Bools, says: d.Bo
     and the others. With fewer than `FEWEST` images on a side, the score is the importance alone.
     """
     mean = activations[labelled].mean(0) if labelled.any() else np.zeros(activations.shape[1])
-    importance = weights * mean
-    auc = d.auc(activations[says & ~sees], activations[~says & ~sees], FEWEST)
-    score = importance if auc is None else importance * np.maximum(0, 2 * auc - 1)
-    return Ranking(mean, importance, auc, np.argsort(-score, kind="stable"))
+    return Ranking.of(mean, weights, d.auc(activations[says & ~sees], activations[~says & ~sees], FEWEST))
 
 
 def top(activations: NDArray[Any], count: int) -> d.Ints:

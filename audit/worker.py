@@ -21,6 +21,7 @@ from audit.locations import Location
 from audit.memory import is_out_of_memory, settled
 from audit.methods import Context, Unit, stage_names, stages
 from audit.models import Models
+from audit.models.determinism import Conditions, exact
 from audit.results.schema import Rows
 from audit.results.store import Store
 
@@ -58,9 +59,12 @@ class Worker:
         classes: Classes,
         batch_size: int | Literal["auto"],
         sharing: int = 1,
+        threads: int | None = None,
     ) -> None:
-        """`sharing`: how many workers share a GPU or, without GPUs, the machine's memory."""
-        self.job, self.root, self.batch_size, self.sharing = job, root, batch_size, sharing
+        """`sharing`: how many workers share a GPU or, without GPUs, the machine's memory. `threads`: of torch, by
+        default as many as the process has. A job that is to be deterministic takes batches of one on one thread."""
+        self.job, self.root, self.sharing, self.threads = job, root, sharing, threads
+        self.batch_size = 1 if job.compute.deterministic else batch_size
         self.store = Store(root)
         self.models = Models(job, classes)
         self.stages = dict(zip(stage_names(job), stages(job), strict=True))
@@ -94,6 +98,7 @@ class Worker:
                     "items": unit.items,
                     "seconds": seconds,
                     "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                    **self.conditions(unit.stage).as_dict(),
                 }
             ]
             if not self.store.commit(unit.unit_id, unit.stage, rows, items=unit.items, failed=failed):
@@ -114,9 +119,18 @@ class Worker:
             error = {"error": traceback.format_exc(limit=-4), "excuse": "device" if lost else None}
         return Summary(unit.unit_id, unit.stage, 0, time.monotonic() - began, **error)
 
+    def conditions(self, stage: str) -> Conditions:
+        """How units of a stage are computed, of which one has run."""
+        with exact(self.job.compute.deterministic, self.threads):
+            return Conditions.now(self._settled[stage][1], self.models.device)
+
     def rows(self, unit: Unit) -> Rows:
         """What the stage makes of a unit, which is not committed here. Where the device's memory is too small, half as
-        many items at a time are tried, which changes no result; the smaller batch stays."""
+        many items at a time are tried, which changes results by rounding alone; the smaller batch stays."""
+        with exact(self.job.compute.deterministic, self.threads):
+            return self._rows(unit)
+
+    def _rows(self, unit: Unit) -> Rows:
         plugin = self.stages[unit.stage]
         if unit.stage not in self._settled:
             self._settled[unit.stage] = settled(plugin.options, self.models, self.batch_size, self.sharing)

@@ -142,7 +142,7 @@ def reproduce(
     """Make one explanation again on this machine, and compare it with the run's. Exits with 1 where it is another."""
     from audit.results.sql import Run
     from audit.review.findings import explanation_id
-    from pipelines.reproduce import SHOWN, reproduce, write_images
+    from pipelines.reproduce import reproduce, write_images
 
     with exit_codes():
         if images is not None and images.exists():
@@ -155,8 +155,7 @@ def reproduce(
         if as_json:
             print_json(made.as_dict())
         else:
-            rows = [(key, made.stored[key], made.now.get(key)) for key in SHOWN]
-            told = [{"": key, "stored": cell(a), "now": cell(b)} for key, a, b in rows if (a, b) != (None, None)]
+            told = [{"": key, "stored": cell(a), "now": cell(b)} for key, a, b in made.shown if (a, b) != (None, None)]
             out.print(_table(f"{explanation}: {made.outcome}", told))
         raise typer.Exit(1 if made.outcome == "different" else 0)
 

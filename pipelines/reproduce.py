@@ -35,11 +35,15 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Reproduced:
-    """An explanation as the run holds it and as it was made now; `images`: PNG bytes of those made now, by id."""
+    """An explanation as the run holds it and as it was made now; `images`: PNG bytes of those made now, by id.
+
+    `conditions`: under which it was made then and now, where a run says so; under equal ones, equal bytes are expected.
+    """
 
     stored: Row
     now: Row
     images: dict[str, bytes]
+    conditions: tuple[Row, Row] = ({}, {})
 
     @property
     def outcome(self) -> Literal["equal", "equal up to rounding", "different"]:
@@ -51,14 +55,21 @@ class Reproduced:
         near = all((a is None) == (b is None) and abs((a or 0) - (b or 0)) <= TOLERANCE for a, b in scores)
         return "equal up to rounding" if near and self.stored["flipped"] == self.now.get("flipped") else "different"
 
+    @property
+    def shown(self) -> list[tuple[str, Any, Any]]:
+        """What is shown of it: a name, the stored value and the one of now."""
+        then, now = self.conditions
+        return [(key, self.stored[key], self.now.get(key)) for key in SHOWN] + [(k, then[k], now[k]) for k in then]
+
     def as_dict(self) -> Row:
         """Plain values for JSON."""
-        told = {key: {"stored": self.stored[key], "now": self.now.get(key)} for key in SHOWN}
+        told = {key: {"stored": stored, "now": now} for key, stored, now in self.shown}
         return {"explanation_id": self.stored["explanation_id"], "outcome": self.outcome, **told}
 
 
 def reproduce(location: Location, explanation_id: str) -> Reproduced:
-    """Make an explanation again with the run's own job. The whole unit of work that it was part of is done.
+    """Make an explanation again with the run's own job. The whole unit of work that it was part of is done, in batches
+    and on threads as many as the run had, whatever the job says now.
 
     Raises ConfigError for an explanation that the run does not have, and where models have other weights now.
     """
@@ -72,9 +83,24 @@ def reproduce(location: Location, explanation_id: str) -> Reproduced:
     if changed:
         raise ConfigError("models are others now than when the run was made:\n" + "\n".join(f"  {x}" for x in changed))
     unit = _unit(run.store, stored, getattr(module_of(job, stored["stage"])[1], "ITEMS", None))
-    rows = Worker(job, location, data_classes(location), job.compute.batch_size).rows(unit)
+    then = _conditions(run, stored["unit_id"])
+    compute = {"deterministic": bool(then["deterministic"])} if then else {}
+    job = job.model_copy(update={"compute": job.compute.model_copy(update=compute)})
+    batch_size = then["batch_size"] if then else job.compute.batch_size
+    worker = Worker(job, location, data_classes(location), batch_size, threads=then.get("threads"))
+    rows = worker.rows(unit)
     now = next(row for row in rows["explanations"] if row["explanation_id"] == explanation_id)
-    return Reproduced(stored, now, {row["image_id"]: row["png"] for row in rows.get("images", [])})
+    images = {row["image_id"]: row["png"] for row in rows.get("images", [])}
+    return Reproduced(stored, now, images, (then, worker.conditions(unit.stage).as_dict()) if then else ({}, {}))
+
+
+def _conditions(run: Run, unit_id: str) -> Row:
+    """Under which a unit was computed; empty where the run does not say so, which is of an earlier version then."""
+    found = run.rows(
+        "select batch_size, device, threads, deterministic from units where unit_id = ? and batch_size is not null",
+        [unit_id],
+    )
+    return found[0] if found else {}
 
 
 def _unit(store: Store, stored: Row, items_key: str | None) -> Unit:

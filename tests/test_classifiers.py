@@ -205,8 +205,9 @@ def test_images_of_any_sizes_are_predicted_in_their_order() -> None:
 
     class Dim:
         class_names = ("dark", "light")
+        preprocess = Preprocess((8, 8))
 
-        def logits(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             mean = x.mean((1, 2, 3))
             return torch.stack([1 - mean, mean], 1) * 10
 

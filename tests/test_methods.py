@@ -33,11 +33,17 @@ class Known:
     def logits(self, x: Tensor) -> Tensor:
         return x.mean((-1, -2))[:, self.order] * 10
 
+    def preprocess(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(x)
+
 
 # Presets are in no unit's id, versions are: whoever changes a preset raises VERSION, and writes both here.
 @pytest.mark.parametrize(
     ("method", "version", "presets"),
-    [(disagreement, 3, "8e206ec258ef"), (neuron, 2, "13f3e3abbd28"), (uvce, 1, "3f47ff088128")],
+    [(disagreement, 3, "8e206ec258ef"), (neuron, 3, "13f3e3abbd28"), (uvce, 1, "3f47ff088128")],
 )
 def test_a_changed_preset_is_a_new_version(method: Any, version: int, presets: str) -> None:
     assert (method.VERSION, digest(sorted((name, repr(one)) for name, one in method.PRESETS.items()))[:12]) == (
@@ -112,7 +118,9 @@ def test_numbers_that_are_not_finite_become_rows_with_a_reason(tmp_path: Path) -
         def logits(self, x: Tensor) -> Tensor:
             return super().logits(x) / x.amax((1, 2, 3))[:, None]
 
-    embedder = SimpleNamespace(embed_images=lambda x: x.mean((2, 3)) / x.amax((1, 2, 3))[:, None])
+    embedder = SimpleNamespace(
+        embed_images=lambda x: x.mean((2, 3)) / x.amax((1, 2, 3))[:, None], embed_preprocessed=None
+    )
     white, black = np.full((4, 4, 3), 255, np.uint8), np.zeros((4, 4, 3), np.uint8)
     rows = rows_for(context({"f": Breaks()}, embedder).models, [white, black], ["w", "b"], "data", ["crab", None])
     assert [(row["status"], row.get("reason")) for row in rows["predictions"]] == [

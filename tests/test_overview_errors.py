@@ -21,7 +21,7 @@ from audit.exporters.html import page
 from audit.results import queries
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.results.warnings import RunWarning, rows_of
+from audit.results.warnings import RunWarning, warning_rows
 from tests.report_server import CHROMIUM, served
 
 HOSTILE = "<script>document.title='hacked'</script>"
@@ -64,7 +64,7 @@ def screened(folder: Path, stages: tuple[str, ...] = ("screen",), errors: int = 
     record = {"job": parse_job(raw, folder).numbers(), "compute": {}, "digests": {}}
     store.create("job.json", json.dumps(record).encode())
     store.commit("run", "run", {"runs": [{"name": "made", "created_at": datetime(2026, 1, 2, tzinfo=UTC)}]})
-    rows = {"items": items, "predictions": predictions, "warnings": rows_of(WARNINGS)}
+    rows = {"items": items, "predictions": predictions, "warnings": warning_rows(WARNINGS)}
     store.commit("u", "1-screen", rows)
     return Run(folder / "run")
 

@@ -53,7 +53,7 @@ compute: {{workers: {workers}, batch_size: {batch}}}
 """
 
 # What two runs do not share: times, places, memory.
-VOLATILE = {"units": {"seconds", "worker", "peak_memory"}, "explanations": {"seconds"}}
+VOLATILE = {"units": {"seconds", "worker", "peak_memory", "batch_size", "threads"}, "explanations": {"seconds"}}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from audit.config import Job, parse_job
 from audit.errors import ConfigError
 from audit.models import digests
 from audit.results.store import Store
-from audit.results.warnings import RunWarning, rows_of
+from audit.results.warnings import RunWarning, warning_rows
 from pipelines import plan
 from pipelines.cli import app
 from pipelines.plan import may_start_again, open_or_create, start_again, why_not_resumed
@@ -96,7 +96,7 @@ def test_status_shows_warnings(tmp_path: Path) -> None:
         RunWarning("odd_order", "v: [red] order of classes", "v"),
         RunWarning("small", "tiny", blocks_gate=False),
     ]
-    run.store.commit("w", "1-screen", {"warnings": rows_of(warnings)})
+    run.store.commit("w", "1-screen", {"warnings": warning_rows(warnings)})
     done = CliRunner().invoke(app, ["status", str(run.location)])
     assert "warning, a gate will not pass: v: [red] order of classes (odd_order)" in done.stderr
     assert "warning: tiny (small)" in done.stderr

@@ -29,6 +29,7 @@ from audit.generators import diffusers
 from audit.methods import Context, check_order, disagreement, neuron, uvce
 from audit.methods.uvce import Options
 from audit.models import Models
+from audit.models.determinism import exact
 from audit.predictions import to_tensor
 from audit.results.sql import Run
 from audit.subjects import Subject
@@ -328,6 +329,9 @@ def test_inversions_are_shared_by_all_that_they_do_not_depend_on_and_by_nothing_
     same = [{"steps": 3, "weight_pixel": 1.0}, {"injection": [0.9], "mask": "none"}, {"model": "shortcut"}]
     assert {work(bench, **options)._artefact_key(subject) for options in same} == {key}
     assert work(bench)._artefact_key(replace(subject, source="car", targets=["car"])) == key
+    with exact(True):
+        alone = work(bench)._artefact_key(subject)
+    assert alone != key  # a deterministic run takes none that was made in a batch
     others = [{"refinements": 7}, {"null_text_steps": 3}, {"null_text_step_size": 0.5}, {"inversion": "ddim"}]
     others += [{"generator": {"guidance_scale": 2.0}}, {"generator": {"steps": 3}}, {"generator": {"dtype": "bf16"}}]
     keys = [work(bench, **options)._artefact_key(subject) for options in others]

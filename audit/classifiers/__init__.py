@@ -60,12 +60,14 @@ class Embedder(Classifier):
     """A zero-shot classifier whose two towers are of use by themselves; outputs have norm 1.
 
     Embeddings of texts are on the CPU, those of images where the images were. `scale`: what its logits multiply the
-    cosine of an image and a text by.
+    cosine of an image and a text by. `embed_preprocessed`: `embed_images` without the preprocessing, where it can be
+    had apart.
     """
 
     embed_images: Forward
     embed_texts: Callable[[Sequence[str]], Tensor]
     scale: float
+    embed_preprocessed: Forward | None = field(default=None, kw_only=True)
 
 
 def names_for(

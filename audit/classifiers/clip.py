@@ -50,20 +50,24 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Embedder:
                 network.get_text_features(input_ids=tokens.input_ids.to(network.device)).pooler_output, dim=-1
             ).cpu()
 
+    def embed_preprocessed(x: Tensor) -> Tensor:
+        return F.normalize(network.get_image_features(pixel_values=x).pooler_output, dim=-1)
+
     def embed_images(x: Tensor) -> Tensor:
-        return F.normalize(network.get_image_features(pixel_values=preprocess(x)).pooler_output, dim=-1)
+        return embed_preprocessed(preprocess(x))
 
     prompts = embed_texts([options.template.format(name) for name in names]) if names else torch.empty(0)
 
     def forward(x: Tensor) -> Tensor:
-        features = F.normalize(network.get_image_features(pixel_values=x).pooler_output, dim=-1)
-        return network.logit_scale.exp() * features @ prompts.T.to(x.device)
+        return network.logit_scale.exp() * embed_preprocessed(x) @ prompts.T.to(x.device)
 
     if names:
         with torch.no_grad():
             check_network(forward(preprocess(torch.full((1, 3, *preprocess.size), 0.5))), len(names))
     scale = float(network.logit_scale.exp())
-    return Embedder(names, preprocess, forward, network, embed_images, embed_texts, scale)
+    return Embedder(
+        *(names, preprocess, forward, network, embed_images, embed_texts, scale), embed_preprocessed=embed_preprocessed
+    )
 
 
 def digest(options: Options) -> str:

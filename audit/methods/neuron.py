@@ -28,6 +28,7 @@ from audit.config import Job, Names, Template, digest
 from audit.diffusion.noise import latent
 from audit.diffusion.optimise import Result, Settings, optimise, start_from_prompt
 from audit.errors import ConfigError
+from audit.findings.neuron_ranking import Top, rankings, stored_activations, tops
 from audit.methods import Context, Counts, Payload, check_generator, check_model, searchable_classes
 from audit.methods._search import SearchOptions, outcome, trace
 from audit.methods.adequacy import not_auditable
@@ -36,10 +37,10 @@ from audit.pictures import Pictures
 from audit.pixel_space import ascend
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
-from audit.screened import Screened, originals, screened
+from audit.screened import originals
 
 NEEDS, READS = ("adequacy",), ("screen",)
-VERSION = 2
+VERSION = 3
 
 PRESETS = {
     # DiG-IN Table E.1, for Stable Diffusion at 512 x 512.
@@ -128,19 +129,42 @@ def check(options: Options, job: Job) -> None:
 
 
 def plan(options: Options, context: Context) -> list[Payload]:
-    """One unit for a class and neuron or, with 'auto', for a class and place among its suspects."""
+    """One unit for a class and neuron or, with 'auto', for a class and place among its suspects.
+
+    `facts` of a unit: what stored activations of real images say of its neuron. They are read once, for all units.
+    """
     refused = not_auditable(context)
     drawable = [name for name in context.models.data_classes if name not in refused]
-    which: list[Payload] = [{"rank": place + 1} for place in range(options.top)]
-    if options.neurons != "auto":
-        which = [{"neuron": neuron} for neuron in options.neurons]
+    classes = searchable_classes(options.classes, context.models, [options.model])
+    classes = [name for name in classes if name not in refused]
     units = []
-    for name in searchable_classes(options.classes, context.models, [options.model]):
-        if name in refused:
-            continue
+    for name, one in _neurons(options, context, classes):
         others = [other for other in drawable if other != name]
         seeds = [[seed, others[seed % len(others)]] for seed in range(options.seeds)] if others else []
-        units += [{"class": name, **one, "seeds": seeds} for one in which]
+        units.append({"class": name, **one, "seeds": seeds})
+    return units
+
+
+def _neurons(options: Options, context: Context, classes: list[str]) -> list[tuple[str, Payload]]:
+    """Class and neuron of each unit, with the facts on it. None for 'auto' where no activations are stored."""
+    model = context.models.classifier(options.model)
+    layer = layer_of(model, options.layer)
+    listed = [] if options.neurons == "auto" else [*options.neurons]
+    check = check_of(context.models, options.check, options.prompt)
+    with stored_activations(context.run, options.model, check, options.layer) as stored:
+        if stored is None:
+            return [(name, {"neuron": neuron, "facts": {}}) for name in classes for neuron in listed]
+        weights = {}
+        if layer.weight is not None:
+            weights = {name: layer.weight[model.index_of(name)].double().cpu().numpy() for name in classes}
+        ranked = rankings(stored, weights)
+        chosen = [(name, neuron) for name in classes for neuron in listed or ranked[name].order[: options.top].tolist()]
+        highest = tops(stored, [neuron for _, neuron in chosen], options.top_images)
+    units = []
+    for name, neuron in chosen:
+        facts = _ranked(ranked[name], neuron) if name in ranked and neuron in highest else {}
+        facts |= _top(highest[neuron], name) if neuron in highest else {}
+        units.append((name, {"neuron": neuron, "facts": facts} | ({} if listed else {"rank": facts["rank"]})))
     return units
 
 
@@ -152,8 +176,6 @@ def expected(options: Options, counts: Counts) -> int:
 def run(options: Options, payload: Payload, context: Context) -> Rows:
     """Rows: one of neurons; explanations with traces, images, predictions and embeddings of starts and results."""
     subject, facts = _subject(options, payload, context)
-    if subject is None:
-        return {}
     searches = [
         _Search(arm, seed, subject.class_name)
         for arm in ("maximise", "minimise")
@@ -207,27 +229,17 @@ class _Search:
         return f"{job_seed}/neuron/{class_name}/{'others' if self.arm == 'others' else 'class'}/{self.seed}"
 
 
-def _subject(options: Options, payload: Payload, context: Context) -> tuple[_Subject | None, dict[str, Any]]:
-    """A unit's neuron, and its row of `neurons` before any search. None where the class has fewer suspects."""
-    name, model = payload["class"], context.models.classifier(options.model)
+def _subject(options: Options, payload: Payload, context: Context) -> tuple[_Subject, dict[str, Any]]:
+    """A unit's neuron, and its row of `neurons` before any search."""
+    name, neuron, model = payload["class"], payload["neuron"], context.models.classifier(options.model)
     check = check_of(context.models, options.check, options.prompt)
-    layer, index = layer_of(model, options.layer), model.index_of(name)
-    facts: dict[str, Any] = {"stage": context.stage, "model_id": options.model, "layer": layer.name}
-    facts |= {"class_name": name, "check_id": check.check_id}
-    neuron = payload.get("neuron")
-    found = screened(context.run, options.model, check.of_real, options.layer)
-    weights = None if layer.weight is None else layer.weight[index].double().cpu().numpy()
-    ranking = None if found is None or weights is None else found.ranking(weights, name)
-    if neuron is None and ranking is not None and payload["rank"] <= len(ranking.order):
-        neuron = int(ranking.order[payload["rank"] - 1])
-    if neuron is None:
-        return None, {}
+    layer = layer_of(model, options.layer)
     check_unit(layer, neuron, count_units(model, layer))
-    facts |= {"weight": float(weights[neuron])} if weights is not None else {}
-    facts |= _ranked(ranking, neuron) if ranking is not None else {}
-    facts |= _top(found, neuron, name, options) if found is not None else {}
+    facts: dict[str, Any] = {"stage": context.stage, "model_id": options.model, "layer": layer.name}
+    facts |= {"class_name": name, "check_id": check.check_id, "neuron": neuron, **payload["facts"]}
+    facts |= {} if layer.weight is None else {"weight": float(layer.weight[model.index_of(name), neuron])}
     of = [context.stage, options.model, layer.name, name, neuron]
-    facts |= {"neuron_id": digest(of)[:16], "neuron": neuron}
+    facts |= {"neuron_id": digest(of)[:16]}
     return _Subject(model, with_redirection(model, layer), neuron, name, check, Pictures(), options, context), facts
 
 
@@ -241,13 +253,12 @@ def _ranked(ranking: suspects.Ranking, neuron: int) -> dict[str, Any]:
     }
 
 
-def _top(found: Screened, neuron: int, class_name: str, options: Options) -> dict[str, Any]:
-    chosen = suspects.top(found.activations[:, neuron], options.top_images)
-    seen = found.checks[chosen] == class_name
+def _top(highest: Top, class_name: str) -> dict[str, Any]:
+    seen = highest.checks == class_name
     return {
         "suspicion": 1 - float(seen.mean()),
-        "top_items": found.ids[chosen].tolist(),
-        "top_activations": found.activations[chosen, neuron].tolist(),
+        "top_items": highest.ids.tolist(),
+        "top_activations": highest.activations.tolist(),
         "top_seen": seen.tolist(),
     }
 

@@ -6,15 +6,17 @@ import hashlib
 from collections.abc import Iterator
 from typing import Annotated
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
 from audit.config import Frozen, Job
 from audit.decode import decode
 from audit.methods import Context, Counts, Payload, check_model, chunks
 from audit.models.doubts import warnings_of_models
-from audit.predictions import rows_for
+from audit.predictions import look, rows_of
 from audit.results.schema import Rows
-from audit.results.warnings import rows_of
+from audit.results.warnings import warning_rows
 
 ONCE, ITEMS = True, "items"
 VERSION = 3
@@ -78,19 +80,23 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     """
     role, items = payload["role"], payload["items"]
     contents = context.models.source(role).read([uri for uri, _, _ in items])
-    images, ids, labels, gone = [], [], [], []
-    for (_, item_id, label), data in zip(items, contents, strict=True):
-        if data is None or hashlib.sha256(data).hexdigest() != item_id:
-            gone.append((item_id, label))
-            continue
-        images.append(decode(data).image)
-        ids.append(item_id)
-        labels.append(label)
-    read = [(stored.model, stored.layer) for stored in options.activations]
-    rows = rows_for(context.models, images, ids, role, labels, read)
+    seen: list[tuple[str, str | None]] = []
+    gone: list[tuple[str, str | None]] = []
+
+    def images() -> Iterator[NDArray[np.uint8]]:
+        """One image after the other, so that no more than one is held."""
+        for (_, item_id, label), data in zip(items, contents, strict=True):
+            if data is None or hashlib.sha256(data).hexdigest() != item_id:
+                gone.append((item_id, label))
+                continue
+            seen.append((item_id, label))
+            yield decode(data).image
+
+    looks = look(context.models, images(), [(stored.model, stored.layer) for stored in options.activations])
+    rows = rows_of(context.models, looks, [item_id for item_id, _ in seen], role, [label for _, label in seen])
     rows["predictions"] += _failed(role, gone, "changed_since_inventory", context)
     if payload.get("doubts"):
-        rows["warnings"] = rows_of(warnings_of_models(context.models))
+        rows["warnings"] = warning_rows(warnings_of_models(context.models))
     return rows
 
 

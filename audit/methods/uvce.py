@@ -333,12 +333,13 @@ class _Work:
         return Inversion(stacked["latent"].to(device), stacked["null"].to(device), losses)
 
     def _artefact_key(self, subject: Subject) -> str:
-        """Everything that decides an inversion."""
+        """Everything that decides an inversion, and whether rounding was that of batches."""
         null = self.numbers.null_text
         decides = {"version": VERSION, "item": subject.item_id, "prompt": subject.prompt}
         decides |= {"null_text": None if null is None else [null.iterations, null.step_size]}
         decides |= {"refinements": self.numbers.refinements, "generator": self.models.generator_digest}
         decides |= {"steps": len(self.generator.levels()), "guidance_scale": self.generator.guidance_scale}
+        decides |= {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
         return digest(decides)
 
     def _search(self, asked: list[tuple[Subject, str]], original: Original) -> None:

@@ -45,6 +45,14 @@ TABLES: dict[str, pa.Schema] = {
             "seconds": (_F, "wall-clock seconds"),
             "peak_memory": (_I, "peak resident memory of the worker in bytes"),
             "error": (_S, "why it was quarantined"),
+            "batch_size": (
+                _I,
+                "items that the stage draws or optimises side by side; what only looks at images takes up to 64, and "
+                "one where deterministic",
+            ),
+            "device": (_S, "device of the models: its kind, and in brackets which one, or what the CPU can do"),
+            "threads": (_I, "threads of torch on the CPU"),
+            "deterministic": (_B, "deterministic algorithms, one item at a time, one thread"),
         },
     ),
     "warnings": _table(

@@ -203,9 +203,9 @@ class Run:
         except duckdb.Error as error:
             raise StoreError(f"the query failed: {error}") from error
 
-    def batches(self, query: str, rows: int = 50_000) -> Iterator[pa.RecordBatch]:
+    def batches(self, query: str, rows: int = 50_000, parameters: list[Any] | None = None) -> Iterator[pa.RecordBatch]:
         """The result of a query part by part, for one that does not fit into memory."""
-        yield from self._cursor().sql(query).to_arrow_reader(rows)
+        yield from self._cursor().sql(query, params=parameters or None).to_arrow_reader(rows)
 
     def write(self, query: str, path: Path) -> None:
         """The result of a query as a file, '.parquet' or '.csv' by its name, however large."""

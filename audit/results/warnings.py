@@ -28,6 +28,6 @@ class RunWarning:
         return asdict(self)
 
 
-def rows_of(warnings: Iterable[RunWarning]) -> list[dict[str, Any]]:
+def warning_rows(warnings: Iterable[RunWarning]) -> list[dict[str, Any]]:
     """Rows of the table `warnings`."""
     return [warning.as_dict() for warning in warnings]

@@ -30,7 +30,7 @@ from audit.results.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 VOLATILE = {
-    "units": {"seconds", "worker", "peak_memory", "attempt"},
+    "units": {"seconds", "worker", "peak_memory", "attempt", "batch_size", "threads"},
     "runs": {"created_at", "hardware", "versions"},
     "explanations": {"seconds", "unit_id"},
 }
