@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -103,14 +103,12 @@ def look(source: Source, role: str) -> Seen:
         why = reasons[0] if reasons else "none can be opened"
         example = first[0].display_name if first else source.path
         raise DataError(f"{role}: none of the first {len(first)} images can be read, such as {example!r}: {why}")
-    return Seen(count, classes_of(opened.classes(), labels), tuple(sizes), count < LISTED)
-
-
-def classes_of(declared: Sequence[str], labels: Iterable[str | None]) -> tuple[str, ...]:
-    """The classes of a data set: those that it declares, in its order, then its other labels, numbers by value."""
-    others = {label for label in labels if label is not None} - set(declared)
-    numbers = all(name.lstrip("-").isdecimal() for name in others)
-    return (*declared, *(sorted(others, key=int) if numbers else sorted(others)))
+    return Seen(
+        count,
+        classes_of((label for label in labels if label is not None), opened.classes()).outputs,
+        tuple(sizes),
+        count < LISTED,
+    )
 
 
 def _plugin_of(name: str, text: str, role: str) -> str:

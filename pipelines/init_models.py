@@ -76,11 +76,11 @@ def clip_of(text: str) -> Model:
 
 def generator_of(text: str) -> Model:
     """A pipeline of diffusers. Raises ConfigError and ModelError."""
-    from audit.generators._pipeline import check_folder
+    from audit.generators._pipeline import check_index
 
     path = Path(text).expanduser()
     if text.startswith("zoo:") or path.is_dir():
-        check_folder(text, local_folder(text if text.startswith("zoo:") else str(path)))
+        check_index(text, local_folder(text if text.startswith("zoo:") else str(path)))
         return Model("diffusers", (("ref", text if text.startswith("zoo:") else str(path.resolve())),))
     if path.exists():
         raise ConfigError(

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit import datasets
 from audit.classifiers import Classifier, Embedder
 from audit.config import Job, load_job
-from audit.datasets import Entry
+from audit.datasets import Entry, warnings_of
 from audit.decode import decode
 from audit.errors import AuditError, BadItem, DataError, ModelError
+from audit.labels.matching import classes_of
 from audit.methods import check_classes, check_order, stage_names
 from audit.models import Models, digests, open_source
-from audit.models.small_images import small_images
+from audit.models.doubts import warnings_of_models
 from audit.predictions import TOP, to_tensor
 from audit.reference import LOAD_ERRORS
 from audit.results.warnings import RunWarning
-from pipelines.init_data import classes_of
 from pipelines.plan import run_place, why_not_resumed
 
 FIRST = 200  # images at the beginning of a listing that are tried before a data set counts as unreadable
@@ -169,12 +168,13 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
         listing = _Listing(role, whole=role == "data")
         listing.walk(source.entries())
         listings.append(listing)
-        warnings += _of_source(source, role)
+        warnings += warnings_of(source, role)
         checked, images = _looked_at(listing, source)
         sources.append(checked)
         seen += images
-    classes = classes_of(open_source(job, "data").classes(), listings[0].labels)
-    check_classes(job, classes)
+    labels = (label for label in listings[0].labels if label is not None)
+    classes = classes_of(labels, open_source(job, "data").classes())
+    check_classes(job, classes.labels)
     entry, image = next(((e, i) for e, i in seen if e.label is not None), seen[0])
     models = Models(job, classes, _device(job))
     checks, more = _models(models, entry, image, sources[0].sides, tell)
@@ -184,13 +184,6 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     warnings += more
     notes = [*_about_machine(job), *why_not_resumed(job, run_place(job, Path.cwd()), found)]
     return Validation(job, tuple(sources), tuple(checks), tuple(parts), tuple(warnings), tuple(notes))
-
-
-def _of_source(source: Any, role: str) -> list[RunWarning]:
-    """What a source says of its own listing; of a pool nothing about labels, which it need not have."""
-    found = source.warnings() if hasattr(source, "warnings") else ()
-    about_labels = getattr(datasets, "ABOUT_LABELS", ())
-    return [replace(one, role=role) for one in found if role != "pool" or one.code not in about_labels]
 
 
 def _device(job: Job) -> str:
@@ -273,9 +266,8 @@ def _models(
                 top=tuple(zip([loaded.class_names[i] for i in top.indices], top.values.tolist(), strict=True)),
             )
         )
-        small = small_images(model_id, loaded.preprocess.size, sides, python=plugin.name == "python")
-        warnings += [*loaded.warnings, *filter(None, [small, _unstable(model_id, alone, together)])]
-    return checks, warnings
+        warnings += filter(None, [_unstable(model_id, alone, together)])
+    return checks, [*warnings, *warnings_of_models(models, sides)]
 
 
 def _entered(model: Classifier, batch: Tensor) -> Input:

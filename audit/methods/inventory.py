@@ -8,13 +8,13 @@ from itertools import islice
 
 from audit.class_names import composed
 from audit.config import Frozen
-from audit.datasets import Entry
+from audit.datasets import Entry, warnings_of
 from audit.decode import decode
 from audit.errors import BadItem
 from audit.methods import Context, Counts, Payload
 from audit.models import open_source
 from audit.results.schema import Rows
-from audit.results.warnings import RunWarning
+from audit.results.warnings import RunWarning, warning_rows
 
 VERSION, ITEMS = 4, "entries"
 UNIT_ITEMS = 1000
@@ -33,7 +33,7 @@ def plan(options: Options, context: Context) -> Iterator[Payload]:
         while following := list(islice(listing, UNIT_ITEMS)):
             yield payload_of(role, chunk)
             chunk = following
-        yield payload_of(role, chunk, source.classes() if role == "data" else (), source.warnings())
+        yield payload_of(role, chunk, source.classes() if role == "data" else (), warnings_of(source, role))
 
 
 def payload_of(
@@ -47,7 +47,7 @@ def payload_of(
     if classes:
         payload["classes"] = list(classes)
     if warnings:
-        payload["warnings"] = [{**warning.as_dict(), "role": role} for warning in warnings]
+        payload["warnings"] = warning_rows(warnings)
     return payload
 
 

@@ -20,6 +20,7 @@ from audit.results.warnings import warning_rows
 
 ONCE, ITEMS = True, "items"
 VERSION = 3
+SIDES = 1000  # images whose size is compared with the input of the models
 
 
 class Activations(Frozen):
@@ -96,8 +97,14 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     rows = rows_of(context.models, looks, [item_id for item_id, _ in seen], role, [label for _, label in seen])
     rows["predictions"] += _failed(role, gone, "changed_since_inventory", context)
     if payload.get("doubts"):
-        rows["warnings"] = warning_rows(warnings_of_models(context.models))
+        rows["warnings"] = warning_rows(warnings_of_models(context.models, _sides(context)))
     return rows
+
+
+def _sides(context: Context) -> list[int]:
+    """The shorter sides of some images of the data set, in pixels."""
+    query = "select least(width, height) as side from items where role = 'data' and status = 'ok' order by item_id"
+    return [row["side"] for row in context.run.rows(f"{query} limit {SIDES}")]
 
 
 def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
+import torch
+
 from audit.class_names import beginning, folded
+from audit.generators import warnings_of
 from audit.models import Models
+from audit.models.small_images import small_images
 from audit.results.warnings import RunWarning
 
 
-def warnings_of_models(models: Models) -> list[RunWarning]:
-    """Warnings of every model of a job. Loads them all."""
+def warnings_of_models(models: Models, sides: Sequence[int]) -> list[RunWarning]:
+    """Warnings of every model of a job, and of its generator before it is loaded. Loads the models.
+
+    `sides`: the shorter sides of images of the data set, in pixels.
+    """
     found: list[RunWarning] = []
     for model_id, classifier in models.classifiers():
         found += [replace(warning, model_id=model_id) for warning in classifier.warnings]
+        by_job = models.job.models[model_id].name == "python"
+        small = small_images(model_id, classifier.preprocess.size, sides, python=by_job)
+        found += [small] if small else []
         found += _of_labels(models, model_id)
-    return found + _of_names(models)
+    return [*found, *_of_names(models), *warnings_of(models.job, torch.cuda.device_count())]
 
 
 def _of_labels(models: Models, model_id: str) -> list[RunWarning]:
     matching = models.matching(model_id)
     found = []
-    if not models.classes.labels:
-        words = "no image has a label, so accuracy is not known, and no failure can be confirmed against labels"
-        found.append(RunWarning("no_labels", words, model_id=model_id))
     if matching.excused:
         words = f"the model has no class for {beginning(matching.excused)}: images with that label count as unlabelled"
         found.append(RunWarning("labels_without_output", words, model_id=model_id, blocks_gate=False))

@@ -10,24 +10,13 @@ from audit.review.label_order import warnings_of_order
 def warnings_of(run: Run) -> list[RunWarning]:
     """Every warning once, those that block a gate first."""
     rows = run.rows("select distinct code, message, model_id, role, items, blocks_gate from warnings")
-    found = [RunWarning(**row) for row in rows] + warnings_of_order(run) + _unlabelled(run)
+    found = [RunWarning(**row) for row in rows] + warnings_of_order(run) + _of_pool(run)
     return sorted(found, key=lambda w: (not w.blocks_gate, w.code, w.model_id or "", w.role or "", w.message))
 
 
-def _unlabelled(run: Run) -> list[RunWarning]:
-    """Images that count for no accuracy: those without a label beside labelled ones, and those of the pool whose label
-    no class of a model stands for."""
-    (counts,) = run.rows(
-        "select count(*) filter (label is null) as without, count(label) as labelled from items "
-        "where role = 'data' and status = 'ok'"
-    )
+def _of_pool(run: Run) -> list[RunWarning]:
+    """Images of the pool with a label that no class of a model stands for."""
     found = []
-    if counts["without"] and counts["labelled"]:
-        words = (
-            f"{counts['without']} of {counts['without'] + counts['labelled']} images have no label, and count for no "
-            "accuracy"
-        )
-        found.append(RunWarning("images_without_label", words, None, "data", counts["without"], blocks_gate=False))
     unknown = run.rows(
         "select model_id, count(*) as images, count(distinct label) as labels, min(label) as label from predictions "
         "where role = 'pool' and status = 'ok' and label is not null and correct is null group by model_id"
