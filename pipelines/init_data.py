@@ -16,6 +16,7 @@ from audit.config import checked
 from audit.datasets import Entry
 from audit.decode import decode
 from audit.errors import BadItem, DataError
+from audit.labels.matching import classes_of
 from audit.locations import is_uri
 from pipelines.init_hub import pinned
 
@@ -103,12 +104,8 @@ def look(source: Source, role: str) -> Seen:
         why = reasons[0] if reasons else "none can be opened"
         example = first[0].display_name if first else source.path
         raise DataError(f"{role}: none of the first {len(first)} images can be read, such as {example!r}: {why}")
-    return Seen(
-        count,
-        classes_of((label for label in labels if label is not None), opened.classes()).outputs,
-        tuple(sizes),
-        count < LISTED,
-    )
+    classes = classes_of(labels, opened.classes()).outputs
+    return Seen(count, classes, tuple(sizes), count < LISTED)
 
 
 def _plugin_of(name: str, text: str, role: str) -> str:

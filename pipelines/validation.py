@@ -161,7 +161,8 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     check_order(job)
     tell("reading the weights' digests")
     found = digests(job)
-    listings, sources, seen, warnings = [], [], [], []
+    listings, sources, seen = [], [], []
+    warnings: list[RunWarning] = []
     for role in ("data", "pool") if job.pool else ("data",):
         tell(f"listing the {role}")
         source = open_source(job, role)
@@ -235,7 +236,8 @@ def _models(
     models: Models, entry: Entry, image: Image, sides: Sequence[int], tell: Tell
 ) -> tuple[list[ModelCheck], list[RunWarning]]:
     """Load every model and the embedder, one after another, and ask each about the image."""
-    checks, warnings = [], []
+    checks: list[ModelCheck] = []
+    warnings: list[RunWarning] = []
     job = models.job
     for model_id in [*job.models, *(["embedder"] if job.embedder else [])]:
         plugin = job.models.get(model_id) or job.embedder
