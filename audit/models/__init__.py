@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 from audit import registry
@@ -10,8 +10,15 @@ from audit.captioners import Captioner
 from audit.classifiers import Classifier, Embedder
 from audit.config import Job, Plugin, digest
 from audit.datasets import DataSource
-from audit.errors import ConfigError, unknown
+from audit.errors import ConfigError, ModelError, unknown
 from audit.generators import Generator
+from audit.models.matching import Place
+from audit.models.stored import Matched, StoredPredictions, matched
+
+ONLY_STORED = (
+    "is known by its predictions alone (loader predictions), and this needs a model that can be shown images; name one "
+    "that can be loaded, such as loader hf, timm or python"
+)
 
 
 class Models:
@@ -25,19 +32,42 @@ class Models:
         self.job = job
         self.data_classes = data_classes
         self.device = device or ("cuda" if job.compute.gpus else "cpu")
-        self._classifiers: dict[str, Classifier] = {}
+        self._classifiers: dict[str, Classifier | StoredPredictions] = {}
         self._sources: dict[str, DataSource] = {}
+        self._matched: dict[str, Matched] = {}
 
     def classifier(self, model_id: str) -> Classifier:
+        loaded = self.model(model_id)
+        if isinstance(loaded, StoredPredictions):
+            raise ModelError(f"the model {model_id!r} {ONLY_STORED}")
+        return loaded
+
+    def classifiers(self) -> Iterator[tuple[str, Classifier]]:
+        """The models that can be shown an image."""
+        for model_id in self.job.models:
+            loaded = self.model(model_id)
+            if not isinstance(loaded, StoredPredictions):
+                yield model_id, loaded
+
+    def stored(self) -> Iterator[tuple[str, StoredPredictions]]:
+        """The models that are known by their predictions alone."""
+        for model_id in self.job.models:
+            loaded = self.model(model_id)
+            if isinstance(loaded, StoredPredictions):
+                yield model_id, loaded
+
+    def matched(self, model_id: str, stored: StoredPredictions, places: Callable[[], Iterable[Place]]) -> Matched:
+        """Which row of a file of predictions belongs to which image of the job; found once."""
+        if model_id not in self._matched:
+            self._matched[model_id] = matched(stored, model_id, list(places()))
+        return self._matched[model_id]
+
+    def model(self, model_id: str) -> Classifier | StoredPredictions:
         if model_id not in self.job.models:
             raise ConfigError(unknown("model", model_id, self.job.models))
         if model_id not in self._classifiers:
             self._classifiers[model_id] = self._load_classifier(self.job.models[model_id])
         return self._classifiers[model_id]
-
-    def classifiers(self) -> Iterator[tuple[str, Classifier]]:
-        for model_id in self.job.models:
-            yield model_id, self.classifier(model_id)
 
     @cached_property
     def embedder(self) -> Embedder | None:
@@ -78,9 +108,11 @@ class Models:
         used = {key: value for key, value in plugin.dump().items() if key not in ("ref", "revision", "lora")}
         return digest({"weights": weights, "used": used})
 
-    def _load_classifier(self, plugin: Plugin) -> Classifier:
-        loaded: Classifier = registry.plugin("classifiers", plugin.name).load(plugin.options, self.data_classes)
-        loaded.network.to(self.device)
+    def _load_classifier(self, plugin: Plugin) -> Classifier | StoredPredictions:
+        loaded: Classifier | StoredPredictions
+        loaded = registry.plugin("classifiers", plugin.name).load(plugin.options, self.data_classes)
+        if not isinstance(loaded, StoredPredictions):
+            loaded.network.to(self.device)
         return loaded
 
     def source(self, role: str) -> DataSource:
@@ -88,6 +120,11 @@ class Models:
         if role not in self._sources:
             self._sources[role] = open_source(self.job, role)
         return self._sources[role]
+
+
+def can_predict(plugin: Plugin) -> bool:
+    """Whether a model can be shown an image; False where only its predictions are known."""
+    return bool(getattr(registry.plugin("classifiers", plugin.name), "FORWARD", True))
 
 
 def open_source(job: Job, role: str) -> DataSource:
