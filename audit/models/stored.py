@@ -83,7 +83,7 @@ class StoredPredictions:
         return [
             *self._without_prediction(model_id, places, found),
             *self._without_image(model_id, found),
-            *self._not_finite(model_id, found),
+            *self._not_finite(model_id, places, found),
             *self._other_labels(model_id, places, found),
         ]
 
@@ -108,8 +108,9 @@ class StoredPredictions:
                 blocks_gate=False,
             )
 
-    def _not_finite(self, model_id: str, found: Matching) -> Iterator[RunWarning]:
-        rows = [row for row in found.rows.values() if self.classes[row, 0] < 0]
+    def _not_finite(self, model_id: str, places: Sequence[Place], found: Matching) -> Iterator[RunWarning]:
+        usable = {place.item_id for place in places if place.usable}
+        rows = [row for item_id, row in found.rows.items() if self.classes[row, 0] < 0 and item_id in usable]
         if rows:
             message = f"{self.source}: the scores of {len(rows)} images are NaN, empty or infinite, the first in row "
             message += f"{min(rows) + 1} ({self.keys[min(rows)]!r})"
