@@ -251,7 +251,7 @@ def test_lists_of_scores_in_parquet(kind: pa.DataType, tmp_path: Path) -> None:
     assert said[0]["confidence"] == pytest.approx(0.7)
     assert [one["label"] for one in said] == ["dog", "cat", "dog"]
     assert loaded(file, class_names="data").class_names == NAMES
-    with pytest.raises(ModelError, match="row 1: 'scores' holds 3 numbers for 2 class names"):
+    with pytest.raises(ModelError, match="row 1: 'scores' holds 3 numbers; expected 2, one a class name"):
         loaded(file, class_names=("cat", "dog"))
 
 
@@ -431,3 +431,36 @@ def test_the_file_decides_the_run_and_its_place_does_not(tmp_path: Path, three: 
     assert json.loads(runs[0].rows("select config from runs")[0]["config"])["models"]["m"]["path"].endswith("a.csv")
     other = done(job(tmp_path, written(tmp_path / "c.csv", text.replace("2.png,cat", "2.png,dog"))), tmp_path / "r3", 1)
     assert {r["unit_id"] for r in other.rows("select unit_id from units where stage = '1-screen'")} != units[0]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_embeddings_are_stored_where_the_job_has_no_embedder(
+    as_text: bool, tmp_path: Path, three: dict[str, str]
+) -> None:
+    vectors: list[Any] = [[0.5, 1.0], [2.0, float("nan")], [-1.0, 0.25]]
+    columns = {"image": list(three), "predicted": ["cat", "cat", "dog"]}
+    file = tmp_path / ("p.csv" if as_text else "p.parquet")
+    if as_text:
+        rows = [f'{name},{said},"{one}"' for name, said, one in zip(*columns.values(), vectors, strict=True)]
+        written(file, "\n".join(["image,predicted,embedding", *rows]))
+    else:
+        pq.write_table(pa.table({**columns, "embedding": vectors}), file)
+    run = done(job(tmp_path, file), tmp_path / "run", 1)
+    query = "select subject_id, role, name, model_id, values, reason from arrays"
+    found = {row["subject_id"]: row for row in run.rows(query)}
+    assert {(row["role"], row["name"], row["model_id"]) for row in found.values()} == {("data", "embedding", "m")}
+    assert [found[three[name]]["values"] for name in columns["image"]] == [[0.5, 1.0], None, [-1.0, 0.25]]
+    assert found[three["cat/2.png"]]["reason"] == "not_finite"
+    discover = parse_job(
+        {
+            **{"version": 1, "name": "j", "data": {"source": "folder", "path": "data"}},
+            "models": [{"id": "m", "loader": "predictions", "path": str(file)}],
+            "stages": [{"kind": "screen"}, {"kind": "discover"}],
+        },
+        tmp_path,
+    )
+    with pytest.raises(ConfigError, match="discover needs an embedder"):
+        check_order(discover)
+    short = written(tmp_path / "short.csv", 'image,predicted,embedding\na,cat,"[1, 2]"\nb,cat,"[1]"\n')
+    with pytest.raises(ModelError, match="row 2: 'embedding' holds 1 numbers; expected 2, as in its first row"):
+        loaded(short)

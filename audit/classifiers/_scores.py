@@ -71,7 +71,7 @@ def _csv_header(path: Path) -> tuple[list[str], list[str]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=_delimiter(path))
         columns = [name.strip() for name in next(lines, [])]
-        first = next(lines, [])
+        first: Any = next(lines, [])
     if not columns:
         raise ModelError(f"{path} is empty: its first line names the columns")
     return columns, [name for name, cell in zip(columns, first, strict=False) if _is_number(cell)]
@@ -129,7 +129,16 @@ def matrix(batch: pa.RecordBatch, columns: Sequence[str]) -> Floats:
     return np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns], 1).astype(np.float64)
 
 
-def listed(batch: pa.RecordBatch, column: str, count: int, where: Callable[[int], str]) -> Floats:
+def width_of(batch: pa.RecordBatch, column: str) -> int:
+    """How many numbers the first list of a column has; 0 where there is none."""
+    none: list[float] = []
+    first = next((value for value in batch.column(column).to_pylist() if value), none)
+    return first.count(",") + 1 if isinstance(first, str) else len(first)
+
+
+def listed(
+    batch: pa.RecordBatch, column: str, count: int, where: Callable[[int], str], expected: str = "one a class name"
+) -> Floats:
     """A column of lists, or of lists in JSON, as (rows, count); NaN where a row has none.
 
     Raises ModelError for a list of another length.
@@ -137,22 +146,22 @@ def listed(batch: pa.RecordBatch, column: str, count: int, where: Callable[[int]
     array = batch.column(column)
     if _is_list(array.type):
         lengths = pc.fill_null(pc.list_value_length(array), count).to_numpy(zero_copy_only=False)
-        _check_lengths(lengths, column, count, where)
+        _check_lengths(lengths, column, count, where, expected)
         held = np.full((len(array), count), np.nan)
         there = array.is_valid().to_numpy(zero_copy_only=False)
         values = pc.cast(pc.list_flatten(array), pa.float64()).to_numpy(zero_copy_only=False)
         held[there] = values.reshape(-1, count)
         return held
     rows = [_numbers(text, where(i), column) if text else [np.nan] * count for i, text in enumerate(array.to_pylist())]
-    _check_lengths([len(row) for row in rows], column, count, where)
+    _check_lengths([len(row) for row in rows], column, count, where, expected)
     return np.array(rows, np.float64).reshape(-1, count)
 
 
-def _check_lengths(lengths: Any, column: str, count: int, where: Callable[[int], str]) -> None:
+def _check_lengths(lengths: Any, column: str, count: int, where: Callable[[int], str], expected: str) -> None:
     wrong = np.flatnonzero(np.asarray(lengths) != count)
     if len(wrong):
         i = int(wrong[0])
-        raise ModelError(f"{where(i)}: {column!r} holds {lengths[i]} numbers for {count} class names")
+        raise ModelError(f"{where(i)}: {column!r} holds {lengths[i]} numbers; expected {count}, {expected}")
 
 
 def _numbers(text: str, where: str, column: str) -> list[float]:

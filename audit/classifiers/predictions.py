@@ -7,7 +7,7 @@ its confidence. Stages that need a forward pass refuse such a model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from audit.classifiers._scores import (
     probabilities,
     text_cells,
     top_classes,
+    width_of,
 )
 from audit.config import Frozen, LocalPath, Names
 from audit.errors import ModelError, unknown
@@ -45,6 +46,7 @@ _LABEL = ("label", "true_label", "y_true", "ground_truth")
 _PREDICTED = ("predicted", "prediction", "predicted_class", "predicted_label", "y_pred", "pred")
 _CONFIDENCE = ("confidence", "probability", "score", "prob")
 _SCORES = ("scores", "logits", "probabilities", "probs")
+_EMBEDDING = ("embedding", "embeddings")
 _PREFIXES = ("score_", "scores_", "prob_", "probability_", "p_", "logit_", "logits_")
 
 
@@ -66,6 +68,11 @@ class Options(Frozen):
     predicted_column: str | None = Field(None, description="of predicted classes; default: the one named predicted")
     confidence_column: str | None = Field(
         None, description="of the probability of the predicted class, where there are no scores"
+    )
+    embedding_column: str | None = Field(
+        None,
+        description="of lists, the images' embeddings, which are stored where the job has no embedder; discovery needs "
+        "one all the same, for words; default: the column named embedding, if there is one",
     )
     scores: Scale = Field(
         "auto", description="probabilities or logits; 'auto': probabilities, which every row's sum of 1 shows"
@@ -93,13 +100,16 @@ class _Layout:
     columns: tuple[str, ...] = ()
     scores: str | None = None
     confidence: str | None = None
+    embedding: str | None = None
 
     @property
     def has_scores(self) -> bool:
         return bool(self.columns) or self.scores is not None
 
     def texts(self) -> list[str]:
-        return [name for name in (self.item, self.label, self.predicted, self.scores) if name is not None]
+        return [
+            name for name in (self.item, self.label, self.predicted, self.scores, self.embedding) if name is not None
+        ]
 
     def numbers(self) -> list[str]:
         return [*self.columns, *([self.confidence] if self.confidence else [])]
@@ -113,6 +123,7 @@ class _Part:
     labels: list[str | None]
     classes: NDArray[np.int32]
     confidences: Floats
+    embeddings: NDArray[np.float32] | None
 
 
 def load(options: Options, data_classes: tuple[str, ...]) -> StoredPredictions:
@@ -120,7 +131,8 @@ def load(options: Options, data_classes: tuple[str, ...]) -> StoredPredictions:
     if not options.path.is_file():
         raise ModelError(f"no file of predictions at {options.path}")
     table = open_table(options.path)
-    layout = _layout(table, options, data_classes)
+    embedding = _column(table, options.embedding_column, _EMBEDDING, "embedding_column")
+    layout = replace(_layout(table, options, data_classes), embedding=embedding)
     names = {name: i for i, name in enumerate(layout.names)}
     parts = list(_parts(table, layout, names, options))
     keys = tuple(key for part in parts for key in part.keys)
@@ -141,6 +153,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> StoredPredictions:
         np.concatenate([part.confidences for part in parts]),
         tuple(label for part in parts for label in part.labels),
         options.match,
+        embeddings=_joined([part.embeddings for part in parts], options),
     )
 
 
@@ -274,7 +287,23 @@ def _parts(table: ScoreTable, layout: _Layout, names: dict[str, int], options: O
             classes, confidences = _answered(batch, predicted, layout, names, where)
         keys = [_key(text, where(i), layout.item) for i, text in enumerate(text_cells(batch, layout.item))]
         labels = [_named(text, names, False) for text in text_cells(batch, layout.label)]
-        yield _Part(keys, labels, classes, confidences)
+        yield _Part(keys, labels, classes, confidences, _embedded(batch, layout.embedding, where))
+
+
+def _embedded(batch: pa.RecordBatch, column: str | None, where: _Where) -> NDArray[np.float32] | None:
+    if column is None:
+        return None
+    return listed(batch, column, width_of(batch, column), where, "as in its first row").astype(np.float32)
+
+
+def _joined(parts: list[NDArray[np.float32] | None], options: Options) -> NDArray[np.float32] | None:
+    held = [part for part in parts if part is not None]
+    widths = {part.shape[1] for part in held} - {0}  # 0: of rows that all have none
+    if len(widths) > 1:
+        raise ModelError(f"{options.path}: the embeddings of its rows have different lengths")
+    (width,) = widths or (0,)
+    whole = [part if part.shape[1] else np.full((len(part), width), np.nan, np.float32) for part in held]
+    return np.concatenate(whole) if width else None
 
 
 def _key(text: str | None, where: str, column: str) -> str:

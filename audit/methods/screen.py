@@ -90,7 +90,7 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     read = [(stored.model, stored.layer) for stored in options.activations]
     rows = rows_for(context.models, images, ids, role, labels, read)
     rows["predictions"] += _failed(role, gone, "changed_since_inventory", context) + stored["predictions"]
-    return {**rows, "warnings": stored["warnings"]}
+    return {**rows, "arrays": [*rows["arrays"], *stored["arrays"]], "warnings": stored["warnings"]}
 
 
 def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
@@ -98,7 +98,7 @@ def lost(options: Options, payload: Payload, reason: str, context: Context) -> R
     named = [(item_id, label) for _, item_id, label in payload["items"]]
     stored = _stored(payload["role"], payload["items"], context)
     failed = _failed(payload["role"], named, reason, context)
-    return {"predictions": failed + stored["predictions"], "warnings": stored["warnings"]}
+    return {**stored, "predictions": failed + stored["predictions"]}
 
 
 def _failed(role: str, named: list[tuple[str, str | None]], reason: str, context: Context) -> list[dict[str, object]]:

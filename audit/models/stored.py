@@ -29,7 +29,8 @@ class StoredPredictions:
     `source`: the file, for messages. `keys`: what names the image of each row. `classes`: indices into `class_names`
     (n, k), the most probable first; -1 in all k where a row's scores are not finite. `confidences`: their probabilities
     (n, k); NaN where the file gives none. `labels`: the file's own, None where it has none. `match`: how rows and
-    images are compared. `warnings`: what its loader could not know.
+    images are compared. `embeddings`: of the images (n, d), NaN in rows without one, where the file has any.
+    `warnings`: what its loader could not know.
     """
 
     class_names: tuple[str, ...]
@@ -39,6 +40,7 @@ class StoredPredictions:
     confidences: NDArray[np.float64]
     labels: tuple[str | None, ...]
     match: Rule = "auto"
+    embeddings: NDArray[np.float32] | None = field(default=None, kw_only=True)
     warnings: tuple[RunWarning, ...] = field(default=(), kw_only=True)
 
     def matching(self, places: Sequence[Place]) -> Matching:
@@ -159,10 +161,13 @@ def rows_of_stored(
 ) -> Rows:
     """Predictions, and warnings, of the models of a job that are known by their predictions alone.
 
-    named: (item_id, label) of each image. places: lists all images of the job, asked for once a process. The warnings
-    come with the first image of their role, those about the whole job with the first image of the data.
+    named: (item_id, label) of each image. places: lists all images of the job, asked for once a process. Embeddings are
+    those of the first model whose file has any, and none where the job has an embedder, since those of two models
+    cannot be compared. The warnings come with the first image of their role, those about the whole job with the first
+    image of the data.
     """
     predictions: list[dict[str, Any]] = []
+    arrays: list[dict[str, Any]] = []
     warnings: list[RunWarning] = []
     ids = {item_id for item_id, _ in named}
     for model_id, stored in models.stored():
@@ -172,9 +177,19 @@ def rows_of_stored(
             row = found.matching.rows.get(item_id)
             said = _NOTHING | {"label": label} if row is None else stored.prediction(row, label)
             predictions.append({**base, "item_id": item_id, **said})
+        if models.job.embedder is None and not arrays and stored.embeddings is not None:
+            base = {"role": role, "name": "embedding", "model_id": model_id}
+            rows = {item_id: found.matching.rows[item_id] for item_id in ids & found.matching.rows.keys()}
+            arrays = [{**base, "subject_id": i, **_array(stored.embeddings[row])} for i, row in sorted(rows.items())]
         if found.first.get(role) in ids:
             warnings += [one for one in found.warnings if (one.role or "data") == role]
-    return {"predictions": predictions, "warnings": rows_of(warnings)}
+    return {"predictions": predictions, "arrays": arrays, "warnings": rows_of(warnings)}
+
+
+def _array(values: NDArray[np.float32]) -> dict[str, Any]:
+    if not np.isfinite(values).all():
+        return {"reason": "not_finite"}
+    return {"values": values.tolist(), "shape": [len(values)]}
 
 
 _NOTHING: dict[str, Any] = {"status": "failed", "reason": NO_PREDICTION}
