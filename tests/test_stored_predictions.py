@@ -363,6 +363,8 @@ def test_rows_find_their_images_by_the_end_of_a_path() -> None:
     assert [row for row, _, _ in found.ambiguous] == [0]
     assert found.unused == [2]  # in no folder that the data set has
     assert match(["g/2.png"], listed).unused == [0]  # an end of text that is no end of a path
+    assert match(["cat/1.png"], places("t/1.png")).unused == [0]
+    assert match(["t/1.png"], places("cat/1.png")).unused == [0]
 
 
 def test_an_exact_path_comes_before_a_longer_one() -> None:
