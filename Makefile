@@ -99,7 +99,13 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: $(VENV)/installed lint
+# torchvision and what needs it, apart from all other packages, whose work its mere presence changes.
+work/torchvision/installed: constraints.txt | $(VENV)/installed
+	rm -rf $(@D)
+	$(VENV)/bin/pip install -q --no-deps -c constraints.txt --target $(@D) timm torchvision
+	touch $@
+
+test: $(VENV)/installed lint work/torchvision/installed
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 # The pictures of README and docs, from runs/demo and the shipped models. Screenshots need Chromium.

@@ -51,7 +51,8 @@ def _torchvision() -> Check:
     try:
         version = importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:
-        return Check("torchvision", True, "not installed, and not needed")
+        needed = "not installed; the loaders timm and torchvision need it, and nothing else does"
+        return Check("torchvision", True, needed)
     try:
         importlib.import_module("torchvision")
         return Check("torchvision", True, version)
@@ -60,8 +61,15 @@ def _torchvision() -> Check:
             "torchvision",
             False,
             f"{version} does not import: {str(error)[:120]}",
-            "It does not fit this torch, and its mere presence breaks other libraries: pip uninstall torchvision",
+            "Its mere presence breaks other libraries: pip uninstall torchvision. Only the loaders timm and "
+            f"torchvision need it. {_fitting_torchvision()}",
         )
+
+
+def _fitting_torchvision() -> str:
+    from audit.classifiers._torchvision import advice
+
+    return advice()
 
 
 def _devices() -> Check:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from audit import registry
-from audit.config import Job, digest, restored_job
+from audit.config import Job, restored_job
 from audit.errors import ConfigError, StoreError
 from audit.labels.matching import DataClasses, classes_of
 from audit.locations import Location, child, folders, is_uri, located, name_of, parent
-from audit.methods import INVENTORY, stages
+from audit.methods import INVENTORY
 from audit.models import digests, open_source
-from audit.results.schema import SCHEMA_VERSION
 from audit.results.sql import Run
 from audit.results.store import Store
+from audit.stages.identity import decides, job_record, run_row, versions
 from pipelines.units import entries_of
 
 CHEAP = 100  # units of the inventory, of 1,000 images each, that are done again without being asked for
-_VERSIONED = ("torch", "diffusers", "transformers", "ray", "duckdb", "pyarrow", "pillow", "numpy")
 
 
 def run_place(job: Job, folder: Path) -> Location:
@@ -35,7 +29,7 @@ def run_place(job: Job, folder: Path) -> Location:
 
 def newest_of(job: Job, root: Location, found: dict[str, str]) -> Location:
     """The newest of <name>, <name>-2, ... that was made from this very job; <name> where none was."""
-    asked = _asked(job, found)
+    asked = decides(job, found)
     for number in sorted(_numbers(root), reverse=True):
         existing = Store(_numbered(root, number)).read("job.json")
         if existing is not None and not differences(_before(existing, asked), asked):
@@ -81,7 +75,7 @@ def may_start_again(store: Store) -> bool:
 
 def _changes(job: Job, store: Store, found: dict[str, str]) -> list[str]:
     """`differences` between the run that is there and what the job asks for; empty where no run is there."""
-    existing, asked = store.read("job.json"), _asked(job, found)
+    existing, asked = store.read("job.json"), decides(job, found)
     return [] if existing is None else differences(_before(existing, asked), asked)
 
 
@@ -102,13 +96,6 @@ def _numbered(root: Location, number: int) -> Location:
     return root if number == 1 else child(parent(root), f"{name_of(root)}-{number}")
 
 
-def _asked(job: Job, found: dict[str, str]) -> dict[str, Any]:
-    """Everything that decides a run's numbers. `found`: the digests of the job's models."""
-    methods = {stage.name: registry.plugin("methods", stage.name).VERSION for stage in stages(job)}
-    code = {"audit": importlib.metadata.version("audit"), "methods": methods, "schema": SCHEMA_VERSION}
-    return {"job": job.numbers(), "digests": found, "code": code}
-
-
 def _before(existing: bytes, asked: dict[str, Any]) -> dict[str, Any]:
     """The same, as an existing `job.json` has it."""
     try:
@@ -125,14 +112,11 @@ def open_or_create(job: Job, root: Location, found: dict[str, str] | None = None
     """
     store = Store(root)
     found = digests(job) if found is None else found
-    asked = _asked(job, found)
+    asked = decides(job, found)
     store.probe()
     existing = store.read("job.json")
     if existing is None:
-        created = datetime.datetime.now(datetime.UTC)
-        record = {**asked, "fingerprint": digest(asked), "created_at": created.isoformat()}
-        record["compute"] = job.compute.model_dump(mode="json")
-        store.create("job.json", json.dumps(record, sort_keys=True, indent=1).encode())
+        store.create("job.json", job_record(job, asked))
         existing = store.read("job.json")
     assert existing is not None
     changes = differences(_before(existing, asked), asked)
@@ -143,10 +127,7 @@ def open_or_create(job: Job, root: Location, found: dict[str, str] | None = None
             + "\nUse the old values to resume it, give the job another name, or start over beside it with --new-run."
         )
     if store.read("commits/run.json") is None:
-        started = datetime.datetime.fromisoformat(json.loads(existing)["created_at"])
-        row = {"run_id": digest(asked)[:32], "name": job.name, "config": json.dumps(job.numbers(), sort_keys=True)}
-        row |= {"versions": json.dumps(versions()), "hardware": json.dumps(hardware())}
-        store.commit("run", "run", {"runs": [{**row, "created_at": started}]})
+        store.commit("run", "run", {"runs": [run_row(job, asked, existing)]})
     return found
 
 
@@ -181,19 +162,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _VERSIONED}
-
-
 def other_versions(store: Store) -> list[str]:
     """'<library>: <then> -> <now>' for each that a run was begun with and that is another one now. None of them is part
     of the fingerprint: they move numbers by rounding, if at all, and a week of work is not thrown away for that."""
     begun = Run(store.location, stages={"run"}).rows("select versions from runs")
     return differences(json.loads(begun[0]["versions"]), versions()) if begun else []
-
-
-def hardware() -> dict[str, Any]:
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
 
 
 def changes_since(job: Job, store: Store, most: int = 5) -> list[str]:

@@ -256,6 +256,9 @@ def test_every_source_and_loader_can_be_read_again(data: dict[str, Any]) -> None
         {"id": "b", "loader": "clip", "ref": "zoo:clip"},
         {"id": "c", "loader": "efficientnet_lite", "variant": 0},
         {"id": "d", "loader": "python", "ref": "m.py:load", "class_names": ["x", "y"], "input_size": 8},
+        {"id": "e", "loader": "predictions", "path": "p.csv", "scores": "logits"},
+        {"id": "f", "loader": "timm", "ref": "timm/resnet18.a1_in1k", "revision": "0" * 40},
+        {"id": "g", "loader": "torchvision", "ref": "resnet18", "entry": "ResNet18_Weights.IMAGENET1K_V1"},
     ]
     assert {loader["loader"] for loader in loaders} == set(registry.names("classifiers"))
     raw = {

@@ -106,7 +106,7 @@ class Thumbnail:
         return height, width
 
 
-Target = Exact | ShortestEdge | Within | Thumbnail
+Target = Callable[[Size], Size]  # from the size of an image to that it is resized to
 
 
 @dataclass(frozen=True)

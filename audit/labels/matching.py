@@ -58,12 +58,14 @@ def classes_of(labels: Iterable[str], declared: Sequence[str] = ()) -> DataClass
 class Matching:
     """`names`: what each output stands for, a label as the data set writes it wherever one is matched; no name twice.
     `rules`: by label, what matched it. `excused`: labels that the job says the model does not know.
+    `own`: what the model calls its outputs. `unpredicted`: labels that a file of predictions never names.
     """
 
     names: tuple[str, ...]
     rules: Mapping[str, str] = field(default_factory=dict)
     excused: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+    unpredicted: tuple[str, ...] = ()
     _asked: dict[str, str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,10 @@ class Matching:
 
 
 def match(
-    labels: Sequence[str], outputs: Sequence[str], given: Mapping[str, str | int | None] | str | None = None
+    labels: Sequence[str],
+    outputs: Sequence[str],
+    given: Mapping[str, str | int | None] | str | None = None,
+    complete: bool = True,
 ) -> Matching:
     """Match the labels of a data set with the outputs of a model.
 
@@ -90,19 +95,24 @@ def match(
     first of these rules that fits, and only where it means one label and one output: the same text (Unicode NFC); the
     same but for case, spaces, underscores and inner hyphens; one of several names with commas between them; the WordNet
     id of one of ImageNet's 1,000 classes. Raises ModelError where a label is left without an output.
+
+    complete: whether `outputs` are all classes of the model. Where they are only those that it ever predicted, and each
+    of them is a label, the labels that are left are classes that it never predicted.
     """
     outputs = [composed(name) for name in outputs]
     chosen, excused = _given(labels, outputs, given)
     left = [label for label in labels if label not in chosen and label not in excused]
     found = {**chosen, **_matched(left, outputs, labels, {place for place, _ in chosen.values()})}
     lacking = [label for label in left if label not in found]
-    if lacking:
+    unpredicted = lacking if not complete and len(found) == len(outputs) else []
+    if lacking and not unpredicted:
         raise ModelError(_refusal(lacking, labels, outputs))
     _refuse_shared(found, outputs)
     matched = {place: label for label, (place, _) in found.items()}
     names = [matched.get(place, name) for place, name in enumerate(_distinct(outputs))]
     rules = {label: rule for label, (_, rule) in found.items()}
-    return Matching(tuple(_apart(names, matched)), rules, tuple(excused), tuple(outputs))
+    names = [*_apart(names, matched), *unpredicted]
+    return Matching(tuple(names), rules, tuple(excused), (*outputs, *unpredicted), tuple(unpredicted))
 
 
 Found = dict[str, tuple[int, str]]

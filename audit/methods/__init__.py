@@ -37,7 +37,7 @@ from audit.class_names import resolved
 from audit.config import Job, Plugin, digest
 from audit.errors import ConfigError, unknown
 from audit.locations import Location
-from audit.models import Models
+from audit.models import ONLY_STORED, Models, can_predict
 from audit.results.sql import Run
 
 Payload = dict[str, Any]
@@ -163,9 +163,12 @@ def check_order(job: Job) -> None:
 
 
 def check_model(job: Job, where: str, asked: str) -> None:
-    """Refuse the id of a model that the job lacks. Raises ConfigError; `where`: the option that names it."""
+    """Refuse the id of a model that the job lacks, or that cannot be shown an image. Raises ConfigError; `where`: the
+    option that names it."""
     if asked not in job.models:
         raise ConfigError(f"{where}: {unknown('model', asked, job.models)}")
+    if not can_predict(job.models[asked]):
+        raise ConfigError(f"{where}: the model {asked!r} {ONLY_STORED}")
 
 
 def check_generator(job: Job) -> None:
@@ -216,6 +219,9 @@ def unit_of(stage: str, plugin: Plugin, version: int, payload: Payload, job: Job
     return Unit(unit_id, stage, text, len(payload[key]) if key in payload else 1)
 
 
+_PLACES = ("ref", "revision", "arguments", "lora", "path", "weights")
+
+
 def _settings(model: Plugin) -> dict[str, Any]:
     """How a model is used. Where it is, and what it holds, is in its digest."""
-    return {name: value for name, value in model.dump().items() if name not in ("ref", "revision", "arguments", "lora")}
+    return {name: value for name, value in model.dump().items() if name not in _PLACES}

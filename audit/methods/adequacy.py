@@ -1,7 +1,8 @@
 """Stage: can the generator show these classes at all? Classes it cannot draw get no findings from it.
 
 For each class, unoptimised images are drawn from the prompt. `agreement` is the share of them on which at least
-half of the job's models see the class; `kid` is their distance to the data set's images of that class.
+half of the job's models see the class, of those that can be shown an image; `kid` is their distance to the data set's
+images of that class.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from audit.class_names import spaced
 from audit.config import Frozen, Job, Names, Template
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import sample
+from audit.errors import ConfigError
 from audit.methods import Context, Counts, Payload, check_generator, chosen_classes
 from audit.metrics.realism import kid
+from audit.models import ONLY_STORED, can_predict
 from audit.pictures import image_row
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
@@ -35,6 +38,8 @@ class Options(Frozen):
 
 def check(options: Options, job: Job) -> None:
     check_generator(job)
+    if not any(map(can_predict, job.models.values())):
+        raise ConfigError(f"adequacy: every model of the job {ONLY_STORED}")
 
 
 def plan(options: Options, context: Context) -> list[Payload]:

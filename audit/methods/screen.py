@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,10 @@ from pydantic import BeforeValidator, Field
 from audit.config import Frozen, Job
 from audit.decode import decode
 from audit.methods import Context, Counts, Payload, check_model, chunks
+from audit.models import can_predict
 from audit.models.doubts import warnings_of_models
+from audit.models.prediction_rows import Place
+from audit.models.stored import rows_of_stored
 from audit.predictions import look, rows_of
 from audit.results.schema import Rows
 from audit.results.warnings import warning_rows
@@ -80,6 +84,11 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     An image that changed since the inventory becomes a failed row.
     """
     role, items = payload["role"], payload["items"]
+    stored = _stored(role, items, context)
+    if payload.get("doubts"):
+        stored["warnings"] += warning_rows(warnings_of_models(context.models, _sides(context)))
+    if not shows_images(context):
+        return stored
     contents = context.models.source(role).read([uri for uri, _, _ in items])
     seen: list[tuple[str, str | None]] = []
     gone: list[tuple[str, str | None]] = []
@@ -96,9 +105,8 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     looks = look(context.models, images(), [(stored.model, stored.layer) for stored in options.activations])
     rows = rows_of(context.models, looks, [item_id for item_id, _ in seen], role, [label for _, label in seen])
     rows["predictions"] += _failed(role, gone, "changed_since_inventory", context)
-    if payload.get("doubts"):
-        rows["warnings"] = warning_rows(warnings_of_models(context.models, _sides(context)))
-    return rows
+    rows["predictions"] += stored["predictions"]
+    return {**rows, "arrays": [*rows["arrays"], *stored["arrays"]], "warnings": stored["warnings"]}
 
 
 def _sides(context: Context) -> list[int]:
@@ -110,14 +118,44 @@ def _sides(context: Context) -> list[int]:
 def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
     """Rows of a given-up unit's images."""
     named = [(item_id, label) for _, item_id, label in payload["items"]]
-    return {"predictions": _failed(payload["role"], named, reason, context)}
+    stored = _stored(payload["role"], payload["items"], context)
+    failed = _failed(payload["role"], named, reason, context)
+    return {**stored, "predictions": failed + stored["predictions"]}
 
 
 def _failed(role: str, named: list[tuple[str, str | None]], reason: str, context: Context) -> list[dict[str, object]]:
-    """A row for each model and each (item_id, label)."""
+    """A row for each model that is shown images, and each (item_id, label)."""
     base = {"role": role, "status": "failed", "reason": reason}
     return [
         {**base, "item_id": item_id, "label": label, "model_id": model_id}
-        for model_id in context.job.models
+        for model_id, model in context.job.models.items()
+        if can_predict(model)
         for item_id, label in named
     ]
+
+
+def shows_images(context: Context) -> bool:
+    """Whether any model, or the embedder, has to be shown an image."""
+    return context.job.embedder is not None or any(map(can_predict, context.job.models.values()))
+
+
+def _stored(role: str, items: list[Any], context: Context) -> Rows:
+    """Rows of the models that are known by their predictions alone."""
+    named = [(item_id, label) for _, item_id, label in items]
+    return rows_of_stored(context.models, role, named, lambda: _places(context))
+
+
+def _places(context: Context) -> Iterator[Place]:
+    """Every image that the inventory lists, with its label."""
+    roots = {role: _root(context.job, role) for role in ("data", "pool")}
+    query = "select role, item_id, uri, display_name, label, status = 'ok' from items order by role, position"
+    for role, item_id, uri, name, label, usable in context.run.stream(query):
+        yield Place(role, item_id, uri, name, roots[role], usable, label)
+
+
+def _root(job: Job, role: str) -> str:
+    """The local folder that the names of a data set are relative to, '' where there is none."""
+    plugin = job.data if role == "data" else job.pool
+    options = plugin.options if plugin is not None else None
+    root = getattr(options, "root", None) or getattr(options, "path", None)
+    return str(root) if isinstance(root, Path) and root.is_dir() else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,6 +14,13 @@ from audit.datasets import DataSource
 from audit.errors import ConfigError, ModelError, unknown
 from audit.generators import Generator
 from audit.labels.matching import Classes, Matching, as_classes, match
+from audit.models.prediction_rows import Place
+from audit.models.stored import Matched, StoredPredictions, matched
+
+ONLY_STORED = (
+    "is known by its predictions alone (loader predictions), and this needs a model that can be shown images; name one "
+    "that can be loaded, such as loader hf, timm or python"
+)
 
 
 class Models:
@@ -28,9 +35,10 @@ class Models:
     def __init__(self, job: Job, classes: Classes, device: str | None = None) -> None:
         self.job, self.classes = job, as_classes(classes)
         self.device = device or ("cuda" if job.compute.gpus else "cpu")
-        self._classifiers: dict[str, Classifier] = {}
+        self._classifiers: dict[str, Classifier | StoredPredictions] = {}
         self._matchings: dict[str, Matching] = {}
         self._sources: dict[str, DataSource] = {}
+        self._matched: dict[str, Matched] = {}
 
     @property
     def data_classes(self) -> tuple[str, ...]:
@@ -38,6 +46,38 @@ class Models:
         return self.classes.labels
 
     def classifier(self, model_id: str) -> Classifier:
+        """A model of the job that can be shown images. Raises ModelError for one that is known by predictions alone."""
+        loaded = self.model(model_id)
+        if isinstance(loaded, StoredPredictions):
+            raise ModelError(f"the model {model_id!r} {ONLY_STORED}")
+        return loaded
+
+    def classifiers(self) -> Iterator[tuple[str, Classifier]]:
+        """The models that can be shown an image."""
+        for model_id in self.job.models:
+            loaded = self.model(model_id)
+            if not isinstance(loaded, StoredPredictions):
+                yield model_id, loaded
+
+    def stored(self) -> Iterator[tuple[str, StoredPredictions]]:
+        """The models that are known by their predictions alone."""
+        for model_id in self.job.models:
+            loaded = self.model(model_id)
+            if isinstance(loaded, StoredPredictions):
+                yield model_id, loaded
+
+    def matched(self, model_id: str, stored: StoredPredictions, places: Callable[[], Iterable[Place]]) -> Matched:
+        """Which row of a file of predictions belongs to which image of the job; found once."""
+        if model_id not in self._matched:
+            self._matched[model_id] = matched(stored, model_id, list(places()))
+        return self._matched[model_id]
+
+    def matching(self, model_id: str) -> Matching:
+        """Which outputs of a model of the job stand for which labels."""
+        self.model(model_id)
+        return self._matchings[model_id]
+
+    def model(self, model_id: str) -> Classifier | StoredPredictions:
         """A model of the job. Raises ModelError where a label of the data set matches none of its outputs."""
         if model_id not in self.job.models:
             raise ConfigError(unknown("model", model_id, self.job.models))
@@ -45,21 +85,12 @@ class Models:
             model = self.job.models[model_id]
             loaded = self._load_classifier(model)
             try:
-                matching = match(self.classes.labels, loaded.class_names, model.labels)
+                matching = match(self.classes.labels, loaded.class_names, model.labels, _knows_all(loaded))
             except ModelError as error:
                 raise ModelError(f"the model {model_id!r}: {error}") from error
             self._matchings[model_id] = matching
             self._classifiers[model_id] = replace(loaded, class_names=matching.names)
         return self._classifiers[model_id]
-
-    def matching(self, model_id: str) -> Matching:
-        """Which outputs of a model of the job stand for which labels."""
-        self.classifier(model_id)
-        return self._matchings[model_id]
-
-    def classifiers(self) -> Iterator[tuple[str, Classifier]]:
-        for model_id in self.job.models:
-            yield model_id, self.classifier(model_id)
 
     @cached_property
     def embedder(self) -> Embedder | None:
@@ -100,9 +131,11 @@ class Models:
         used = {key: value for key, value in plugin.dump().items() if key not in ("ref", "revision", "lora")}
         return digest({"weights": weights, "used": used})
 
-    def _load_classifier(self, plugin: Plugin) -> Classifier:
-        loaded: Classifier = registry.plugin("classifiers", plugin.name).load(plugin.options, self.classes.outputs)
-        loaded.network.to(self.device)
+    def _load_classifier(self, plugin: Plugin) -> Classifier | StoredPredictions:
+        loaded: Classifier | StoredPredictions
+        loaded = registry.plugin("classifiers", plugin.name).load(plugin.options, self.classes.outputs)
+        if not isinstance(loaded, StoredPredictions):
+            loaded.network.to(self.device)
         return loaded
 
     def source(self, role: str) -> DataSource:
@@ -110,6 +143,16 @@ class Models:
         if role not in self._sources:
             self._sources[role] = open_source(self.job, role)
         return self._sources[role]
+
+
+def can_predict(plugin: Plugin) -> bool:
+    """Whether a model can be shown an image; False where only its predictions are known."""
+    return bool(getattr(registry.plugin("classifiers", plugin.name), "FORWARD", True))
+
+
+def _knows_all(loaded: Classifier | StoredPredictions) -> bool:
+    """Whether every class of a model is known, also those that it never predicts."""
+    return not isinstance(loaded, StoredPredictions) or loaded.complete
 
 
 def open_source(job: Job, role: str) -> DataSource:

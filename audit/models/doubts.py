@@ -10,6 +10,7 @@ from itertools import combinations
 import torch
 
 from audit.class_names import beginning, folded
+from audit.classifiers import Classifier
 from audit.generators import warnings_of
 from audit.models import Models
 from audit.models.small_images import small_images
@@ -22,11 +23,12 @@ def warnings_of_models(models: Models, sides: Sequence[int]) -> list[RunWarning]
     `sides`: the shorter sides of images of the data set, in pixels.
     """
     found: list[RunWarning] = []
-    for model_id, classifier in models.classifiers():
-        found += [replace(warning, model_id=model_id) for warning in classifier.warnings]
-        by_job = models.job.models[model_id].name == "python"
-        small = small_images(model_id, classifier.preprocess.size, sides, python=by_job)
-        found += [small] if small else []
+    for model_id, plugin in models.job.models.items():
+        model = models.model(model_id)
+        found += [replace(warning, model_id=model_id) for warning in model.warnings]
+        if isinstance(model, Classifier):
+            small = small_images(model_id, model.preprocess.size, sides, python=plugin.name == "python")
+            found += [small] if small else []
         found += _of_labels(models, model_id)
     return [*found, *_of_names(models), *warnings_of(models.job, torch.cuda.device_count())]
 
@@ -37,7 +39,10 @@ def _of_labels(models: Models, model_id: str) -> list[RunWarning]:
     if matching.excused:
         words = f"the model has no class for {beginning(matching.excused)}: images with that label count as unlabelled"
         found.append(RunWarning("labels_without_output", words, model_id=model_id, blocks_gate=False))
-    by_number = [label for label, rule in matching.rules.items() if rule == "WordNet id" and matching.own[0] == "0"]
+    if matching.unpredicted:
+        words = f"the file has no prediction of {beginning(matching.unpredicted)}: these count as classes of the model"
+        found.append(RunWarning("classes_never_predicted", words, model_id=model_id, blocks_gate=False))
+    by_number = [label for label, rule in matching.rules.items() if rule == "WordNet id" and matching.own[:1] == ("0",)]
     if by_number:
         words = "the model names no class; its outputs are taken for ImageNet's 1,000 classes in the order of their ids"
         found.append(RunWarning("imagenet_order_assumed", words, model_id=model_id, blocks_gate=False))
@@ -47,7 +52,8 @@ def _of_labels(models: Models, model_id: str) -> list[RunWarning]:
 def _of_names(models: Models) -> list[RunWarning]:
     """Two models that write one class in two ways would disagree wherever both are of one mind."""
     found = []
-    for (first, a), (second, b) in combinations(list(models.classifiers()), 2):
+    loaded = [(model_id, models.model(model_id)) for model_id in models.job.models]
+    for (first, a), (second, b) in combinations(loaded, 2):
         by_fold: dict[str, str] = {folded(name): name for name in a.class_names}
         apart: dict[str, str] = defaultdict(str)
         for name in b.class_names:

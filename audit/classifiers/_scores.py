@@ -1,0 +1,233 @@
+"""Tables of predictions, CSV or Parquet, read batch by batch: of each row the most probable classes are kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+from numpy.typing import NDArray
+
+from audit.errors import ModelError
+
+KINDS = (".csv", ".tsv", ".parquet")
+TOP = 5
+SUM_TOLERANCE = 0.01
+_BATCH = 10_000
+Scale = Literal["auto", "probabilities", "logits"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """A file of predictions. `columns`: its names in order, without spaces around them."""
+
+    path: Path
+    columns: tuple[str, ...]
+    numeric: frozenset[str]
+
+    def batches(self, texts: Sequence[str], numbers: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """These columns of the file, `texts` as text, `numbers` as float64. Raises ModelError naming what is wrong."""
+        try:
+            if self.path.suffix == ".parquet":
+                yield from _parquet(self.path, self.columns, texts, numbers)
+            else:
+                yield from _csv(self.path, self.columns, texts, numbers)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            raise ModelError(f"{self.path} cannot be read: {error}") from error
+
+
+def open_table(path: Path) -> ScoreTable:
+    """Read the header of a file. `numeric`: columns of numbers; in CSV, where the first row has a number.
+
+    Raises ModelError for a file that is no table, or has a column twice.
+    """
+    try:
+        columns, numeric = _parquet_header(path) if path.suffix == ".parquet" else _csv_header(path)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ModelError(f"{path} cannot be read as a table: {error}") from error
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise ModelError(f"{path} has the column {twice[0]!r} twice")
+    return ScoreTable(path, tuple(columns), frozenset(numeric))
+
+
+def _parquet_header(path: Path) -> tuple[list[str], list[str]]:
+    schema = pq.read_schema(path)
+    numeric = [field.name for field in schema if pt.is_floating(field.type) or pt.is_integer(field.type)]
+    return [name.strip() for name in schema.names], [name.strip() for name in numeric]
+
+
+def _csv_header(path: Path) -> tuple[list[str], list[str]]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=_delimiter(path))
+        columns = [name.strip() for name in next(lines, [])]
+        first: Any = next(lines, [])
+    if not columns:
+        raise ModelError(f"{path} is empty: its first line names the columns")
+    return columns, [name for name, cell in zip(columns, first, strict=False) if _is_number(cell)]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix == ".tsv" else ","
+
+
+def _csv(path: Path, columns: Sequence[str], texts: Sequence[str], numbers: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    types = {name: pa.string() for name in texts} | {name: pa.float64() for name in numbers}
+    reader = pacsv.open_csv(
+        path,
+        pacsv.ReadOptions(column_names=list(columns), skip_rows=1, block_size=2**22),
+        pacsv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True),
+        pacsv.ConvertOptions(column_types=types, include_columns=[*types], strings_can_be_null=False),
+    )
+    yield from reader
+
+
+def _parquet(
+    path: Path, columns: Sequence[str], texts: Sequence[str], numbers: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    file = pq.ParquetFile(path)
+    own = dict(zip(columns, file.schema_arrow.names, strict=True))
+    wanted = [*texts, *numbers]
+    for batch in file.iter_batches(_BATCH, columns=[own[name] for name in wanted]):
+        arrays = [batch.column(batch.schema.get_field_index(own[name])) for name in wanted]
+        cast = [_as_text(array) for array in arrays[: len(texts)]]
+        cast += [pc.cast(array, pa.float64()) for array in arrays[len(texts) :]]
+        yield pa.record_batch(cast, names=wanted)
+
+
+def _as_text(array: pa.Array) -> pa.Array:
+    """Text, and numbers as text; lists stay what they are."""
+    if pt.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array if _is_list(array.type) else pc.cast(array, pa.string())
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind)
+
+
+def matrix(batch: pa.RecordBatch, columns: Sequence[str]) -> Floats:
+    """Columns of numbers as (rows, columns); NaN where a cell is empty."""
+    return np.stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns], 1).astype(np.float64)
+
+
+def width_of(batch: pa.RecordBatch, column: str) -> int:
+    """How many numbers the first list of a column has; 0 where there is none."""
+    none: list[float] = []
+    first = next((value for value in batch.column(column).to_pylist() if value), none)
+    return first.count(",") + 1 if isinstance(first, str) else len(first)
+
+
+def listed(
+    batch: pa.RecordBatch, column: str, count: int, where: Callable[[int], str], expected: str = "one a class name"
+) -> Floats:
+    """A column of lists, or of lists in JSON, as (rows, count); NaN where a row has none.
+
+    Raises ModelError for a list of another length.
+    """
+    array = batch.column(column)
+    if _is_list(array.type):
+        lengths = pc.fill_null(pc.list_value_length(array), count).to_numpy(zero_copy_only=False)
+        _check_lengths(lengths, column, count, where, expected)
+        held = np.full((len(array), count), np.nan)
+        there = array.is_valid().to_numpy(zero_copy_only=False)
+        values = pc.cast(pc.list_flatten(array), pa.float64()).to_numpy(zero_copy_only=False)
+        held[there] = values.reshape(-1, count)
+        return held
+    rows = [_numbers(text, where(i), column) if text else [np.nan] * count for i, text in enumerate(array.to_pylist())]
+    _check_lengths([len(row) for row in rows], column, count, where, expected)
+    return np.array(rows, np.float64).reshape(-1, count)
+
+
+def _check_lengths(lengths: Any, column: str, count: int, where: Callable[[int], str], expected: str) -> None:
+    wrong = np.flatnonzero(np.asarray(lengths) != count)
+    if len(wrong):
+        i = int(wrong[0])
+        raise ModelError(f"{where(i)}: {column!r} holds {lengths[i]} numbers; expected {count}, {expected}")
+
+
+def _numbers(text: str, where: str, column: str) -> list[float]:
+    try:
+        values = [np.nan if value is None else float(value) for value in json.loads(text.replace("nan", "NaN"))]
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{where}: {column!r} holds {text[:40]!r}, expected a list such as [0.1, 0.9]") from error
+    return values
+
+
+def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> Floats:
+    """Scores (rows, classes) as probabilities; NaN in rows that are not finite.
+
+    'auto': every row is in [0, 1] and sums to 1, within `SUM_TOLERANCE`. 'logits': softmax; -inf is a class that is
+    excluded. Raises ModelError naming the first row that does not fit, by `where`.
+    """
+    scores = np.where(_finite(scores, scale)[:, None], scores, np.nan)
+    if scale == "logits":
+        with np.errstate(invalid="ignore"):
+            raised = np.exp(scores - scores.max(1, keepdims=True))
+        return raised / raised.sum(1, keepdims=True)
+    sums = scores.sum(1)
+    outside = np.any((scores < -1e-6) | (scores > 1 + 1e-6), axis=1)
+    allowed = SUM_TOLERANCE if scale == "auto" else 5 * SUM_TOLERANCE
+    wrong = np.flatnonzero(outside | (np.abs(sums - 1) > allowed))
+    if len(wrong):
+        i = int(wrong[0])
+        found = (
+            f"values from {scores[i].min():.4g} to {scores[i].max():.4g}" if outside[i] else f"a sum of {sums[i]:.4g}"
+        )
+        raise ModelError(
+            f"{where(i)}: the scores are no probabilities of classes that exclude one another: {found}. Where they are "
+            "logits, or logarithms of probabilities, say 'scores: logits'; scores of several labels an image, each in "
+            "[0, 1], cannot be used; rounded probabilities that sum to .95 to 1.05: 'scores: probabilities'"
+        )
+    return scores
+
+
+def _finite(scores: Floats, scale: Scale) -> NDArray[np.bool_]:
+    if scale != "logits":
+        return np.asarray(np.isfinite(scores).all(1), np.bool_)
+    known = np.all(np.isfinite(scores) | (scores == -np.inf), axis=1)
+    return np.asarray(known & np.any(np.isfinite(scores), axis=1), np.bool_)
+
+
+def top_classes(values: Floats) -> tuple[NDArray[np.int32], Floats]:
+    """Of each row the up to `TOP` largest, largest first and of equal ones the first: indices and values (rows, k).
+
+    A row of NaN gives -1 and NaN.
+    """
+    left, lost = values.copy(), np.isnan(values).any(1)
+    left[lost] = 0
+    indices = np.empty((len(values), min(TOP, values.shape[1])), np.int32)
+    for place in range(indices.shape[1]):
+        indices[:, place] = left.argmax(1)
+        left[np.arange(len(left)), indices[:, place]] = -np.inf
+    largest = np.take_along_axis(values, indices.astype(np.int64), 1)
+    indices[lost] = -1
+    largest[lost] = np.nan
+    return indices, largest
+
+
+def text_cells(batch: pa.RecordBatch, column: str | None) -> list[Any]:
+    """Cells as text without spaces around it; None where they are empty, or there is no such column."""
+    if column is None:
+        return [None] * batch.num_rows
+    if _is_list(batch.schema.field(column).type):
+        raise ModelError(f"the column {column!r} holds lists, expected text or numbers")
+    return [value.strip() or None if value is not None else None for value in batch.column(column).to_pylist()]

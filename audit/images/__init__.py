@@ -1,0 +1,1 @@
+"""Images between bytes, arrays and tensors."""

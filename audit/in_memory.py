@@ -1,0 +1,444 @@
+"""Screening of what is already in memory: a module or predictions, and images. `audit.screen` is this."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from audit.class_names import in_order
+from audit.classifiers import Classifier
+from audit.classifiers._scores import Scale
+from audit.config import Job, parse_job
+from audit.decode import decode
+from audit.errors import BadItem, ConfigError, DataError, ModelError
+from audit.images.encoding import as_bytes
+from audit.labels.matching import match
+from audit.methods import Context, module_of, stage_names, unit_of
+from audit.models import digests
+from audit.predictions import to_tensor
+from audit.results.sql import Run
+from audit.results.store import Store
+from audit.results.warnings import RunWarning
+from audit.review.warnings import warnings_of
+from audit.stages.identity import decides, job_record, run_row
+from audit.stages.plans import units_in, write_plan
+from audit.worker import Worker
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_IMAGES, _PREDICTIONS, _JOB = "images.parquet", "predictions.parquet", "job.yaml"
+_GROUP = 500  # images in a row group
+_SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string())])
+
+Array = NDArray[Any]
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class SureError:
+    """A wrong prediction. `index`: of the image in the data set, from 0. `confidence`: None where it is not known."""
+
+    index: int
+    label: str
+    predicted: str
+    confidence: float | None
+
+
+class Screening:
+    """A finished run that was made in memory.
+
+    `run`: its tables, as `audit.open` gives them. `location`: its folder, for `audit dashboard` and all other commands;
+    it goes with this object where `screen` was given no `output`.
+    """
+
+    def __init__(self, location: Path, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        self.location, self._folder = location, folder
+        self.run = Run(location, comments=True)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the labelled images whose prediction is the label; None without any. An image that the data set has
+        twice counts once, and one without a prediction not at all."""
+        (row,) = self.run.rows("select avg(correct::int) as share from predictions")
+        return None if row["share"] is None else float(row["share"])
+
+    def confusion(self) -> pd.DataFrame:
+        """Numbers of images: a row a label, a column a predicted class."""
+        counts = self.run.frame(
+            "select label, predicted, count(*) as images from predictions where correct is not null group by all"
+        )
+        return counts.pivot(index="label", columns="predicted", values="images").fillna(0).astype(int)
+
+    def errors(self, count: int = 24) -> list[SureError]:
+        """The wrong predictions of which the model is surest, surest first."""
+        rows = self.run.rows(
+            'select min(i.position) as "index", p.label, p.predicted, p.confidence from predictions p '
+            "join items i using (item_id, role) where not p.correct group by all "
+            'order by p.confidence desc nulls last, "index" limit ?',
+            [count],
+        )
+        return [SureError(**row) for row in rows]
+
+    @property
+    def warnings(self) -> list[RunWarning]:
+        """What is not known or doubtful; those that a gate refuses come first."""
+        return warnings_of(self.run)
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write a row an image: position, label, predicted, correct, confidence, status and reason."""
+        if Path(path).suffix != ".parquet":
+            raise ConfigError(f"{path}: the name must end in .parquet")
+        self.run.write(
+            "select i.position, p.label, p.predicted, p.correct, p.confidence, p.status, p.reason from items i "
+            "join predictions p using (item_id, role) order by i.position",
+            Path(path),
+        )
+
+    def __repr__(self) -> str:
+        (row,) = self.run.rows("select count(*) as images, count(correct) as labelled from predictions")
+        share = "none is labelled" if self.accuracy is None else f"accuracy {self.accuracy:.1%} of {row['labelled']}"
+        return f"<Screening of {row['images']} images, {share}, {self.location}>"
+
+
+def screen(
+    model: Any,
+    dataset: Iterable[Any],
+    *,
+    class_names: Sequence[str] | str | None = None,
+    labels: Iterable[Any] | None = None,
+    scores: Scale = "auto",
+    transform: Transform | None = None,
+    batch_size: int = 64,
+    name: str = "model",
+    output: str | Path | None = None,
+) -> Screening:
+    """Screen images in memory, and keep the result as a run that every command of `audit` can open.
+
+    model: a torch module, or any function, from RGB float32 (b, 3, h, w) in [0, 1] to logits or probabilities
+    (b, classes); or its predictions on the data set, in its order: scores (n, classes), or of each image one class, by
+    name or number (n,). A module is in evaluation mode meanwhile; consecutive images of one size share a batch.
+
+    dataset: images, or pairs (image, label), or mappings with `image` and `label`, such as torch's and Hugging Face's
+    data sets. An image is a PIL image, a uint8 array (h, w), (h, w, 3) or (h, w, 4), a float array or tensor in [0, 1]
+    (tensors are (c, h, w)), encoded bytes, or a path. All become 8-bit RGB first, as the files of a data set do.
+
+    class_names: of the scores, in their order; 'data' for the names that the data set has, else its labels, sorted.
+    Default: the model's own, else the names that the data set has (`classes`, or a ClassLabel), else numbers from 0.
+    labels: in the order of the data set, where it holds images alone. Whole numbers count the names that the data set
+    has, else `class_names`, from 0.
+    scores: 'probabilities', 'logits', or 'auto': probabilities where every row sums to 1; else logits from a model, and
+    an error for an array, since nothing tells logits from other scores.
+    transform: from a PIL image to the tensor (c, h, w) that the model takes, where that is not RGB in [0, 1].
+    name: of the model, in the run. output: a new folder for images, predictions, a job file, and the run.
+
+    Raises DataError for a data set, ModelError for a model, ConfigError for an option that cannot be used.
+
+    >>> import audit, numpy as np, torch
+    >>> dark, light = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    >>> brightness = lambda x: torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3)) - 1], 1)
+    >>> screening = audit.screen(brightness, [(dark, "night"), (light, "night")], class_names=["night", "day"])
+    >>> screening.accuracy
+    0.5
+    >>> [(error.index, error.label, error.predicted) for error in screening.errors()]
+    [(1, 'night', 'day')]
+    """
+    folder, held = _new_folder(output)
+    own = _names_of(dataset)
+    answers = _Answers(model, transform, batch_size)
+    given = _given(class_names, model)
+    texts: list[str | None] = []
+    with pq.ParquetWriter(folder / _IMAGES, _SCHEMA) as writer:
+        pairs = _pairs(dataset, labels, own or given)
+        while group := list(islice(pairs, _GROUP)):
+            writer.write_table(pa.Table.from_pylist([{"image": i, "label": label} for i, label in group], _SCHEMA))
+            texts += [label for _, label in group]
+            answers.look([image for image, _ in group])
+    if not texts:
+        raise DataError("the data set holds no images")
+    said = answers.of_all(len(texts))
+    names = _class_names(class_names, given, own, texts, said)
+    match(in_order(text for text in texts if text is not None), names)
+    pq.write_table(_table(said), folder / _PREDICTIONS)
+    raw = _raw_job(name, names, answers.scale(scores))
+    (folder / _JOB).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), "utf-8")
+    classes = in_order(text for text in texts if text is not None)
+    return Screening(_run(parse_job(raw, folder), folder / str(raw["name"]), classes), held)
+
+
+def _new_folder(output: str | Path | None) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
+    if output is None:
+        held = tempfile.TemporaryDirectory(prefix="audit-")
+        return Path(held.name).resolve(), held
+    folder = Path(output).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {folder}: {error.strerror}; give output= a new one") from error
+    return folder, None
+
+
+def _names_of(dataset: Any) -> tuple[str, ...]:
+    """The class names that a data set has: `classes` as torchvision's, or a ClassLabel of Hugging Face's datasets."""
+    features = getattr(dataset, "features", None)
+    names = getattr(features.get("label"), "names", None) if isinstance(features, dict) else None
+    return tuple(map(str, names or getattr(dataset, "classes", None) or ()))
+
+
+def _given(class_names: Sequence[str] | str | None, model: Any) -> tuple[str, ...]:
+    """The class names that the caller or the model gives; none where the data set is to give them."""
+    if class_names == "data":
+        return ()
+    if isinstance(class_names, str):
+        raise ConfigError(f"class_names is {class_names!r}; give a list of names, or 'data' for those of the data set")
+    if class_names is None:
+        return model.class_names if isinstance(model, Classifier) else ()
+    if len(set(class_names)) != len(class_names):
+        raise ConfigError("class_names repeats a name; every output needs its own")
+    return tuple(map(str, class_names))
+
+
+def _pairs(
+    dataset: Iterable[Any], labels: Iterable[Any] | None, names: Sequence[str]
+) -> Iterator[tuple[bytes, str | None]]:
+    """Bytes and label of each image."""
+    separate = None if labels is None else iter(labels)
+    none_left = object()
+    for i, item in enumerate(_items(dataset)):
+        image, label = _split(item, i)
+        if separate is not None:
+            if label is not None:
+                raise DataError("the data set has labels of its own; leave labels= out")
+            label = next(separate, none_left)
+            if label is none_left:
+                raise DataError(f"labels= has {i} labels, and the data set more images")
+        yield as_bytes(image, f"image {i}"), _as_text(label, names, f"label {i}")
+    if separate is not None and next(separate, none_left) is not none_left:
+        raise DataError("labels= has more labels than the data set has images")
+
+
+def _items(dataset: Any) -> Iterator[Any]:
+    """A torch data set ends at its length: not every one of them raises an IndexError there."""
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not hasattr(dataset, "__iter__"):
+        return (dataset[i] for i in range(len(dataset)))
+    return iter(dataset)
+
+
+def _split(item: Any, index: int) -> tuple[Any, Any]:
+    if isinstance(item, dict):
+        if "image" not in item:
+            raise DataError(f"item {index} of the data set has the keys {sorted(map(str, item))}, and no 'image'")
+        return item["image"], item.get("label")
+    if isinstance(item, tuple | list):
+        if len(item) != 2:
+            raise DataError(f"item {index} of the data set is a {type(item).__name__} of {len(item)}; (image, label)?")
+        return item[0], item[1]
+    return item, None
+
+
+def _as_text(label: Any, names: Sequence[str], where: str) -> str | None:
+    if isinstance(label, Tensor | np.generic | np.ndarray) and np.ndim(label) == 0:
+        label = label.item()
+    if label is None or isinstance(label, str):
+        return label or None
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise DataError(f"{where} is {label!r}; a label is a name, or the number of a class")
+    if not names:
+        return str(label)
+    if not 0 <= label < len(names):
+        raise DataError(f"{where} is {label}, and there are {len(names)} class names")
+    return names[label]
+
+
+class _Answers:
+    """What a model says of images: asked batch by batch, or known already."""
+
+    def __init__(self, model: Any, transform: Transform | None, batch_size: int) -> None:
+        self._transform, self._batch_size = transform, batch_size
+        self._asked: list[Array] = []
+        self._known = None if callable(model) or isinstance(model, Classifier) else _known(model)
+        self._model = model.logits if isinstance(model, Classifier) else model
+        self._network = model.network if isinstance(model, Classifier) else model
+        if self._known is not None and transform is not None:
+            raise ConfigError("transform= is for a model; predictions are given")
+
+    def look(self, images: list[bytes]) -> None:
+        """Ask the model for the next images."""
+        if self._known is not None:
+            return
+        batch: list[Tensor] = []
+        with _evaluating(self._network) as device:
+            for data in images:
+                tensor = self._tensor(data)
+                if batch and (tensor is None or batch[0].shape != tensor.shape or len(batch) == self._batch_size):
+                    self._asked.append(_ask(self._model, torch.stack(batch).to(device)))
+                    batch = []
+                if tensor is not None:
+                    batch.append(tensor)
+                else:  # the inventory says why this image cannot be used
+                    self._asked.append(np.full((1, 0), np.nan))
+            if batch:
+                self._asked.append(_ask(self._model, torch.stack(batch).to(device)))
+
+    def _tensor(self, data: bytes) -> Tensor | None:
+        try:
+            pixels = decode(data).image
+        except BadItem:
+            return None
+        if self._transform is None:
+            return to_tensor(pixels)
+        made = self._transform(Image.fromarray(pixels))
+        if not isinstance(made, Tensor) or made.ndim != 3:
+            raise ConfigError(f"transform= gives {type(made).__name__}, expected a tensor (c, h, w)")
+        return made
+
+    def of_all(self, count: int) -> Array:
+        """Scores (count, classes), or classes (count,)."""
+        if self._known is not None:
+            if len(self._known) != count:
+                raise DataError(f"there are {len(self._known)} predictions and {count} images")
+            return self._known
+        widths = {part.shape[1] for part in self._asked} - {0}
+        if len(widths) != 1:
+            raise ModelError(f"the model gives {sorted(widths) or 'no'} outputs; expected one number a class, for all")
+        (width,) = widths
+        return np.concatenate([p if p.shape[1] else np.full((len(p), width), np.nan) for p in self._asked])
+
+    def scale(self, asked: Scale) -> Scale:
+        """A model gives logits, unless all of its outputs are probabilities."""
+        if asked != "auto" or self._known is not None:
+            return asked
+        parts = [part for part in self._asked if part.shape[1]]
+        likely = all(part.min() >= 0 and np.abs(part.sum(1) - 1).max() < 1e-3 for part in parts)
+        return "probabilities" if likely else "logits"
+
+
+def _known(model: Any) -> Array:
+    array = model.detach().cpu().double().numpy() if isinstance(model, Tensor) and model.is_floating_point() else model
+    array = np.asarray(array)
+    if array.ndim == 1 and (array.dtype.kind in "iuU" or all(isinstance(one, str) for one in array)):
+        return array.astype(str)
+    if array.ndim == 2 and array.dtype.kind in "fiu" and array.shape[1] > 1:
+        return array.astype(np.float64)
+    raise ModelError(
+        f"model is {type(model).__name__} of shape {array.shape} and {array.dtype}; expected a function of images, "
+        "scores (n, classes), or a class an image (n,)"
+    )
+
+
+@contextmanager
+def _evaluating(network: Any) -> Iterator[torch.device]:
+    """A module in evaluation mode, and where it is; all else is as it was afterwards."""
+    modules = list(network.modules()) if isinstance(network, nn.Module) else []
+    training = [module for module in modules if module.training]
+    if isinstance(network, nn.Module):
+        network.eval()
+    try:
+        with torch.no_grad():
+            first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+            yield torch.device("cpu") if first is None else first.device
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _ask(model: Any, batch: Tensor) -> Array:
+    try:
+        said = model(batch)
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        raise ModelError(
+            f"the model fails on images of shape {tuple(batch.shape)}: {type(error).__name__}: {error}. Where it takes "
+            "images of another size, or normalised ones, give transform="
+        ) from error
+    said = getattr(said, "logits", said)
+    if not isinstance(said, Tensor) or said.ndim != 2 or len(said) != len(batch) or said.shape[1] < 2:
+        found = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise ModelError(
+            f"the model returns {found} for {len(batch)} images; expected one number a class, (b, classes)"
+        )
+    return said.detach().cpu().double().numpy()
+
+
+def _class_names(
+    asked: Sequence[str] | str | None,
+    given: tuple[str, ...],
+    own: tuple[str, ...],
+    labels: Sequence[str | None],
+    said: Array,
+) -> tuple[str, ...]:
+    """One name for each output, in their order. Raises ModelError where there are not as many."""
+    known = [label for label in labels if label is not None]
+    numbers = all(label.isdecimal() for label in known)
+    if said.ndim == 1:
+        return given or own or match(in_order(known), in_order(said.tolist()), complete=False).own
+    count = said.shape[1]
+    if asked == "data" and not own:
+        names = in_order(known)
+    elif given or own:
+        names = given or own
+    elif numbers and all(int(label) < count for label in known):
+        return tuple(map(str, range(count)))
+    else:
+        raise ModelError(
+            f"nothing says which of the model's {count} outputs is which class: give class_names= a name for each "
+            "output, in their order, or 'data' where they follow the sorted labels of the data set, which begin with "
+            f"{', '.join(map(repr, sorted(set(known))[:3]))}"
+        )
+    if len(names) != count:
+        raise ModelError(
+            f"the model has {count} outputs, and there are {len(names)} class names: {', '.join(names[:8])}"
+        )
+    return names
+
+
+def _table(said: Array) -> pa.Table:
+    items = [f"{_IMAGES}#{i}" for i in range(len(said))]
+    if said.ndim == 1:
+        return pa.table({"item": items, "predicted": pa.array(said.tolist(), pa.string())})
+    flat = pa.array(said.reshape(-1), pa.float64())
+    return pa.table({"item": items, "scores": pa.FixedSizeListArray.from_arrays(flat, said.shape[1])})
+
+
+def _raw_job(name: str, names: tuple[str, ...], scale: Scale) -> dict[str, Any]:
+    """The job file. It can be run again, and be given an embedder and further models."""
+    stored: dict[str, Any] = {"id": name, "loader": "predictions", "path": _PREDICTIONS, "match": "path"}
+    return {
+        "version": 1,
+        "name": "screening",
+        "data": {"source": "parquet", "path": _IMAGES},
+        "models": [{**stored, "class_names": list(names), "scores": scale}],
+        "stages": [{"kind": "screen"}],
+    }
+
+
+def _run(job: Job, location: Path, classes: tuple[str, ...]) -> Path:
+    """Do every unit of a job in this process. Raises ModelError or DataError where one cannot be done."""
+    store, found = Store(location), digests(job)
+    decided = decides(job, found)
+    record = job_record(job, decided)
+    store.create("job.json", record)
+    store.commit("run", "run", {"runs": [run_row(job, decided, record)]})
+    worker = Worker(job, location, classes, 1)
+    for stage in stage_names(job):
+        plugin, module = module_of(job, stage)
+        payloads = module.plan(plugin.options, Context(job, stage, location, worker.models, 1))
+        plan = write_plan(store, stage, (unit_of(stage, plugin, module.VERSION, one, job, found) for one in payloads))
+        for unit in units_in(store, plan):
+            summary = worker.run(unit)
+            if summary.error is not None:
+                raise (ModelError if summary.fatal == "config" else DataError)(summary.error)
+    return location

@@ -1,0 +1,169 @@
+"""Which row of a file of predictions belongs to which image of a job.
+
+A row names its image by a path, a file name without its suffix, or the sha256 of the image's bytes. A row that fits
+several images is given to none of them.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from audit.datasets._files import as_name
+from audit.errors import ModelError
+
+Rule = Literal["auto", "path", "stem", "name", "sha256"]
+_AUTO: tuple[Rule, ...] = ("sha256", "path", "stem")
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
+
+
+class Place(NamedTuple):
+    """An image at a place of a data set, as the inventory lists it. `root`: the local folder that its name is relative
+    to, '' where there is none. `usable`: whether it can be screened. `label`: the data set's."""
+
+    role: str
+    item_id: str
+    uri: str
+    display_name: str
+    root: str = ""
+    usable: bool = True
+    label: str | None = None
+
+
+@dataclass
+class Matching:
+    """`rows`: the row of each matched image, by item id. `unused`: rows that fit no image. `ambiguous`: rows that fit
+    several, each with two of them. `rule`: how rows and images were compared."""
+
+    rule: Rule
+    rows: dict[str, int] = field(default_factory=dict)
+    unused: list[int] = field(default_factory=list)
+    ambiguous: list[tuple[int, Place, Place]] = field(default_factory=list)
+
+
+def match(keys: Sequence[str], places: Sequence[Place], rule: Rule = "auto", source: str = "the file") -> Matching:
+    """The row of each image. `places`: in the order of the listings. `source`: the file, for messages.
+
+    'path': the row's path ends in the image's path within its data set, or the image's whole path ends in the row's.
+    'stem': the same, where rows leave out the suffix of the file name. 'name': the last part of both is equal, whatever
+    the folders. 'sha256': of the image's bytes. 'auto': that of 'sha256', 'path' and 'stem' by which most images have a
+    row; the first of them where several have equally many.
+
+    Raises ModelError where two rows belong to one place of the data set.
+    """
+    if rule != "auto":
+        return _matched(keys, places, rule, source)
+    tried = [
+        _matched(keys, places, one, source) for one in _AUTO if one != "sha256" or any(map(_is_sha256, keys[:100]))
+    ]
+    return max(tried, key=lambda one: len(one.rows))  # max keeps the first of equals
+
+
+def normal(key: str) -> str:
+    """A path as it is compared: NFC, '/' between its parts, without './'."""
+    return posixpath.normpath(unicodedata.normalize("NFC", key.strip()).replace("\\", "/"))
+
+
+def _is_sha256(key: str) -> bool:
+    return _SHA256.fullmatch(key.strip()) is not None
+
+
+def _matched(keys: Sequence[str], places: Sequence[Place], rule: Rule, source: str) -> Matching:
+    found = Matching(rule)
+    candidates = _BY_RULE[rule](places)
+    taken: dict[int, int] = {}  # by place, its row
+    for row, key in enumerate(keys):
+        fitting = candidates(key)
+        if not fitting:
+            found.unused.append(row)
+            continue
+        first = places[fitting[0]]
+        other = next((places[i] for i in fitting if places[i].item_id != first.item_id), None)
+        if other is not None:
+            found.ambiguous.append((row, first, other))
+            continue
+        for i in fitting:
+            if taken.setdefault(i, row) != row:
+                raise ModelError(
+                    f"{source}: the rows {taken[i] + 1} ({keys[taken[i]]!r}) and {row + 1} ({key!r}) both belong to "
+                    f"the image {places[i].display_name!r}; give each image one row"
+                )
+    for i, row in sorted(taken.items()):  # of an image at several places, the first is screened
+        found.rows.setdefault(places[i].item_id, row)
+    return found
+
+
+_Candidates = Callable[[str], list[int]]
+
+
+def _by_sha256(places: Sequence[Place]) -> _Candidates:
+    index = _indexed((place.item_id, i) for i, place in enumerate(places))
+    return lambda key: index.get(key.strip().lower(), [])
+
+
+def _by_name(places: Sequence[Place]) -> _Candidates:
+    index = _indexed((posixpath.basename(name), i) for i, place in enumerate(places) for name in _names(place))
+    return lambda key: index.get(posixpath.basename(normal(key)), [])
+
+
+def _by_path(places: Sequence[Place]) -> _Candidates:
+    return _by_end(places, lambda name: name)
+
+
+def _by_stem(places: Sequence[Place]) -> _Candidates:
+    return _by_end(places, lambda name: posixpath.splitext(name)[0])
+
+
+def _by_end(places: Sequence[Place], shown: Callable[[str], str]) -> _Candidates:
+    """Equal paths first, else whole paths that end in the row's, else rows that end in an image's path."""
+    names = [[shown(name) for name in _names(place)] for place in places]
+    wholes = [
+        [shown(normal(f"{p.root}/{n}")) for n in _names(p)] if p.root else own
+        for p, own in zip(places, names, strict=True)
+    ]
+    index = _indexed((posixpath.basename(name), i) for i, own in enumerate(names) for name in own)
+
+    def candidates(key: str) -> list[int]:
+        key = normal(key)
+        same = index.get(posixpath.basename(key), [])
+        equal = [i for i in same if key in names[i] or key in wholes[i]]
+        longer = equal or [i for i in same if any(whole.endswith(f"/{key}") for whole in wholes[i])]
+        return longer or [i for i in same if any(key.endswith(f"/{name}") for name in names[i])]
+
+    return candidates
+
+
+_BY_RULE: dict[Rule, Callable[[Sequence[Place]], _Candidates]] = {
+    "sha256": _by_sha256,
+    "path": _by_path,
+    "stem": _by_stem,
+    "name": _by_name,
+}
+
+
+def _names(place: Place) -> list[str]:
+    """What a place may be called: its path, its name for people, and its uri as it stands."""
+    path = as_name(place.uri.partition("#mask=")[0])
+    return list(dict.fromkeys(normal(name) for name in (path, place.display_name, place.uri)))
+
+
+def _indexed(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for name, i in pairs:
+        held = found.setdefault(name, [])
+        if not held or held[-1] != i:
+            held.append(i)
+    return found
+
+
+def without_row(matching: Matching, places: Iterable[Place]) -> Iterator[Place]:
+    """The images that can be screened and have no row, each once."""
+    seen: set[str] = set()
+    for place in places:
+        if place.usable and place.item_id not in matching.rows and place.item_id not in seen:
+            seen.add(place.item_id)
+            yield place

@@ -1,0 +1,200 @@
+"""A model that is known by its predictions alone: nothing can be asked of it but what it has said already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from audit.class_names import folded
+from audit.errors import ModelError
+from audit.models.prediction_rows import Matching, Place, Rule, match, without_row
+from audit.results.schema import Rows
+from audit.results.warnings import RunWarning, warning_rows
+
+if TYPE_CHECKING:
+    from audit.models import Models
+
+NO_PREDICTION = "no_prediction"
+_SHOWN = 3  # of a list, in a message
+
+
+@dataclass(frozen=True)
+class StoredPredictions:
+    """Predictions of n images, as a file has them.
+
+    `source`: the file, for messages. `keys`: what names the image of each row. `classes`: indices into `class_names`
+    (n, k), the most probable first; -1 in all k where a row's scores are not finite. `confidences`: their probabilities
+    (n, k); NaN where the file gives none. `labels`: the file's own, None where it has none. `match`: how rows and
+    images are compared. `embeddings`: of the images (n, d), NaN in rows without one, where the file has any.
+    `complete`: whether `class_names` are all of the model's, and not those alone that it predicted of some image.
+    `warnings`: what its loader could not know.
+    """
+
+    class_names: tuple[str, ...]
+    source: str
+    keys: tuple[str, ...]
+    classes: NDArray[np.int32]
+    confidences: NDArray[np.float64]
+    labels: tuple[str | None, ...]
+    match: Rule = "auto"
+    embeddings: NDArray[np.float32] | None = field(default=None, kw_only=True)
+    complete: bool = field(default=True, kw_only=True)
+    warnings: tuple[RunWarning, ...] = field(default=(), kw_only=True)
+
+    def matching(self, places: Sequence[Place]) -> Matching:
+        """Which row belongs to which image. Raises ModelError where no row does, or none to an image of a role."""
+        found = match(self.keys, places, self.match, self.source)
+        for role in dict.fromkeys(place.role for place in places if place.usable):
+            own = [place for place in places if place.usable and place.role == role]
+            if not any(place.item_id in found.rows for place in own):
+                raise ModelError(self._none_of(role, own, found))
+        return found
+
+    def _none_of(self, role: str, places: Sequence[Place], found: Matching) -> str:
+        rows = ", ".join(map(repr, self.keys[:_SHOWN]))
+        images = ", ".join(repr(place.display_name) for place in places[:_SHOWN])
+        several = ""
+        if found.ambiguous:
+            row, one, other = found.ambiguous[0]
+            several = f"; {len(found.ambiguous)} rows fit several images, such as {self.keys[row]!r}, which fits "
+            several += f"{one.display_name!r} of the {one.role} and {other.display_name!r} of the {other.role}"
+        return (
+            f"{self.source}: no row belongs to an image of the {role}. Its rows begin with {rows}, the {role} with "
+            f"{images}{several}. A row names its image by the path in the data set or a longer one, by the file name, "
+            "or by the sha256 of its bytes; 'match: name' compares file names alone"
+        )
+
+    def prediction(self, row: int, label: str | None, class_of: Callable[[str], str | None]) -> dict[str, Any]:
+        """What `predictions` says of a row. `label`: the data set's; the file's own stands in where there is none.
+        `class_of`: what the model would have to predict for a label to be right; None where it has no such class.
+        """
+        label = self.labels[row] if label is None else label
+        if self.classes[row, 0] < 0:
+            return {"label": label, "status": "failed", "reason": "not_finite"}
+        top = [self.class_names[i] for i in self.classes[row]]
+        known = not np.isnan(self.confidences[row, 0])
+        said: dict[str, Any] = {"label": label, "predicted": top[0], "status": "ok", "top_classes": top}
+        said["confidence"] = float(self.confidences[row, 0]) if known else None
+        said["top_confidences"] = self.confidences[row].tolist() if known else None
+        right = None if label is None else class_of(label)
+        if right is not None:
+            said["correct"] = top[0] == right
+        return said
+
+    def doubts(self, model_id: str, places: Sequence[Place], found: Matching) -> list[RunWarning]:
+        """What does not fit between the file and the data sets."""
+        return [
+            *self._without_prediction(model_id, places, found),
+            *self._without_image(model_id, found),
+            *self._not_finite(model_id, places, found),
+            *self._other_labels(model_id, places, found),
+        ]
+
+    def _without_prediction(self, model_id: str, places: Sequence[Place], found: Matching) -> Iterator[RunWarning]:
+        for role in dict.fromkeys(place.role for place in places):
+            lacking = list(without_row(found, [place for place in places if place.role == role]))
+            if lacking:
+                first = ", ".join(repr(place.display_name) for place in lacking[:_SHOWN])
+                message = f"{self.source} has no prediction for {len(lacking)} images of the {role}, such as {first}"
+                if found.ambiguous:
+                    message += f"; {len(found.ambiguous)} of its rows fit several images: give them longer paths"
+                yield RunWarning(NO_PREDICTION, message, model_id, role, len(lacking))
+
+    def _without_image(self, model_id: str, found: Matching) -> Iterator[RunWarning]:
+        if found.unused:
+            first = ", ".join(repr(self.keys[row]) for row in found.unused[:_SHOWN])
+            yield RunWarning(
+                "unused_predictions",
+                f"{len(found.unused)} rows of {self.source} belong to no image of the job, such as {first}",
+                model_id,
+                items=len(found.unused),
+                blocks_gate=False,
+            )
+
+    def _not_finite(self, model_id: str, places: Sequence[Place], found: Matching) -> Iterator[RunWarning]:
+        usable = {place.item_id for place in places if place.usable}
+        rows = [row for item_id, row in found.rows.items() if self.classes[row, 0] < 0 and item_id in usable]
+        if rows:
+            message = f"{self.source}: the scores of {len(rows)} images are NaN, empty or infinite, the first in row "
+            message += f"{min(rows) + 1} ({self.keys[min(rows)]!r})"
+            yield RunWarning("not_finite", message, model_id, items=len(rows))
+
+    def _other_labels(self, model_id: str, places: Sequence[Place], found: Matching) -> Iterator[RunWarning]:
+        """A label that differs between file and data set: the rows may be those of other images."""
+        labels = {place.item_id: place.label for place in reversed(places) if place.label is not None}
+        differing = [
+            (row, labels[item_id])
+            for item_id, row in found.rows.items()
+            if item_id in labels and _differs(self.labels[row], labels[item_id])
+        ]
+        if differing:
+            row, label = differing[0]
+            message = f"the labels of {len(differing)} images differ between {self.source} and the data set, such as "
+            message += f"{self.labels[row]!r} and {label!r} for {self.keys[row]!r}: are they the same images? The data "
+            yield RunWarning("labels_differ", message + "set's labels are used", model_id, items=len(differing))
+
+
+def _differs(own: str | None, label: str) -> bool:
+    return own is not None and folded(own) != folded(label)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A model's rows found: which row each image has, what does not fit, and the first image of each role."""
+
+    matching: Matching
+    warnings: tuple[RunWarning, ...]
+    first: dict[str, str]
+
+
+def matched(stored: StoredPredictions, model_id: str, places: Sequence[Place]) -> Matched:
+    """Raises ModelError where no row belongs to an image of a role, or two to one image."""
+    found = stored.matching(places)
+    first: dict[str, str] = {}
+    for place in places:
+        if place.usable:
+            first.setdefault(place.role, place.item_id)
+    return Matched(found, tuple(stored.doubts(model_id, places, found)), first)
+
+
+def rows_of_stored(
+    models: Models, role: str, named: Sequence[tuple[str, str | None]], places: Callable[[], Iterable[Place]]
+) -> Rows:
+    """Predictions, and warnings, of the models of a job that are known by their predictions alone.
+
+    named: (item_id, label) of each image. places: lists all images of the job, asked for once a process. Embeddings are
+    those of the first model whose file has any, and none where the job has an embedder, since those of two models
+    cannot be compared. The warnings come with the first image of their role, those about the whole job with the first
+    image of the data.
+    """
+    predictions: list[dict[str, Any]] = []
+    arrays: list[dict[str, Any]] = []
+    warnings: list[RunWarning] = []
+    ids = {item_id for item_id, _ in named}
+    for model_id, stored in models.stored():
+        found = models.matched(model_id, stored, places)
+        base, class_of = {"role": role, "model_id": model_id}, models.matching(model_id).class_of
+        for item_id, given in named:
+            row, label = found.matching.rows.get(item_id), None if given is None else models.classes.label_of(given)
+            said = _NOTHING | {"label": label} if row is None else stored.prediction(row, label, class_of)
+            predictions.append({**base, "item_id": item_id, **said})
+        if models.job.embedder is None and not arrays and stored.embeddings is not None:
+            base = {"role": role, "name": "embedding", "model_id": model_id}
+            rows = {item_id: found.matching.rows[item_id] for item_id in ids & found.matching.rows.keys()}
+            arrays = [{**base, "subject_id": i, **_array(stored.embeddings[row])} for i, row in sorted(rows.items())]
+        if found.first.get(role) in ids:
+            warnings += [one for one in found.warnings if (one.role or "data") == role]
+    return {"predictions": predictions, "arrays": arrays, "warnings": warning_rows(warnings)}
+
+
+def _array(values: NDArray[np.float32]) -> dict[str, Any]:
+    if not np.isfinite(values).all():
+        return {"reason": "not_finite"}
+    return {"values": values.tolist(), "shape": [len(values)]}
+
+
+_NOTHING: dict[str, Any] = {"status": "failed", "reason": NO_PREDICTION}

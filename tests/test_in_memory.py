@@ -1,0 +1,298 @@
+"""`audit.screen`: models, predictions and images that are in memory, against the same computed by hand."""
+
+from __future__ import annotations
+
+import doctest
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import audit
+import audit.in_memory
+from audit.config import load_job
+from audit.decode import decode
+from audit.errors import ConfigError, DataError, ModelError
+from audit.images.encoding import as_bytes
+from audit.runs import unfinished
+from pipelines.plan import open_or_create
+from pipelines.serial import run_serially
+
+NAMES = ["red", "green", "blue"]
+
+
+class Colours(torch.nn.Module):
+    """Logits: ten times the mean of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(10.0))
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(x.mean((2, 3)) * self.scale)
+
+
+def noise(count: int, sizes: tuple[int, ...] = (8,)) -> list[np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (sizes[i % len(sizes)], 8, 3), np.uint8) for i in range(count)]
+
+
+def test_a_module_is_screened_as_it_would_be_by_hand() -> None:
+    """Images of several sizes, labels by number; the module is in training mode before and after."""
+    images = noise(30, (8, 12))
+    labels = [i % 3 for i in range(30)]
+    model = Colours()
+    screening = audit.screen(model, list(zip(images, labels, strict=True)), class_names=NAMES, batch_size=4)
+    means = np.array([image.astype(np.float64).mean((0, 1)) / 255 for image in images])
+    exponentials = np.exp(10 * means)
+    sure = exponentials / exponentials.sum(1, keepdims=True)
+    said = means.argmax(1)
+    assert screening.accuracy == pytest.approx((said == labels).mean())
+    table = screening.confusion()
+    for i, label in enumerate(NAMES):
+        for j, predicted in enumerate(NAMES):
+            expected = sum(1 for a, b in zip(labels, said, strict=True) if (a, b) == (i, j))
+            assert table.loc[label, predicted] == expected
+    errors = screening.errors(5)
+    wrong = sorted((i for i in range(30) if said[i] != labels[i]), key=lambda i: -sure[i].max())[:5]
+    assert [error.index for error in errors] == wrong
+    assert [error.confidence for error in errors] == pytest.approx([sure[i].max() for i in wrong], abs=1e-6)
+    assert errors[0].label == NAMES[labels[wrong[0]]]
+    assert model.training
+    assert model.dropout.training
+    assert model.scale.requires_grad
+    assert "30 images, accuracy" in repr(screening)
+
+
+def test_the_result_is_a_run_that_every_command_can_open(tmp_path: Path) -> None:
+    """Resuming its job file does nothing more, and the job asks for the same numbers."""
+    output = tmp_path / "mine"
+    dataset = list(zip(noise(6), ["red", "green"] * 3, strict=True))
+    screening = audit.screen(Colours(), dataset, class_names=NAMES, output=output, name="colours")
+    assert screening.location == output / "screening"
+    run = audit.open(screening.location)
+    assert unfinished(run) == ""
+    assert {row["model_id"] for row in run.rows("select model_id from predictions")} == {"colours"}
+    job = load_job(output / "job.yaml")
+    open_or_create(job, screening.location)  # raises where the job is another one
+    assert run_serially(job, screening.location) == []
+    screening.to_parquet(tmp_path / "p.parquet")
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table["position"].to_pylist() == list(range(6))
+    assert np.mean(table["correct"].to_pylist()) == pytest.approx(screening.accuracy)
+    with pytest.raises(ConfigError, match="give output= a new one"):
+        audit.screen(Colours(), dataset, class_names=NAMES, output=output)
+
+
+def test_without_an_output_nothing_stays() -> None:
+    screening = audit.screen(Colours(), noise(2), class_names=NAMES)
+    location = screening.location
+    assert location.is_dir()
+    assert screening.accuracy is None
+    del screening
+    assert not location.exists()
+
+
+def test_predictions_that_are_known_already() -> None:
+    images = noise(3)
+    scores = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3]])
+    labels = ["red", "red", "green"]
+    for known in (scores, torch.tensor(scores), scores.tolist()):
+        screening = audit.screen(known, images, labels=labels, class_names=NAMES)
+        assert screening.accuracy == pytest.approx(2 / 3)
+        (error,) = screening.errors()
+        assert (error.index, error.predicted, error.confidence) == (1, "blue", 0.7)
+    with pytest.raises(ModelError, match="scores: logits"):
+        audit.screen(10 * scores, images, labels=labels, class_names=NAMES)
+    screening = audit.screen(10 * scores, images, labels=labels, class_names=NAMES, scores="logits")
+    (error,) = screening.errors()
+    assert error.confidence == pytest.approx(np.exp(7) / np.exp([1, 2, 7]).sum())
+    for classes in ([0, 2, 1], ["red", "blue", "green"], np.array([0, 2, 1])):
+        screening = audit.screen(classes, images, labels=labels, class_names=NAMES)
+        assert [(e.index, e.predicted, e.confidence) for e in screening.errors()] == [(1, "blue", None)]
+    with pytest.raises(DataError, match="there are 3 predictions and 2 images"):
+        audit.screen(scores, images[:2], class_names=NAMES)
+    for refused in (scores[:, :1], scores[0], np.zeros((3, 2, 2)), {"a": 1}):
+        with pytest.raises(ModelError, match="expected a function of images"):
+            audit.screen(refused, images, class_names=NAMES)
+
+
+def test_outputs_that_are_probabilities_are_taken_as_such() -> None:
+    model = torch.nn.Sequential(Colours(), torch.nn.Softmax(-1))
+    images = noise(4)
+    screening = audit.screen(model, images, class_names=NAMES)
+    means = np.array([image.astype(np.float64).mean((0, 1)) / 255 for image in images])
+    sure = np.exp(10 * means).max(1) / np.exp(10 * means).sum(1)
+    rows = screening.run.rows("select confidence from predictions join items using (item_id) order by position")
+    assert [row["confidence"] for row in rows] == pytest.approx(sure.tolist(), abs=1e-6)
+
+
+class Named:
+    """As torchvision's data sets: numbers for labels, and the names that they count; it does not end by itself."""
+
+    classes = ("blue", "green", "red")
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[..., 2 - index % 3] = 255 - index
+        return image, index % 3
+
+
+def test_numbers_count_the_names_of_the_data_set_whatever_the_order_of_the_model() -> None:
+    """The image of class i of the data set is of channel 2 - i: names decide, and not positions."""
+    assert audit.screen(Colours(), Named(), class_names=NAMES).accuracy == 1
+    assert audit.screen(Colours(), Named()).accuracy == pytest.approx(1 / 3)  # outputs in the data set's order
+
+
+def test_names_of_outputs() -> None:
+    images = noise(3)
+    model = Colours()
+    with pytest.raises(ModelError, match="nothing says which of the model's 3 outputs is which"):
+        audit.screen(model, zip(images, ["a", "b", "c"], strict=True))
+    screening = audit.screen(model, zip(images, ["c", "b", "a"], strict=True), class_names="data")
+    assert set(screening.run.rows("select top_classes from predictions")[0]["top_classes"]) == {"a", "b", "c"}
+    assert audit.screen(model, zip(images, [2, 0, 1], strict=True)).run.rows(
+        "select distinct label from predictions order by 1"
+    ) == [{"label": "0"}, {"label": "1"}, {"label": "2"}]
+    with pytest.raises(ModelError, match="nothing says which"):
+        audit.screen(model, zip(images, [0, 1, 3], strict=True))
+    with pytest.raises(DataError, match="label 2 is 3, and there are 3 class names"):
+        audit.screen(model, zip(images, [0, 1, 3], strict=True), class_names=NAMES)
+    with pytest.raises(ModelError, match="the model has 3 outputs, and there are 2 class names: red, green"):
+        audit.screen(model, images, class_names=NAMES[:2])
+    with pytest.raises(ModelError, match=r"no label of the data set is a class of the model: .* cat, .* red, green"):
+        audit.screen(model, zip(images, ["cat", "dog", "dog"], strict=True), class_names=NAMES)
+    with pytest.raises(ConfigError, match="class_names is 'Data'"):
+        audit.screen(model, images, class_names="Data")
+    with pytest.raises(ConfigError, match="repeats a name"):
+        audit.screen(model, images, class_names=["a", "b", "a"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        ([(np.zeros((8, 8, 3)) - 2.1, 0)], {}, r"image 0 has values from -2.1 to -2.1.*transform="),
+        ([np.full((8, 8), np.nan)], {}, "image 0 has values from nan"),
+        ([torch.zeros(2, 3, 8, 8)], {}, "not a DataLoader"),
+        ([np.zeros((8, 8, 5), np.uint8)], {}, r"image 0 has shape \(8, 8, 5\)"),
+        ([np.zeros((8, 8, 3), complex)], {}, "image 0 holds complex128"),
+        ([np.full((8, 8), 300)], {}, "values from 300 to 300"),
+        ([Path("/nowhere/x.png")], {}, "image 0: cannot read /nowhere/x.png"),
+        ([(np.zeros((8, 8)), 0.5)], {}, "label 0 is 0.5"),
+        ([(np.zeros((8, 8)), 0, 1)], {}, "item 0 of the data set is a tuple of 3"),
+        ([{"img": 1}], {}, r"the keys \['img'\], and no 'image'"),
+        ([np.zeros((8, 8))] * 2, {"labels": [0]}, "labels= has 1 labels"),
+        ([np.zeros((8, 8))], {"labels": [0, 1]}, "labels= has more labels"),
+        ([(np.zeros((8, 8)), 0)], {"labels": [0]}, "has labels of its own"),
+        ([], {}, "holds no images"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_by_name(dataset: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        audit.screen(Colours(), dataset, class_names=NAMES, **options)
+
+
+def test_a_model_that_wants_something_else_says_what_helps() -> None:
+    fixed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 3))
+    with pytest.raises(ModelError, match=r"fails on images of shape \(1, 3, 8, 8\).*give transform="):
+        audit.screen(fixed, noise(1), class_names=NAMES)
+    with pytest.raises(ModelError, match=r"returns \(1, 8\) for 1 images|returns \(1, 3, 8\)"):
+        audit.screen(lambda x: x.mean(3), noise(1), class_names=NAMES)
+
+
+def test_a_transform_is_what_the_model_sees() -> None:
+    seen: list[torch.Tensor] = []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x.mean((2, 3))
+
+    def halved(image: Image.Image) -> torch.Tensor:
+        assert image.mode == "RGB"
+        return torch.from_numpy(np.array(image.resize((4, 4), Image.Resampling.BOX))).permute(2, 0, 1) / 127.5 - 1
+
+    (image,) = noise(1)
+    audit.screen(model, [image], class_names=NAMES, transform=halved)
+    means = np.rint(image.reshape(4, 2, 4, 2, 3).mean((1, 3)))
+    expected = torch.tensor(means).permute(2, 0, 1)[None].float() / 127.5 - 1
+    assert (seen[0] - expected).abs().max() <= 1 / 127.5
+    with pytest.raises(ConfigError, match="transform= is for a model"):
+        audit.screen(np.eye(3)[:1], [image], class_names=NAMES, transform=halved)
+
+
+def test_an_image_that_cannot_be_used_is_a_row_of_its_own() -> None:
+    screening = audit.screen(Colours(), [*noise(2), b"no image"], labels=[0, 1, 2], class_names=NAMES)
+    rows = screening.run.rows("select position, status, reason from items order by position")
+    assert [(row["status"], row["reason"]) for row in rows] == [("ok", None)] * 2 + [("quarantined", "unidentified")]
+    assert screening.run.rows("select count(*) as n from predictions")[0]["n"] == 2
+    assert screening.warnings == []
+
+
+def test_outputs_that_are_not_finite_are_said() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.mean((2, 3)) > 0.9, torch.nan, x.mean((2, 3)))
+
+    images = [np.full((8, 8, 3), value, np.uint8) for value in (10, 255, 20)]
+    screening = audit.screen(model, images, class_names=NAMES)
+    (warning,) = screening.warnings
+    assert (warning.code, warning.items, warning.blocks_gate) == ("not_finite", 1, True)
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    target = io.BytesIO()
+    image.save(target, form)
+    return target.getvalue()
+
+
+def test_images_of_every_kind_keep_their_pixels(tmp_path: Path) -> None:
+    (rgb,) = noise(1)
+    grey, alpha = rgb[..., 0], np.concatenate([rgb, np.full((8, 8, 1), 255, np.uint8)], 2)
+    same = [
+        rgb,
+        alpha,
+        Image.fromarray(rgb),
+        Image.fromarray(alpha),
+        rgb.astype(np.float32) / 255,
+        rgb.astype(np.int64),
+        np.moveaxis(rgb, -1, 0),
+        torch.from_numpy(rgb).permute(2, 0, 1),
+        torch.from_numpy(rgb).permute(2, 0, 1).float() / 255,
+        encoded(Image.fromarray(rgb), "BMP"),
+    ]
+    (tmp_path / "x.png").write_bytes(encoded(Image.fromarray(rgb), "PNG"))
+    for image in [*same, tmp_path / "x.png", str(tmp_path / "x.png")]:
+        assert np.array_equal(decode(as_bytes(image, "x")).image, rgb)
+    for image in (grey, grey[..., None], grey[None], torch.from_numpy(grey.copy()), Image.fromarray(grey)):
+        assert np.array_equal(decode(as_bytes(image, "x")).image, np.repeat(grey[..., None], 3, 2))
+    jpeg = encoded(Image.fromarray(rgb), "JPEG")
+    assert as_bytes(jpeg, "x") == jpeg
+    cmyk = Image.fromarray(rgb).convert("CMYK")
+    assert np.array_equal(decode(as_bytes(cmyk, "x")).image, np.asarray(cmyk.convert("RGB")))
+
+
+def test_a_loaded_classifier_brings_its_own_names_and_preprocessing() -> None:
+    from audit.classifiers import hf
+    from audit.zoo.scenes import LABELS
+
+    model = hf.load(hf.Options(ref="zoo:shortcut-a"), ())
+    images = noise(3, (8, 80))
+    screening = audit.screen(model, images)
+    rows = screening.run.rows("select predicted from predictions join items using (item_id) order by position")
+    with torch.no_grad():
+        tensors = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in images]
+        assert [row["predicted"] for row in rows] == [LABELS[int(model.logits(x).argmax())] for x in tensors]
+
+
+def test_the_example_of_the_docstring_runs() -> None:
+    result = doctest.testmod(audit.in_memory)
+    assert result.attempted >= 5
+    assert result.failed == 0
