@@ -169,7 +169,7 @@ def test_names_of_outputs() -> None:
         audit.screen(model, zip(images, [0, 1, 3], strict=True), class_names=NAMES)
     with pytest.raises(ModelError, match="the model has 3 outputs, and there are 2 class names: red, green"):
         audit.screen(model, images, class_names=NAMES[:2])
-    with pytest.raises(ModelError, match=r"no label of the data set is a class of the model: .* cat, .* red, green"):
+    with pytest.raises(ModelError, match="2 of 2 labels match no output of the model"):
         audit.screen(model, zip(images, ["cat", "dog", "dog"], strict=True), class_names=NAMES)
     with pytest.raises(ConfigError, match="class_names is 'Data'"):
         audit.screen(model, images, class_names="Data")
