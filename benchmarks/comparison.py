@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -79,25 +81,21 @@ def confirmed(wrong: Bools, shows: Bools) -> bool:
     return bool(excess >= LEAST and p_value * TESTS < LEVEL)
 
 
-def measured(draws: int, seed: int = 0) -> list[dict[str, Any]]:
+def measured(draws: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Shares of the draws: how many confirmed anything and, of all draws, how many ended with each status."""
-    rows = []
-    for images in SIZES:
-        for strong in (0.12, 0.3, 0.6, 1.0):
-            for shared in (0.0, 0.5):
-                for name, world in worlds(strong, shared).items():
-                    found = statuses(world, images, draws, seed)
-                    row: dict[str, Any] = {"images": images, "rate": strong, "shared": world.shared, "world": name}
-                    row["confirmed"] = found.total() / draws
-                    rows.append(row | {status: found[status] / draws for status in STATUSES})
-    return rows
+    for images, strong, shared in product(SIZES, (0.12, 0.3, 0.6, 1.0), (0.0, 0.5)):
+        for name, world in worlds(strong, shared).items():
+            found = statuses(world, images, draws, seed)
+            row: dict[str, Any] = {"images": images, "rate": strong, "shared": world.shared, "world": name}
+            row["confirmed"] = found.total() / draws
+            yield row | {status: found[status] / draws for status in STATUSES}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--draws", type=int, default=1000)
     for row in measured(parser.parse_args().draws):
-        print(json.dumps(row))
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

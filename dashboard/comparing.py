@@ -170,6 +170,10 @@ def _changes(run: Run, before: Run, after: Run, found: Comparison, page: Any) ->
     if not changes:
         st.info("No failure mode of this kind.")
         return
+    st.caption(
+        "The excess is how much more often a model errs on images with the feature than on others of the same classes, "
+        "with its 95 % interval. A status follows from the change of the excess on the images that both runs have."
+    )
     place = st.container()
     number = paging.number(paging.pages(len(changes), PAGE_SIZE))
     shown = changes[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]

@@ -38,7 +38,7 @@ def unaskable(run: Run, models: Sequence[str], classes: Sequence[str] | None = N
     wanted = [str(row["name"]) for row in run.rows(_CLASSES)]
     if not wanted:
         return "none of its images has a label, and the data set declares no classes"
-    if not run.rows(f"{_EMBEDDED} limit 1"):
+    if not run.rows(f"{_EMBEDDED} and values is not null limit 1"):
         return "it has no embedding of a real image that could confirm any"
     return _too_few(run) or next((why for model in models if (why := _no_names(run, model, wanted, classes))), None)
 
@@ -46,9 +46,7 @@ def unaskable(run: Run, models: Sequence[str], classes: Sequence[str] | None = N
 _CLASSES = (
     "select label as name from items where role = 'data' and label is not null union select class_name from classes"
 )
-_EMBEDDED = (
-    "select subject_id, role from arrays where name = 'embedding' and role in ('data', 'pool') and values is not null"
-)
+_EMBEDDED = "select subject_id, role from arrays where name = 'embedding' and role in ('data', 'pool')"
 
 
 def _too_few(run: Run) -> str | None:
@@ -70,7 +68,8 @@ def _usable(run: Run, models: int) -> list[_Images]:
     rows = run.rows(
         "with p as (select item_id, role from predictions where status = 'ok' and role in ('data', 'pool') "
         "and (role = 'pool' or label is not null) group by item_id, role having count(distinct model_id) = ?), "
-        f"e as (select distinct subject_id as item_id, role from ({_EMBEDDED})), "
+        # a row without values has a reason; the values of a million images are not read for this
+        f"e as (select distinct subject_id as item_id, role from ({_EMBEDDED} and reason is null)), "
         # the halves of `audit.screened.naming_half`: by the parity of the first 32 bits
         "u as (select role, substr(item_id, 8, 1) in ('0', '2', '4', '6', '8', 'a', 'c', 'e') as proposes "
         "from p join e using (item_id, role)) "
