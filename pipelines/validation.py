@@ -183,6 +183,7 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     codes = {warning.code for warning in warnings}
     warnings += [warning for warning in _about_sources(job, sources) if not codes & SAME_AS.get(warning.code, set())]
     warnings += more
+    warnings += models.generator.warnings if job.generator else ()
     notes = [*_about_machine(job), *why_not_resumed(job, run_place(job, Path.cwd()), found)]
     return Validation(job, tuple(sources), tuple(checks), tuple(parts), tuple(warnings), tuple(notes))
 

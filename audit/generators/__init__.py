@@ -57,6 +57,10 @@ class Generator(Protocol):
     def guidance_scale(self) -> float:
         """s in eps_null + s (eps_cond - eps_null)."""
 
+    @property
+    def warnings(self) -> tuple[RunWarning, ...]:
+        """What is doubtful about its steps."""
+
     def scheduled(self, steps: int, guidance_scale: float) -> Generator:
         """The same models with so many DDIM steps and this guidance; what the job gives the generator itself stays."""
 

@@ -24,6 +24,7 @@ from audit.models import ONLY_STORED, can_predict
 from audit.pictures import image_row
 from audit.predictions import rows_for, to_uint8
 from audit.results.schema import Rows
+from audit.results.warnings import warning_rows
 
 NEEDS, ONCE = ("screen",), True
 VERSION = 2
@@ -76,7 +77,12 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
         {"subject_id": name, "stage": context.stage, "name": key, "value": value, "unit": unit, "reason": why}
         for key, value, unit, why in measured
     ]
-    return {**rows, "images": pictures, "measurements": measurements}
+    return {
+        **rows,
+        "images": pictures,
+        "measurements": measurements,
+        "warnings": warning_rows(generator.warnings),
+    }
 
 
 def lost(options: Options, payload: Payload, reason: str, context: Context) -> Rows:
