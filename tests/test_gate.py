@@ -297,6 +297,19 @@ def test_a_run_that_could_confirm_nothing_passes_no_rule_on_failure_modes(
         assert re.match(f"it cannot be known: no failure mode could be confirmed: .*{why}", found.message)
 
 
+@pytest.mark.parametrize("halves", ["odd", "even", "both"])
+def test_images_of_one_half_alone_confirm_nothing(tmp_path: Path, halves: str) -> None:
+    """Images whose eighth digit is even propose what a failure mode is, the others are asked: both are needed."""
+    run = made.audited(tmp_path / "run", [], [], done=("2-discover",))
+    ids = [f"{i:08x}" for i in range(60) if halves == "both" or (i % 2 == 1) is (halves == "odd")]
+    run.store.commit("u0", "0-inventory", {"items": [{"item_id": i, "role": "data", "label": "crab"} for i in ids]})
+    embedded = [{"subject_id": i, **made.EMBEDDED} for i in ids]
+    run.store.commit("u1", "1-screen", {"arrays": embedded, "predictions": FAIR})
+    run.refresh()
+    (found,) = outcomes(tmp_path, "- {name: r, failure_modes: {}, at_most: 0}", run)
+    assert found.passed is (halves == "both"), found.message
+
+
 def test_a_class_that_a_model_never_names_passes_no_rule_on_it(tmp_path: Path) -> None:
     rule = "- {name: r, failure_modes: {classes: [%s]}, at_most: 0}"
     run = audited(tmp_path / "run", [], [])
