@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit import datasets
+from audit import datasets, registry
 from audit.classifiers import Classifier, Embedder
-from audit.config import Job, load_job
+from audit.config import Job, Plugin, load_job
 from audit.datasets import Entry
 from audit.decode import decode
 from audit.errors import AuditError, BadItem, DataError, ModelError
@@ -31,6 +31,7 @@ from audit.reference import LOAD_ERRORS
 from audit.results.warnings import RunWarning
 from pipelines.init_data import classes_of
 from pipelines.plan import run_place, why_not_resumed
+from pipelines.validation_text import mapping
 
 FIRST = 200  # images at the beginning of a listing that are tried before a data set counts as unreadable
 SPREAD = 12  # images over the whole listing that are read
@@ -93,7 +94,8 @@ class ModelCheck:
 
 @dataclass(frozen=True)
 class PartCheck:
-    """A generator or a captioner, and what it made of one image, in words."""
+    """A generator or a captioner and what it made of one image, or a table of predictions and what it holds, in
+    words."""
 
     part: str
     loader: str
@@ -178,10 +180,11 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     entry, image = next(((e, i) for e, i in seen if e.label is not None), seen[0])
     models = Models(job, classes, _device(job))
     checks, more = _models(models, entry, image, sources[0].sides, tell)
-    parts = list(_parts(models, entry, image, tell))
+    stored, about_stored = _stored(models, tell)
+    parts = [*stored, *_parts(models, entry, image, tell)]
     codes = {warning.code for warning in warnings}
     warnings += [warning for warning in _about_sources(job, sources) if not codes & SAME_AS.get(warning.code, set())]
-    warnings += more
+    warnings += [*more, *about_stored]
     notes = [*_about_machine(job), *why_not_resumed(job, run_place(job, Path.cwd()), found)]
     return Validation(job, tuple(sources), tuple(checks), tuple(parts), tuple(warnings), tuple(notes))
 
@@ -247,6 +250,8 @@ def _models(
     for model_id in [*job.models, *(["embedder"] if job.embedder else [])]:
         plugin = job.models.get(model_id) or job.embedder
         assert plugin is not None
+        if not has_forward(plugin):
+            continue
         ref = str(getattr(plugin.options, "ref", ""))
         tell(f"loading {model_id} ({plugin.name}) and showing it an image")
         began = time.monotonic()
@@ -275,6 +280,27 @@ def _models(
         )
         small = small_images(model_id, loaded.preprocess.size, sides, python=plugin.name == "python")
         warnings += [*loaded.warnings, *filter(None, [small, _unstable(model_id, alone, together)])]
+    return checks, warnings
+
+
+def has_forward(plugin: Plugin) -> bool:
+    """Whether a model can be asked about an image, and is not known by its predictions alone."""
+    return bool(getattr(registry.plugin("classifiers", plugin.name), "FORWARD", True))
+
+
+def _stored(models: Models, tell: Tell) -> tuple[list[PartCheck], list[RunWarning]]:
+    """Load the models that are known by their predictions alone."""
+    checks, warnings = [], []
+    for model_id, plugin in models.job.models.items():
+        if has_forward(plugin):
+            continue
+        tell(f"reading {model_id} ({plugin.name})")
+        began = time.monotonic()
+        loaded = registry.plugin("classifiers", plugin.name).load(plugin.options, models.data_classes)
+        made = f"predictions of {len(loaded.keys):,} images; outputs {mapping(loaded.class_names)}"
+        place = str(getattr(plugin.options, "path", ""))
+        checks.append(PartCheck(model_id, plugin.name, place, time.monotonic() - began, made))
+        warnings += loaded.warnings
     return checks, warnings
 
 
