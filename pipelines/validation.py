@@ -24,12 +24,13 @@ from audit.decode import decode
 from audit.errors import AuditError, BadItem, DataError, ModelError
 from audit.labels.matching import classes_of
 from audit.methods import check_classes, check_order, stage_names
-from audit.models import Models, digests, open_source
+from audit.models import Models, can_predict, digests, open_source
 from audit.models.doubts import warnings_of_models
 from audit.predictions import TOP, to_tensor
 from audit.reference import LOAD_ERRORS
 from audit.results.warnings import RunWarning
 from pipelines.plan import run_place, why_not_resumed
+from pipelines.validation_text import mapping
 
 FIRST = 200  # images at the beginning of a listing that are tried before a data set counts as unreadable
 SPREAD = 12  # images over the whole listing that are read
@@ -92,7 +93,8 @@ class ModelCheck:
 
 @dataclass(frozen=True)
 class PartCheck:
-    """A generator or a captioner, and what it made of one image, in words."""
+    """A generator or a captioner and what it made of one image, or a table of predictions and what it holds, in
+    words."""
 
     part: str
     loader: str
@@ -179,7 +181,7 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     entry, image = next(((e, i) for e, i in seen if e.label is not None), seen[0])
     models = Models(job, classes, _device(job))
     checks, more = _models(models, entry, image, sources[0].sides, tell)
-    parts = list(_parts(models, entry, image, tell))
+    parts = [*_stored(models, tell), *_parts(models, entry, image, tell)]
     codes = {warning.code for warning in warnings}
     warnings += [warning for warning in _about_sources(job, sources) if not codes & SAME_AS.get(warning.code, set())]
     warnings += more
@@ -243,6 +245,8 @@ def _models(
     for model_id in [*job.models, *(["embedder"] if job.embedder else [])]:
         plugin = job.models.get(model_id) or job.embedder
         assert plugin is not None
+        if not can_predict(plugin):
+            continue
         ref = str(getattr(plugin.options, "ref", ""))
         tell(f"loading {model_id} ({plugin.name}) and showing it an image")
         began = time.monotonic()
@@ -271,6 +275,16 @@ def _models(
         )
         warnings += filter(None, [_unstable(model_id, alone, together)])
     return checks, [*warnings, *warnings_of_models(models, sides)]
+
+
+def _stored(models: Models, tell: Tell) -> Iterator[PartCheck]:
+    """Load the models that are known by their predictions alone."""
+    tell("reading files of predictions")
+    began = time.monotonic()
+    for model_id, loaded in models.stored():
+        made = f"predictions of {len(loaded.keys):,} images; outputs {mapping(loaded.class_names)}"
+        plugin = models.job.models[model_id]
+        yield PartCheck(model_id, plugin.name, loaded.source, time.monotonic() - began, made)
 
 
 def _entered(model: Classifier, batch: Tensor) -> Input:

@@ -64,6 +64,7 @@ def test_nothing_of_anybodys_work_is_thrown_away(tmp_path: Path, monkeypatch: py
     assert not may_start_again(store)
     monkeypatch.setattr(plan, "CHEAP", 1)
     assert may_start_again(store)
+    monkeypatch.setattr(plan, "CHEAP", 10)
     for stage in ("1-screen", "reviews"):
         committed(store, f"u-{stage}", stage)
         assert not may_start_again(store)
