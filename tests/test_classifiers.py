@@ -174,6 +174,16 @@ def test_a_model_of_the_user_s_own(tmp_path: Path) -> None:
     assert python.digest(options) != before
 
 
+def test_a_model_s_code_may_hold_dataclasses(tmp_path: Path) -> None:
+    """With annotations as text, a dataclass looks up the module that it is defined in."""
+    code = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass C:\n    n: int = 3\n"
+    )
+    (tmp_path / "mine.py").write_text(code + USER + "def made(): return M(C().n)\n")
+    options = python.Options(ref=f"{tmp_path}/mine.py:made", input_size=8)
+    assert python.load(options, ("a", "b", "c")).class_names == ("a", "b", "c")
+
+
 def test_the_digest_of_a_model_s_code_holds_what_it_imports_from_beside_it(tmp_path: Path) -> None:
     """From its folder and from packages there, also by way of each other; not what merely lies there."""
     files = {

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import sys
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -135,10 +136,12 @@ def _import(name: str) -> ModuleType:
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(f"audit_user_{Path(name).stem}", name)
+        unique = hashlib.sha256(name.encode()).hexdigest()[:8]
+        spec = importlib.util.spec_from_file_location(f"audit_user_{Path(name).stem}_{unique}", name)
         if spec is None or spec.loader is None or not Path(name).is_file():
             raise ModelError(f"no Python file at {name}")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[module.__name__] = module  # a dataclass looks its own module up there
         spec.loader.exec_module(module)
         return module
     except _USER_ERRORS as error:
