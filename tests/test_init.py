@@ -243,7 +243,7 @@ def test_no_code_is_imported(folder: Path) -> None:
     [
         ("", 24, None, 24, "the images' own size"),
         ("", 24, 48, 48, "as given"),
-        ("IMAGE_SIZE = 96", 24, None, 96, "line 11: IMAGE_SIZE = 96"),
+        ("IMAGE_SIZE = 96", 24, None, 96, "line 10: IMAGE_SIZE = 96"),
         ("def build(img_size=160): pass", 24, None, 160, "img_size = 160"),
         ("A = dict(input_size=96); B = dict(input_size=64)", 24, None, 24, "the images' own size"),
         ("", 200, None, 224, "a default"),
