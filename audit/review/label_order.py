@@ -18,9 +18,9 @@ LEVEL = 0.01
 FEWEST = 10  # labelled images of a class, with which a recall at chance is reported
 Counts = NDArray[np.int64]
 
-# Images are split into halves by their ids, which are hashes, so that what one half proposes the other one tests.
+# Images are split into halves by hashes of their ids, so that what one half proposes the other one tests.
 _CONFUSIONS = (
-    "select model_id, label, predicted, ('0x' || left(item_id, 8))::bigint % 2 as half, count(*) as images "
+    "select model_id, label, predicted, ('0x' || left(md5(item_id), 8))::bigint % 2 as half, count(*) as images "
     "from predictions where role = 'data' and correct is not null group by all order by all"
 )
 
