@@ -223,7 +223,7 @@ def against_h(rows: Rows) -> Rows:
         twin = {**row, "explanation_id": f"{row['explanation_id']}-h", "other_model_id": "h"}
         twin["flipped"] = row["flipped"] and name != "fish" and (name, seed) != ("crab", 0)
         made["explanations"].append(twin)
-        said = {"f": name, "g": "empty", "h": "Crab" if name == "crab" and seed % 3 == 0 else "empty"}
+        said = {"f": name, "g": "empty", "h": "crab" if name == "crab" and seed % 3 == 0 else "empty"}
         made["predictions"] += 2 * [  # of two searches with this result
             {"item_id": row["image_id"], "role": "generated", "model_id": m, "predicted": word, "status": "ok"}
             for m, word in said.items()
@@ -441,7 +441,7 @@ def test_what_labelled_images_show_joins_the_disagreement_of_the_same_name_and_c
     pair = {**shared, "failure_mode_id": "pair", "kind": "disagreement", "source": "search", "found_by": ["2-x"]}
     pair |= {"class_name": "water bottle", "evidence": ["p"], "evidence_rate": 0.5}
     labels = {**shared, "failure_mode_id": "labels", "kind": "confusion", "source": "labels", "found_by": ["1-screen"]}
-    labels |= {"class_name": "Water_Bottle", "evidence": ["q", "p"], "evidence_rate": 0.9, "support": 30}
+    labels |= {"class_name": "water bottle", "evidence": ["q", "p"], "evidence_rate": 0.9, "support": 30}
     screen = {**shared, "failure_mode_id": "screen", "kind": "disagreement", "source": "screen"}
     screen |= {"class_name": "water bottle"}
     one, alone = discover._merged([labels, pair, screen], discover.Options())
@@ -461,7 +461,7 @@ def test_what_several_sources_say_is_listed_once_and_screening_alone_only_where_
         return [m for m in modes if m["listed"]]
 
     sand, snow = "{} on sand", "{} on snow"
-    found = listed(mode("search", "confirmed", sand), mode("screen", "confirmed", sand, class_name="Crab"))
+    found = listed(mode("search", "confirmed", sand), mode("screen", "confirmed", sand, class_name="crab"))
     assert [(m["source"], m["found_by"], m["evidence"]) for m in found] == [
         ("search", ["screen", "search"], ["search", "screen"])
     ]

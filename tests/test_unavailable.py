@@ -353,7 +353,7 @@ def test_an_image_that_asks_for_more_than_its_size_warrants_is_judged(monkeypatc
     def greedy(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
-    data = picture(0)
+    data = picture(0, mode="P")  # decoding converts it
     monkeypatch.setattr(Image.Image, "convert", greedy)
     with pytest.raises(BadItem, match="truncated"):
         decode(data)
@@ -389,8 +389,8 @@ def test_a_unit_whose_data_are_away_is_excused_and_nothing_is_said_of_any_image(
 ) -> None:
     """A worker says that it is the data; a run that is begun meanwhile does not begin; afterwards all is done."""
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
-    (tmp_path / "data" / "a").mkdir(parents=True)
-    shutil.move(tmp_path / "image.png", tmp_path / "data" / "a")
+    (tmp_path / "data" / "crab").mkdir(parents=True)
+    shutil.move(tmp_path / "image.png", tmp_path / "data" / "crab")
     raw = {"version": 1, "name": "away", "data": {"source": "folder", "path": "data"}, "compute": {"workers": 1}}
     models = [{"id": "m", "loader": "hf", "ref": "zoo:reference"}]
     file = tmp_path / "job.yaml"

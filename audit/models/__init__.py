@@ -60,8 +60,8 @@ class Models:
                 yield model_id, loaded
 
     def stored(self) -> Iterator[tuple[str, StoredPredictions]]:
-        """The models that are known by their predictions alone."""
-        for model_id in self.job.models:
+        """The models that are known by their predictions alone. No other model is loaded."""
+        for model_id in (model_id for model_id, plugin in self.job.models.items() if not can_predict(plugin)):
             loaded = self.model(model_id)
             if isinstance(loaded, StoredPredictions):
                 yield model_id, loaded

@@ -68,9 +68,10 @@ class StoredPredictions:
             "or by the sha256 of its bytes; 'match: name' compares file names alone"
         )
 
-    def prediction(self, row: int, label: str | None, class_of: Callable[[str], str | None]) -> dict[str, Any]:
+    def prediction(self, row: int, label: str | None, class_of: Callable[[str], str | None] = str) -> dict[str, Any]:
         """What `predictions` says of a row. `label`: the data set's; the file's own stands in where there is none.
-        `class_of`: what the model would have to predict for a label to be right; None where it has no such class.
+        `class_of`: what the model would have to predict for a label to be right; None where it has no such class; by
+        default the label itself.
         """
         label = self.labels[row] if label is None else label
         if self.classes[row, 0] < 0:
