@@ -442,7 +442,8 @@ def test_a_word_of_several_tokens_with_the_real_tokenizer(generator, real_data) 
     from transformers import CLIPTokenizer
 
     real = CLIPTokenizer.from_pretrained(real_data / "clip_tokenizer")
-    kept, generator.tokenizer = generator.tokenizer, real
+    kept, generator.tokenizer = (generator.tokenizer, generator._length), real
+    generator._length = real.model_max_length  # of a text tower that goes with this tokenizer
     try:
         prompt = "An image of a Schipperke-like cocker spaniel's ball, at Timbuktu"
         for phrase in ("cocker spaniel", "Timbuktu"):
@@ -451,4 +452,4 @@ def test_a_word_of_several_tokens_with_the_real_tokenizer(generator, real_data) 
             assert spelled == phrase.lower().split()
         assert len(generator.positions(prompt, "Timbuktu")[0]) > 1
     finally:
-        generator.tokenizer = kept
+        generator.tokenizer, generator._length = kept
