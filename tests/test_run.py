@@ -52,6 +52,7 @@ stages:
 compute: {{workers: {workers}, batch_size: {batch}}}
 """
 
+MAY_BE_EMPTY = ("reviews", "answers", "neurons", "artefacts", "classes", "warnings", "compared_images")
 # What two runs do not share: times, places, memory.
 VOLATILE = {"units": {"seconds", "worker", "peak_memory", "batch_size", "threads"}, "explanations": {"seconds"}}
 
@@ -111,9 +112,7 @@ def assert_equal(one: Run, other: Run, *, bitwise: bool = True) -> None:
             continue
         left, right = contents(one, table), contents(other, table)
         assert len(left) == len(right), table
-        assert left or table in ("reviews", "answers", "neurons", "artefacts"), (
-            f"{table} is empty: nothing was compared"
-        )
+        assert left or table in MAY_BE_EMPTY, f"{table} is empty: nothing was compared"
         names = (
             "unit_id",
             "failure_mode_id",
