@@ -273,7 +273,8 @@ def _models(
                 top=tuple(zip([loaded.class_names[i] for i in top.indices], top.values.tolist(), strict=True)),
             )
         )
-        warnings += filter(None, [_unstable(model_id, alone, together)])
+        if all(warning.code != "unstable_output" for warning in loaded.warnings):  # which says the same
+            warnings += filter(None, [_unstable(model_id, alone, together)])
     return checks, [*warnings, *warnings_of_models(models, sides)]
 
 
