@@ -81,11 +81,13 @@ def files_at(ref: str, revision: str | None) -> list[str]:
     """Paths of all files of a hub repository at a revision; none where it is a local folder or cannot be reached."""
     if Path(ref).is_dir() or ref.startswith("zoo:"):
         return []
+    import httpx2
     from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return sorted(list_repo_files(ref, revision=revision))
-    except Exception:  # noqa: BLE001 - whatever the hub or the network raises, the caller has an error of its own
+    except (httpx2.HTTPError, HFValidationError, OSError):  # the caller has an error of its own
         return []
 
 
