@@ -193,7 +193,7 @@ def edits(tmp_path_factory: pytest.TempPathFactory) -> Run:
         about = {"explanation_id": f"{i:032x}", "stage": "1-uvce", "method": "uvce", "model_id": "b", "status": "ok"}
         about |= {
             "item_id": digest_of(star),
-            "source_class": "Ice_Cream",
+            "source_class": "ice cream",
             "target_class": "boat",
             "flipped": flipped,
             "seconds": 2.0 * i,
@@ -230,7 +230,7 @@ def test_prompt_edits_are_judged_beside_the_results(edits: Run) -> None:
     assert (row["floor"], row["l2"], row["seconds"]) == pytest.approx((0.03, 0.1, 2.0))  # of all
 
 
-def test_classes_of_modes_are_matched_however_they_are_spelled(edits: Run) -> None:
+def test_modes_count_the_images_of_their_class(edits: Run) -> None:
     (row,) = planted(edits)
     assert (row["mode"], row["images"], row["flipped"]) == ("badge-ice-cream", 3, 1)
 
