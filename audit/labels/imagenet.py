@@ -32,10 +32,11 @@ def in_imagenet_order(outputs: Sequence[str]) -> bool:
     return agree >= _AGREE * len(outputs)
 
 
-def alternatives(name: str) -> set[str]:
+@cache
+def alternatives(name: str) -> frozenset[str]:
     """The names that commas separate in one, folded; the whole too.
 
     >>> sorted(alternatives("tench, Tinca tinca"))
     ['tench', 'tench,tincatinca', 'tincatinca']
     """
-    return {folded(part) for part in (*name.split(","), name) if folded(part)}
+    return frozenset(folded(part) for part in (*name.split(","), name) if folded(part))

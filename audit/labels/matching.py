@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from audit.class_names import beginning, composed, folded, in_order, nearest, repeated, resolve
 from audit.errors import ModelError
 from audit.labels.imagenet import alternatives, imagenet_1k, in_imagenet_order
-
-BY_POSITION = "by_position"
 
 
 @dataclass(frozen=True)
@@ -193,14 +191,14 @@ def _one_of_several(left: Sequence[str], labels: Sequence[str], outputs: Sequenc
 
 
 def _by_keys(
-    left: Sequence[str], labels: Sequence[str], outputs: Sequence[str], keys: Callable[[str], set[str]]
+    left: Sequence[str], labels: Sequence[str], outputs: Sequence[str], keys: Callable[[str], Collection[str]]
 ) -> dict[str, int]:
     """Labels and outputs that share a key, where the label shares keys with one output only, and it with one label."""
     by_key: dict[str, set[int]] = defaultdict(set)
     for place, name in enumerate(outputs):
         for key in keys(name):
             by_key[key].add(place)
-    meant = {label: set().union(*(by_key.get(key, set()) for key in keys(label))) for label in labels}
+    meant = {label: set[int]().union(*(by_key.get(key, set()) for key in keys(label))) for label in labels}
     by_place: dict[int, int] = defaultdict(int)
     for places in meant.values():
         for place in places:
