@@ -109,6 +109,19 @@ def test_a_model_at_chance_on_every_class_does_not_pass(tmp_path: Path) -> None:
     assert "3 of 3 classes" in words
 
 
+def test_a_model_that_guesses_does_not_pass_for_being_lucky(tmp_path: Path) -> None:
+    """Right on 151 of 300 cats and on 150 of 300 dogs: above the rate of the others, by a single image."""
+    pairs = [("cat", "cat")] * 151 + [("cat", "dog")] * 149 + [("dog", "dog")] * 150 + [("dog", "cat")] * 150
+    blocks, words = codes(tmp_path, answers(pairs))["at_chance"]
+    assert blocks
+    assert "2 of 2 classes" in words
+
+
+def test_a_weak_model_that_does_not_guess_is_not_at_chance(tmp_path: Path) -> None:
+    pairs = [("cat", "cat")] * 180 + [("cat", "dog")] * 120 + [("dog", "dog")] * 180 + [("dog", "cat")] * 120
+    assert "at_chance" not in codes(tmp_path, answers(pairs))
+
+
 def test_a_good_model_has_no_warning_of_order(tmp_path: Path) -> None:
     pairs = [(name, name) for name in CLASSES for _ in range(10)] + [("class 0", "class 1")] * 5
     assert codes(tmp_path, answers(pairs)) == {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binomtest
+from scipy.stats import binomtest, hypergeom
 
 from audit.class_names import beginning
 from audit.results.sql import Run
@@ -105,20 +105,23 @@ def _permuted(model_id: str, confusion: Confusion) -> RunWarning | None:
 
 
 def _at_chance(model_id: str, confusion: Confusion) -> list[RunWarning]:
-    """Classes that the model predicts no more often for their own images than for all others."""
+    """Classes that the model predicts no more often for their own images than for all others, beyond chance.
+
+    Fisher's exact test for each class, one-sided: a model that guesses is above the rate of the others half the time.
+    """
     total = confusion.counts.sum(0)
     images, said = total.sum(1), total[:, : len(total)].sum(0)
     hits = np.diagonal(total)
     others = total.sum() - images
-    chance = np.divide(said - hits, others, out=np.zeros(len(total)), where=others > 0)
+    p_values = hypergeom.sf(hits - 1, total.sum(), said, images)
     recall = np.divide(hits, images, out=np.zeros(len(total)), where=images > 0)
-    low = [i for i in range(len(total)) if images[i] >= FEWEST and others[i] > 0 and recall[i] <= chance[i]]
+    low = [i for i in range(len(total)) if images[i] >= FEWEST and others[i] > 0 and p_values[i] >= LEVEL]
     if not low:
         return []
     names: Sequence[str] = [f"{confusion.labels[i]} ({recall[i]:.0%})" for i in low]
     every = len(low) == sum(images >= FEWEST)
     words = (
-        f"{len(low)} of {len(total)} classes are predicted no more often for their own images than for others: "
+        f"{len(low)} of {len(total)} classes are predicted no more often for their own images than chance explains: "
         f"{beginning(names)}; check class_names, preprocessing and labels"
     )
     return [
