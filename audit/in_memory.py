@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from audit.class_names import in_order
-from audit.classifiers import Classifier
+from audit.classifiers import Classifier, names_for, numbered
 from audit.classifiers._scores import Scale
 from audit.config import Job, parse_job
 from audit.decode import decode
@@ -381,22 +381,18 @@ def _class_names(
     said: Array,
 ) -> tuple[str, ...]:
     """One name for each output, in their order. Raises ModelError where there are not as many."""
-    known = [label for label in labels if label is not None]
-    numbers = all(label.isdecimal() for label in known)
+    known = in_order(label for label in labels if label is not None)
     if said.ndim == 1:
-        return given or own or match(in_order(known), in_order(said.tolist()), complete=False).own
+        return given or own or match(known, in_order(said.tolist()), complete=False).own
     count = said.shape[1]
     if asked == "data" and not own:
-        names = in_order(known)
-    elif given or own:
-        names = given or own
-    elif numbers and all(int(label) < count for label in known):
-        return tuple(map(str, range(count)))
-    else:
+        return names_for("data", (), known, count)
+    names = given or own or numbered(known, count)
+    if names is None:
         raise ModelError(
             f"nothing says which of the model's {count} outputs is which class: give class_names= a name for each "
             "output, in their order, or 'data' where they follow the sorted labels of the data set, which begin with "
-            f"{', '.join(map(repr, sorted(set(known))[:3]))}"
+            f"{', '.join(map(repr, known[:3]))}"
         )
     if len(names) != count:
         raise ModelError(

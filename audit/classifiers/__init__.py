@@ -80,11 +80,11 @@ def names_for(
     of ImageNet's 1,000 classes. Raises ModelError where the names do not fit the outputs, and where nothing names them.
     """
     if given == "data":
-        chosen = _numbered(data, count) if len(data) != count else tuple(data)
+        chosen = numbered(data, count) if len(data) != count else tuple(data)
     elif given:
         chosen = tuple(given)
     else:
-        chosen = tuple(own) if not _says_nothing(own, data) else _numbered(data, count)
+        chosen = tuple(own) if not _says_nothing(own, data) else numbered(data, count)
         if chosen is None:
             raise ModelError(_no_names(own, data, count))
     if chosen is None or len(chosen) != count:
@@ -104,7 +104,7 @@ def _says_nothing(own: Sequence[str], data: Sequence[str]) -> bool:
     return not own or (all(_NO_NAME.fullmatch(name) for name in own) and not set(own) & set(data))
 
 
-def _numbered(data: Sequence[str], count: int) -> tuple[str, ...] | None:
+def numbered(data: Sequence[str], count: int) -> tuple[str, ...] | None:
     """The numbers of the outputs, where labels are such numbers or ids of ImageNet's classes, or there are none."""
     numbers = are_integers(data) and all(0 <= int(name) < count for name in data)
     imagenet = count == len(imagenet_1k()) and all(name in imagenet_1k() for name in data)

@@ -53,11 +53,10 @@ class Models:
         return loaded
 
     def classifiers(self) -> Iterator[tuple[str, Classifier]]:
-        """The models that can be shown an image."""
-        for model_id in self.job.models:
-            loaded = self.model(model_id)
-            if not isinstance(loaded, StoredPredictions):
-                yield model_id, loaded
+        """The models that can be shown an image. No other model is loaded."""
+        for model_id, plugin in self.job.models.items():
+            if can_predict(plugin):
+                yield model_id, self.classifier(model_id)
 
     def stored(self) -> Iterator[tuple[str, StoredPredictions]]:
         """The models that are known by their predictions alone. No other model is loaded."""
