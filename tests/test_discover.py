@@ -89,7 +89,7 @@ def test_a_mode_is_found_against_another_model_whatever_its_group_was_merged_int
 def test_labels_are_believed_before_the_embedder(planted: Planted, tmp_path: Path) -> None:
     """Scenes of many objects, all of them labelled cars."""
     arrays = [{**row, "role": "data"} for row in planted.rows["arrays"] if row["role"] == "pool"][:40]
-    of = {"role": "data", "label": "car", "predicted": "crab", "status": "ok"}
+    of = {"role": "data", "label": "car", "predicted": "crab", "status": "ok", "correct": False}
     said = [{**of, "item_id": row["subject_id"], "model_id": model} for row in arrays for model in ("f", "g")]
     Store(tmp_path).create("job.json", b"{}")
     Store(tmp_path).commit("u", "0-inventory", {"arrays": arrays, "predictions": said})
@@ -98,6 +98,25 @@ def test_labels_are_believed_before_the_embedder(planted: Planted, tmp_path: Pat
     assert real is not None
     assert len(real.ids) == 40
     assert set(real.said[claims.EMBEDDER]) == set(real.seen) == {"car"}
+
+
+def test_images_of_a_class_that_a_model_does_not_have_are_no_errors_of_it(planted: Planted, tmp_path: Path) -> None:
+    """Ten of forty are of a class that the job excuses g from, so screening says of none whether g is right."""
+    arrays = [{**row, "role": "data"} for row in planted.rows["arrays"] if row["role"] == "pool"][:40]
+    of = {"role": "data", "predicted": "crab", "status": "ok"}
+    said = [
+        {**of, "item_id": row["subject_id"], "model_id": model, "label": "whale" if i < 10 else "car"}
+        | {"correct": None if i < 10 and model == "g" else False}
+        for i, row in enumerate(arrays)
+        for model in ("f", "g")
+    ]
+    Store(tmp_path).create("job.json", b"{}")
+    Store(tmp_path).commit("u", "0-inventory", {"arrays": arrays, "predictions": said})
+    made = job(planted.folder)
+    real = claims.material(made.stages[0].options, Context(made, "1-discover", tmp_path, planted.models, 8)).data
+    assert real is not None
+    assert set(real.ids) == {row["subject_id"] for row in arrays[10:]}
+    assert set(real.seen) == {"car"}
 
 
 def load_scene(run: Run, item_id: str) -> Scene:

@@ -225,7 +225,10 @@ def _concepts(options: Options, context: Context) -> d.Floats:
 
 
 def _real(role: str, most: int, context: Context, concepts: d.Floats, check: Check) -> Real | None:
-    """The real images of a role; of more than `most` the first by their ids, which are hashes: a fair sample."""
+    """The real images of a role; of more than `most` the first by their ids, which are hashes: a fair sample.
+
+    Of the data set, images with a label that every model has a class for: of others none of its answers is an error.
+    """
     models = list(context.job.models)
     columns = "".join(f", p{i}.predicted as said{i}" for i in range(len(models)))
     joins = " ".join(
@@ -233,10 +236,10 @@ def _real(role: str, most: int, context: Context, concepts: d.Floats, check: Che
         f"and p{i}.model_id = ?"
         for i in range(len(models))
     )
-    labelled = "and p0.label is not null" if role == "data" else ""
+    scored = "".join(f" and p{i}.correct is not null" for i in range(len(models))) if role == "data" else ""
     table = context.run.sql(
         f"select subject_id, values, coalesce(p0.label, '') as label{columns} from arrays a {joins} "
-        f"where a.role = ? and name = 'embedding' and values is not null {labelled} order by subject_id "
+        f"where a.role = ? and name = 'embedding' and values is not null{scored} order by subject_id "
         "limit ?",
         [*models, role, most],
     )
