@@ -111,6 +111,14 @@ def test_what_the_job_says_of_labels_is_checked(given: Mapping[str, str | int | 
     assert says in str(refused.value)
 
 
+def test_what_the_job_says_of_a_declared_class_without_images_is_passed_over() -> None:
+    given = {"kitten": "cat", "puppy": "dog"}
+    found = match(["kitten"], ["cat", "dog"], given, declared=["kitten", "puppy"])
+    assert found.names == ("kitten", "dog")
+    with pytest.raises(ModelError, match="no label 'puppy'"):
+        match(["kitten"], ["cat", "dog"], given)
+
+
 def test_a_label_of_the_pool_finds_its_output_by_itself() -> None:
     found = match(["tench"], ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane"])
     assert found.class_of("tench") == "tench"

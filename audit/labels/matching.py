@@ -84,6 +84,8 @@ def match(
     labels: Sequence[str],
     outputs: Sequence[str],
     given: Mapping[str, str | int | None] | str | None = None,
+    *,
+    declared: Sequence[str] = (),
     complete: bool = True,
 ) -> Matching:
     """Match the labels of a data set with the outputs of a model.
@@ -94,11 +96,12 @@ def match(
     same but for case, spaces, underscores and inner hyphens; one of several names with commas between them; the WordNet
     id of one of ImageNet's 1,000 classes. Raises ModelError where a label is left without an output.
 
+    declared: classes of the data set that no image need have; what the job says of them is passed over.
     complete: whether `outputs` are all classes of the model. Where they are only those that it ever predicted, and each
     of them is a label, the labels that are left are classes that it never predicted.
     """
     outputs = [composed(name) for name in outputs]
-    chosen, excused = _given(labels, outputs, given)
+    chosen, excused = _given(labels, outputs, given, declared)
     left = [label for label in labels if label not in chosen and label not in excused]
     found = {**chosen, **_matched(left, outputs, labels, {place for place, _ in chosen.values()})}
     lacking = [label for label in left if label not in found]
@@ -117,7 +120,10 @@ Found = dict[str, tuple[int, str]]
 
 
 def _given(
-    labels: Sequence[str], outputs: Sequence[str], given: Mapping[str, str | int | None] | str | None
+    labels: Sequence[str],
+    outputs: Sequence[str],
+    given: Mapping[str, str | int | None] | str | None,
+    declared: Sequence[str],
 ) -> tuple[Found, list[str]]:
     """What the job says itself. Raises ModelError for a label or an output that there is not."""
     if given is None:
@@ -128,6 +134,8 @@ def _given(
     excused = []
     for asked, to in given.items():
         label = resolve(asked, labels)
+        if label is None and resolve(asked, declared) is not None:
+            continue
         if label is None:
             near = f"; nearest: {', '.join(nearest(asked, labels))}" if nearest(asked, labels) else ""
             raise ModelError(f"labels: the data set has no label {asked!r}{near}. It has {beginning(labels)}")

@@ -84,7 +84,13 @@ class Models:
             model = self.job.models[model_id]
             loaded = self._load_classifier(model)
             try:
-                matching = match(self.classes.labels, loaded.class_names, model.labels, _knows_all(loaded))
+                matching = match(
+                    self.classes.labels,
+                    loaded.class_names,
+                    model.labels,
+                    declared=self.classes.declared,
+                    complete=_knows_all(loaded),
+                )
             except ModelError as error:
                 raise ModelError(f"the model {model_id!r}: {error}") from error
             self._matchings[model_id] = matching
