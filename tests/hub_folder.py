@@ -14,11 +14,11 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from audit.zoo.recipes.text import build_tokenizer
 
@@ -279,3 +279,17 @@ def publish(monkeypatch: Any, repository: Path, cache: Path) -> Path:
 def names(folder: Path) -> list[str]:
     """Paths of all files below a folder, relative to it."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def own_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """The library's own pipeline of a folder, with DDIM in the folder's schedule."""
+    pipeline = StableDiffusionPipeline(
+        **{part: network.eval() for part, network in networks(folder).items()},
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

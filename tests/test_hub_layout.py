@@ -11,10 +11,9 @@ import diffusers as library
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer
 
 from audit.config import parse_job
 from audit.diffusion.noise import latent
@@ -30,6 +29,7 @@ from tests.hub_folder import (
     change,
     names,
     networks,
+    own_pipeline,
     publish,
     stable_diffusion,
     write_json,
@@ -112,15 +112,7 @@ def test_parts_that_draw_nothing_may_be_anything_or_away(folder: Path, away: tup
 def test_images_are_those_of_diffusers_own_pipeline(folder: Path, values: dict[str, Any]) -> None:
     """The same prompts, latents, steps and guidance, through `StableDiffusionPipeline` with DDIM."""
     schedule(folder, "DDIMScheduler", **values)
-    own = StableDiffusionPipeline(
-        **{part: network.eval() for part, network in networks(folder).items()},
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    own.set_progress_bar_config(disable=True)
+    own = own_pipeline(folder)
     generator = load(folder, steps=4, guidance_scale=3.0)
     assert generator.image_size == (64, 64)
     prompts = ["a photograph of a crab on sand", "a red boat"]

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPTokenizer
 from typer.testing import CliRunner
 
 from audit.config import load_job
@@ -18,7 +16,7 @@ from audit.diffusion.noise import latent
 from audit.results.sql import Run
 from audit.zoo.export import export
 from pipelines.cli import app
-from tests.hub_folder import REPOSITORY, REVISION, networks, publish, stable_diffusion
+from tests.hub_folder import REPOSITORY, REVISION, own_pipeline, publish, stable_diffusion
 from tests.in_process import done
 
 CLASSES = ["bird", "car"]
@@ -59,15 +57,7 @@ def image(run: Run, image_id: str) -> np.ndarray:
 
 def drawn_by_diffusers(repository: Path, prompt: str, start: torch.Tensor) -> np.ndarray:
     """The library's own pipeline with DDIM, and the paper's guidance of 3."""
-    pipeline = StableDiffusionPipeline(
-        **{part: network.eval() for part, network in networks(repository).items()},
-        tokenizer=CLIPTokenizer.from_pretrained(repository / "tokenizer"),
-        scheduler=DDIMScheduler.from_pretrained(repository / "scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = own_pipeline(repository)
     drawn = pipeline([prompt], num_inference_steps=STEPS, guidance_scale=3.0, latents=start, output_type="np").images
     return np.asarray(drawn[0], np.float64) * 255
 
