@@ -76,7 +76,8 @@ class Input:
 class ModelCheck:
     """A model, and what it says of one image. `outputs`: the class of every output; `top`: the most probable ones.
 
-    `named_by_data`: whether the names are the data set's, in its order, and not the model's own.
+    `named_by_data`: whether the names are the data set's, in its order, and not the model's own. `renamed`: labels that
+    the model calls otherwise, what it calls them, and the rule that matched the two.
     """
 
     model_id: str
@@ -85,6 +86,7 @@ class ModelCheck:
     seconds: float
     outputs: tuple[str, ...]
     named_by_data: bool
+    renamed: tuple[tuple[str, str, str], ...]
     image: str
     label: str | None
     entered: Input
@@ -267,6 +269,7 @@ def _models(
                 seconds=time.monotonic() - began,
                 outputs=loaded.class_names,
                 named_by_data=by_data,
+                renamed=tuple(models.matching(model_id).other_spellings()) if model_id in job.models else (),
                 image=entry.display_name,
                 label=entry.label,
                 entered=entered,

@@ -54,6 +54,8 @@ def _model(model: ModelCheck) -> Iterator[str]:
     yield f"{model.model_id}: {model.loader} {model.ref}, loaded and used in {model.seconds:.1f} s"
     whose = "named after the data's classes" if model.named_by_data else "its own names"
     yield f"  outputs   {mapping(model.outputs)} ({whose})"
+    if model.renamed:
+        yield "  labels    " + _few([f"{label} is its {own!r} ({rule})" for label, own, rule in model.renamed])
     entered = model.entered
     label = f", of class {model.label}" if model.label is not None else ""
     yield f"  shown     {model.image}{label}"

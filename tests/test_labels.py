@@ -119,6 +119,14 @@ def test_what_the_job_says_of_a_declared_class_without_images_is_passed_over() -
         match(["kitten"], ["cat", "dog"], given)
 
 
+def test_labels_that_the_model_calls_otherwise_are_listed() -> None:
+    found = match(["hot dog", "tench", "cat"], ["cat", "hotdog", "tench, Tinca tinca", "fox"])
+    assert found.other_spellings() == [
+        ("hot dog", "hotdog", "same but for case and separators"),
+        ("tench", "tench, Tinca tinca", "one of several names"),
+    ]
+
+
 def test_a_label_of_the_pool_finds_its_output_by_itself() -> None:
     found = match(["tench"], ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane"])
     assert found.class_of("tench") == "tench"

@@ -69,6 +69,11 @@ class Matching:
     def __post_init__(self) -> None:
         self._asked.update({**{name: name for name in self.names}, **dict.fromkeys(self.excused)})
 
+    def other_spellings(self) -> list[tuple[str, str, str]]:
+        """Labels that the model calls otherwise: the label, the model's name of it, and the rule that matched them."""
+        pairs = zip(self.names, self.own, strict=True)
+        return [(name, own, self.rules[name]) for name, own in pairs if name in self.rules and name != own]
+
     def class_of(self, label: str) -> str | None:
         """What the model would have to predict for a label to be right; None where it has no such class.
 
