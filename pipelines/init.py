@@ -63,7 +63,7 @@ def job_file(request: Request, ask: Ask | None = None) -> Written:
     given = {"new": request.model, "old": request.against or ""}
     models = {name: _sized(model, given[name], request, seen, ask) for name, model in models.items()}
     if generator is not None and "old" not in models and embedder is not None:
-        models["reference"] = replace(embedder, note="zero-shot: what the search holds against the model")
+        models["reference"] = replace(embedder, note="zero-shot: the model that the search compares with")
     outputs = {
         name: found for name, model in models.items() if (found := seen.classes if model.by_data else model.names)
     }
@@ -84,7 +84,7 @@ class _Parts:
 def _check_pair(request: Request) -> None:
     if request.generator is not None and request.against is None and request.embedder is None:
         raise ConfigError(
-            "--generator: a search holds two models against each other. Give a second one as --against, or a CLIP "
+            "--generator: a search compares two models. Give a second one as --against, or a CLIP "
             "model as --embedder, which is then asked zero-shot"
         )
 

@@ -264,7 +264,7 @@ def _refuse_shared(found: Found, outputs: Sequence[str]) -> None:
 
 
 def _distinct(outputs: Sequence[str]) -> list[str]:
-    """Names of outputs; those that several outputs share, and empty ones, are told apart by their places."""
+    """Names of outputs; a name that several outputs share gets their places added, an empty one is replaced."""
     twice = set(repeated(outputs))
     return [f"{name} ({i})" if name in twice else name or f"output {i}" for i, name in enumerate(outputs)]
 

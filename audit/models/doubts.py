@@ -1,4 +1,4 @@
-"""What a job cannot know of its models: what their loaders say, and what is open after labels are matched."""
+"""Warnings about the models of a job: those of their loaders, and those that follow from matching the labels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _of_labels(models: Models, model_id: str) -> list[RunWarning]:
 
 
 def _of_names(models: Models) -> list[RunWarning]:
-    """Two models that write one class in two ways would disagree wherever both are of one mind."""
+    """Classes that two models write in two ways: the models count as disagreeing on them even where both are right."""
     found = []
     loaded = [(model_id, models.model(model_id)) for model_id in models.job.models]
     for (first, a), (second, b) in combinations(loaded, 2):

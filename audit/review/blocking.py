@@ -1,4 +1,4 @@
-"""Warnings that stand between a run and a gate: what is not known, no rule can pass on."""
+"""The warnings of a run for which a gate does not pass."""
 
 from __future__ import annotations
 
