@@ -136,7 +136,8 @@ def _warned(rules: Rules, run: Run, baseline: Run | None) -> list[Outcome]:
         words += [f"the run of before: {each}" for each in blocking(baseline, rules.accept_warnings, None)]
     if not words:
         return []
-    why = f"{len(words)} warnings: what the run does not know may be wrong. Mend it, or name them in accept_warnings"
+    count = f"{len(words)} warning{'s' * (len(words) != 1)}"
+    why = f"{count}: numbers of the run may be wrong. Mend the cause, or name the code in accept_warnings"
     return [Outcome("warnings", False, float(len(words)), why, tuple(words))]
 
 
