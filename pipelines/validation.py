@@ -24,8 +24,9 @@ from audit.decode import decode
 from audit.errors import AuditError, BadItem, DataError, ModelError
 from audit.labels.matching import classes_of
 from audit.methods import check_classes, check_order, stage_names
-from audit.models import Models, can_predict, digests, open_source
+from audit.models import Models, can_predict, digests, folder_of, open_source
 from audit.models.doubts import warnings_of_models
+from audit.models.prediction_rows import Place
 from audit.predictions import TOP, to_tensor
 from audit.reference import LOAD_ERRORS
 from audit.results.warnings import RunWarning
@@ -132,14 +133,16 @@ class Validation:
 
 @dataclass
 class _Listing:
-    """The listing of a role, walked once; a few of its entries are kept."""
+    """The listing of a role, walked once; a few of its entries are kept, and with `root` the place of each."""
 
     role: str
     whole: bool
+    root: str | None = None
     count: int = 0
     labels: Counter[str | None] = field(default_factory=Counter)
     first: list[Entry] = field(default_factory=list)
     spread: list[Entry] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
 
     def walk(self, entries: Iterator[Entry]) -> None:
         """Keep the first entries and, of all of them, a sample that does not depend on how often it is drawn."""
@@ -147,6 +150,9 @@ class _Listing:
         for entry in entries if self.whole else islice(entries, FIRST):
             self.count += 1
             self.labels[entry.label] += 1
+            if self.root is not None:
+                uri, name, label = entry.uri, entry.display_name, entry.label
+                self.places.append(Place(self.role, uri, uri, name, self.root, entry.reason is None, label))
             if len(self.first) < FIRST:
                 self.first.append(entry)
             if len(self.spread) < SPREAD:
@@ -170,7 +176,8 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     for role in ("data", "pool") if job.pool else ("data",):
         tell(f"listing the {role}")
         source = open_source(job, role)
-        listing = _Listing(role, whole=role == "data")
+        stored = role == "data" and not all(map(can_predict, job.models.values()))
+        listing = _Listing(role, role == "data", folder_of(job, role) if stored else None)
         listing.walk(source.entries())
         listings.append(listing)
         warnings += warnings_of(source, role)
@@ -183,10 +190,11 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     entry, image = next(((e, i) for e, i in seen if e.label is not None), seen[0])
     models = Models(job, classes, _device(job))
     checks, more = _models(models, entry, image, sources[0].sides, tell)
-    parts = [*_stored(models, tell), *_parts(models, entry, image, tell)]
+    stored_parts, doubts = _stored(models, listings[0].places, tell)
+    parts = [*stored_parts, *_parts(models, entry, image, tell)]
     codes = {warning.code for warning in warnings}
     warnings += [warning for warning in _about_sources(job, sources) if not codes & SAME_AS.get(warning.code, set())]
-    warnings += more
+    warnings += [*more, *doubts]
     warnings += models.generator.warnings if job.generator else ()
     notes = [*_about_machine(job), *why_not_resumed(job, run_place(job, Path.cwd()), found)]
     return Validation(job, tuple(sources), tuple(checks), tuple(parts), tuple(warnings), tuple(notes))
@@ -281,14 +289,17 @@ def _models(
     return checks, [*warnings, *warnings_of_models(models, sides)]
 
 
-def _stored(models: Models, tell: Tell) -> Iterator[PartCheck]:
-    """Load the models that are known by their predictions alone."""
+def _stored(models: Models, places: Sequence[Place], tell: Tell) -> tuple[list[PartCheck], list[RunWarning]]:
+    """Load the models that are known by their predictions alone, and look for the images of the data in them."""
     tell("reading files of predictions")
     began = time.monotonic()
+    checks, warnings = [], []
     for model_id, loaded in models.stored():
         made = f"predictions of {len(loaded.keys):,} images; outputs {mapping(loaded.class_names)}"
+        warnings += loaded.before_a_run(model_id, places, pool=models.job.pool is not None)
         plugin = models.job.models[model_id]
-        yield PartCheck(model_id, plugin.name, loaded.source, time.monotonic() - began, made)
+        checks.append(PartCheck(model_id, plugin.name, loaded.source, time.monotonic() - began, made))
+    return checks, warnings
 
 
 def _entered(model: Classifier, batch: Tensor) -> Input:

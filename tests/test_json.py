@@ -28,7 +28,7 @@ class Loud(torch.nn.Module):
     def forward(self, x):
         print("asked")
         os.write(1, b"asked, past Python\\n")
-        return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+        return x.mean((2, 3))
 def load():
     print("loaded")
     return Loud()
@@ -37,7 +37,7 @@ JOB = """
 version: 1
 name: loud
 data: {source: folder, path: data}
-models: [{id: m, loader: python, ref: 'model.py:load', class_names: [a, b]}]
+models: [{id: m, loader: python, ref: 'model.py:load', class_names: data}]
 stages: [{kind: screen}]
 compute: {workers: 1}
 output: {uri: runs}

@@ -221,11 +221,11 @@ import json, os, pathlib, time, torch
 HERE = pathlib.Path(__file__).parent
 class Slow(torch.nn.Module):
     def forward(self, x):
-        if abs(float(x.mean()) - 0.5) > 1e-6:  # not the one that asks for the number of classes
+        if float(x[0].std()) > 0.01:  # a scene, and not what a module is shown when it is loaded
             (HERE / "reached").touch()
             while not (HERE / "go").exists():
                 time.sleep(0.05)
-        return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+        return x.mean((2, 3)).repeat(1, 3)[:, :8]  # of eight classes
 def load():
     (HERE / f"seen-by-{os.environ.get('AUDIT_TEST_WORD')}.json").write_text(json.dumps(dict(os.environ)))
     return Slow()
@@ -256,7 +256,9 @@ def test_killed_then_stopped_then_resumed(jobs: Jobs, cluster: RayCluster, monke
     A variable goes along where it is named, and only then.
     """
     (cluster.home / "slow.py").write_text(SLOW)
-    path = job_file(cluster, "slow", f"loader: python, ref: '{cluster.home}/slow.py:load', class_names: [a, b]")
+    path = job_file(
+        cluster, "slow", f"loader: python, ref: '{cluster.home}/slow.py:load', class_names: data, input_size: 64"
+    )
     reached, go = cluster.home / "reached", cluster.home / "go"
     monkeypatch.setenv("AUDIT_TEST_WORD", "crab")
     monkeypatch.setenv("AUDIT_TEST_SECRET", "not to be seen")

@@ -208,3 +208,23 @@ def test_a_class_that_the_data_lack_is_refused(folder: Path) -> None:
 def test_many_outputs_are_shown_by_their_ends() -> None:
     assert mapping([f"c{number}" for number in range(8)]) == ", ".join(f"{n} c{n}" for n in range(8))
     assert mapping([f"c{n}" for n in range(1000)]) == "0 c0, 1 c1, 2 c2, 3 c3, 4 c4, 5 c5, ..., 998 c998, 999 c999"
+
+
+def test_rows_of_a_file_of_predictions_are_compared_with_the_listing(folder: Path) -> None:
+    """Five images, four of which have a row; and a row of no image."""
+
+    def stored(text: str) -> str:
+        return text.replace("loader: python, ref: 'model.py:load', input_size: 24", "loader: predictions, path: p.csv")
+
+    rows = "image,predicted\nblue/0.png,blue\nblue/1.png,blue\nblue/2.png,red\nred/0.png,red\n"
+    (folder / "p.csv").write_text(f"{rows}red/7.png,red\n")
+    found = {one.code: one for one in checked(folder, edit=stored).warnings}
+    assert found.keys() == {"no_prediction", "unused_predictions"}
+    assert (found["no_prediction"].items, found["no_prediction"].blocks_gate) == (1, True)
+    assert "without a prediction: 1, such as 'red/1.png'" in found["no_prediction"].message
+    assert "'red/7.png'" in found["unused_predictions"].message
+    (folder / "p.csv").write_text("image,predicted\ngreen/0.png,blue\nred/0.tif,red\n")
+    with pytest.raises(ModelError, match="no row belongs to an image of the data"):
+        checked(folder, edit=lambda text: stored(text).replace("path: p.csv", "path: p.csv, match: path"))
+    (folder / "p.csv").write_text(f"{rows}red/1.png,red\n")
+    assert checked(folder, edit=stored).warnings == ()

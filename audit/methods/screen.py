@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from audit.config import Frozen, Job
 from audit.decode import decode
 from audit.methods import Context, Counts, Payload, check_model, chunks
-from audit.models import can_predict
+from audit.models import can_predict, folder_of
 from audit.models.doubts import warnings_of_models
 from audit.models.prediction_rows import Place
 from audit.models.stored import rows_of_stored
@@ -147,15 +146,7 @@ def _stored(role: str, items: list[Any], context: Context) -> Rows:
 
 def _places(context: Context) -> Iterator[Place]:
     """Every image that the inventory lists, with its label."""
-    roots = {role: _root(context.job, role) for role in ("data", "pool")}
+    roots = {role: folder_of(context.job, role) for role in ("data", "pool")}
     query = "select role, item_id, uri, display_name, label, status = 'ok' from items order by role, position"
     for role, item_id, uri, name, label, usable in context.run.stream(query):
         yield Place(role, item_id, uri, name, roots[role], usable, label)
-
-
-def _root(job: Job, role: str) -> str:
-    """The local folder that the names of a data set are relative to, '' where there is none."""
-    plugin = job.data if role == "data" else job.pool
-    options = plugin.options if plugin is not None else None
-    root = getattr(options, "root", None) or getattr(options, "path", None)
-    return str(root) if isinstance(root, Path) and root.is_dir() else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from audit import registry
 from audit.captioners import Captioner
@@ -166,6 +167,14 @@ def open_source(job: Job, role: str) -> DataSource:
         raise ConfigError("this job has no pool; add to the job file: pool: {source: parquet, path: ...}")
     opened: DataSource = registry.plugin("datasets", plugin.name).open_source(plugin.options)
     return opened
+
+
+def folder_of(job: Job, role: str) -> str:
+    """The local folder that the names of a data set are relative to, '' where there is none."""
+    plugin = job.data if role == "data" else job.pool
+    options = plugin.options if plugin is not None else None
+    root = getattr(options, "root", None) or getattr(options, "path", None)
+    return str(root) if isinstance(root, Path) and root.is_dir() else ""
 
 
 def digests(job: Job) -> dict[str, str]:

@@ -45,6 +45,11 @@ class Matching:
     ambiguous: list[tuple[int, Place, Place]] = field(default_factory=list)
 
 
+def by_digest(keys: Sequence[str], rule: Rule = "auto") -> bool:
+    """Whether rows may name images by the sha256 of their bytes, so that no listing tells which row fits which."""
+    return rule == "sha256" or (rule == "auto" and any(map(_is_sha256, keys[:100])))
+
+
 def match(keys: Sequence[str], places: Sequence[Place], rule: Rule = "auto", source: str = "the file") -> Matching:
     """The row of each image. `places`: in the order of the listings. `source`: the file, for messages.
 
@@ -57,9 +62,7 @@ def match(keys: Sequence[str], places: Sequence[Place], rule: Rule = "auto", sou
     """
     if rule != "auto":
         return _matched(keys, places, rule, source)
-    tried = [
-        _matched(keys, places, one, source) for one in _AUTO if one != "sha256" or any(map(_is_sha256, keys[:100]))
-    ]
+    tried = [_matched(keys, places, one, source) for one in _AUTO if one != "sha256" or by_digest(keys)]
     return max(tried, key=lambda one: len(one.rows))  # max keeps the first of equals
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from audit.class_names import folded
 from audit.errors import ModelError
-from audit.models.prediction_rows import Matching, Place, Rule, match, without_row
+from audit.models.prediction_rows import Matching, Place, Rule, by_digest, match, without_row
 from audit.results.schema import Rows
 from audit.results.warnings import RunWarning, warning_rows
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from audit.models import Models
 
 NO_PREDICTION = "no_prediction"
+UNUSED_PREDICTIONS = "unused_predictions"
 _SHOWN = 3  # of a list, in a message
 
 
@@ -86,6 +87,24 @@ class StoredPredictions:
             said["correct"] = top[0] == right
         return said
 
+    def before_a_run(self, model_id: str, places: Sequence[Place], *, pool: bool) -> list[RunWarning]:
+        """What the data's listing tells of the file before an image is read. `pool`: whether the job has a pool, to
+        which rows that fit no image of the data may belong.
+
+        Empty where rows name images by the sha256 of their bytes, or fit several images that may be copies of one.
+        Raises ModelError where no row belongs to an image of the data, or two to one.
+        """
+        if by_digest(self.keys, self.match):
+            return []
+        found = self.matching(places)
+        if found.ambiguous:
+            return []
+        return [
+            warning
+            for warning in self.doubts(model_id, places, found)
+            if not (pool and warning.code == UNUSED_PREDICTIONS)
+        ]
+
     def doubts(self, model_id: str, places: Sequence[Place], found: Matching) -> list[RunWarning]:
         """What does not fit between the file and the data sets."""
         return [
@@ -100,7 +119,7 @@ class StoredPredictions:
             lacking = list(without_row(found, [place for place in places if place.role == role]))
             if lacking:
                 first = ", ".join(repr(place.display_name) for place in lacking[:_SHOWN])
-                message = f"{self.source} has no prediction for {len(lacking)} images of the {role}, such as {first}"
+                message = f"{self.source}: images of the {role} without a prediction: {len(lacking):,}, such as {first}"
                 if found.ambiguous:
                     message += f"; {len(found.ambiguous)} of its rows fit several images: give them longer paths"
                 yield RunWarning(NO_PREDICTION, message, model_id, role, len(lacking))
@@ -109,8 +128,8 @@ class StoredPredictions:
         if found.unused:
             first = ", ".join(repr(self.keys[row]) for row in found.unused[:_SHOWN])
             yield RunWarning(
-                "unused_predictions",
-                f"{len(found.unused)} rows of {self.source} belong to no image of the job, such as {first}",
+                UNUSED_PREDICTIONS,
+                f"{self.source}: rows that belong to no image of the job: {len(found.unused):,}, such as {first}",
                 model_id,
                 items=len(found.unused),
                 blocks_gate=False,
@@ -120,7 +139,7 @@ class StoredPredictions:
         usable = {place.item_id for place in places if place.usable}
         rows = [row for item_id, row in found.rows.items() if self.classes[row, 0] < 0 and item_id in usable]
         if rows:
-            message = f"{self.source}: the scores of {len(rows)} images are NaN, empty or infinite, the first in row "
+            message = f"{self.source}: images whose scores are NaN, empty or infinite: {len(rows):,}, the first in row "
             message += f"{min(rows) + 1} ({self.keys[min(rows)]!r})"
             yield RunWarning("not_finite", message, model_id, items=len(rows))
 
@@ -134,7 +153,7 @@ class StoredPredictions:
         ]
         if differing:
             row, label = differing[0]
-            message = f"the labels of {len(differing)} images differ between {self.source} and the data set, such as "
+            message = f"{self.source}: images whose label differs from the data set's: {len(differing):,}, such as "
             message += f"{self.labels[row]!r} and {label!r} for {self.keys[row]!r}: are they the same images? The data "
             yield RunWarning("labels_differ", message + "set's labels are used", model_id, items=len(differing))
 
