@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
-from scipy import stats
 
 from audit.errors import ConfigError
 from audit.metrics.excess import PairedExcess, paired_excess
 from audit.results.sql import Run
 from audit.review.decision import Status, not_comparable, reason_for, status_of
+from audit.review.paired_accuracy import Accuracy, WorseClass, paired_accuracy
 from audit.sentences import misses
 
 Row = dict[str, Any]
@@ -87,36 +86,24 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """A model on the labelled images that both runs have: share right before and after, in [0, 1]; `fixed` were wrong
-    and are right, `broken` the other way round; `p_value`: McNemar's exact test, two-sided, that both are as likely."""
-
-    model_id: str
-    images: int
-    before: float
-    after: float
-    fixed: int
-    broken: int
-    p_value: float
-
-
-@dataclass(frozen=True)
 class Comparison:
     """`changes`: new ones first, then unclear, unchanged and fixed ones, each by impact.
 
     ends: those that are the other end of one of these, what a model misses where it says something else, and of which
-    the same is true.
+    the same is true. `worse`: classes of which a model gets more images wrong than before, the worst first.
     """
 
     changes: tuple[Change, ...]
     ends: tuple[Change, ...]
     accuracy: tuple[Accuracy, ...]
+    worse: tuple[WorseClass, ...] = ()
 
     def as_dict(self) -> Row:
         """Plain values for JSON."""
         return {
             "failure_modes": [change.as_dict() for change in self.changes],
-            "accuracy": [accuracy.__dict__ for accuracy in self.accuracy],
+            "accuracy": [asdict(accuracy) for accuracy in self.accuracy],
+            "worse_classes": [asdict(worse) for worse in self.worse],
         }
 
 
@@ -151,7 +138,7 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
         )
     changes.sort(key=lambda change: (_ORDER.index(change.status), -_impact(change), change.class_name, change.name))
     told, ends = without_ends(changes)
-    return Comparison(tuple(told), tuple(ends), tuple(_accuracy(before, after, *pair) for pair in pairs.items()))
+    return Comparison(tuple(told), tuple(ends), *paired_accuracy(before, after, pairs))
 
 
 _ORDER = ("new", "unclear", "unchanged", "fixed")
@@ -351,22 +338,3 @@ def _answers(run: Run, item_ids: set[str]) -> _Said:
         for row in rows:
             said.setdefault(row["model_id"], {})[row["item_id"]] = row["says"]
     return said
-
-
-def _accuracy(before: Run, after: Run, old_id: str, new_id: str) -> Accuracy:
-    # 64 bits for an id of 64 characters: in ten million images two are taken for one with a chance of 3 in a million.
-    query = (
-        "select hash(item_id, label) as image, any_value(correct) as correct from predictions "
-        "where role = 'data' and correct is not null and model_id = ? group by image"
-    )
-    old, new = before.sql(query, [old_id]), after.sql(query, [new_id])
-    with duckdb.connect() as connection:
-        connection.register("old", old)
-        connection.register("new", new)
-        images, was, is_, fixed, broken = connection.execute(
-            "select count(*), coalesce(avg(old.correct::int), 0), coalesce(avg(new.correct::int), 0), "
-            "count(*) filter (new.correct and not old.correct), count(*) filter (old.correct and not new.correct) "
-            "from old join new using (image)"
-        ).fetchall()[0]
-    p_value = float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
-    return Accuracy(new_id, images, was, is_, fixed, broken, p_value)

@@ -1,11 +1,13 @@
 """Rules that a run has to keep before a model ships: on the number of failure modes, and on any number of SQL.
 
 A gate does not pass for want of knowledge. A rule about failure modes fails where the run could have confirmed none
-(`audit/review/askable.py`), a rule about new ones where a confirmed one has no images in common with the run of before,
-and a query that gives no number fails. A rule says itself whether a confirmed failure mode of which it is `unclear`
-whether it is new counts; one that was confirmed before and may be fixed never does. What a model misses where it says
-something else counts with that as one failure, and by itself for a rule that is about the missed class alone, or where
-only that is new.
+(`audit/review/askable.py`). A rule about new ones fails where a confirmed one has no images in common with the run of
+before, and where a class got worse and no new one was found among its images: discovery finds what its embedder and its
+names can tell apart, and no other feature. A query that gives no number fails.
+
+A rule says itself whether a confirmed failure mode of which it is `unclear` whether it is new counts; one that was
+confirmed before and may be fixed never does. What a model misses where it says something else counts with that as one
+failure, and by itself for a rule that is about the missed class alone, or where only that is new.
 """
 
 from __future__ import annotations
@@ -21,16 +23,18 @@ from xml.etree import ElementTree
 from pydantic import Field, model_validator
 
 from audit.class_names import resolve
-from audit.comparison import Change, compare, models_of, owner, pairs_of, with_namesakes, without_ends
+from audit.comparison import Change, Comparison, compare, models_of, owner, pairs_of, with_namesakes, without_ends
 from audit.config import AnyPlace, Frozen, Names, checked, parse_yaml
 from audit.errors import ConfigError, unknown
 from audit.results.sql import Run
 from audit.review.askable import unaskable
 from audit.review.blocking import blocking
 from audit.review.decision import Status
+from audit.review.paired_accuracy import WorseClass
 from audit.sentences import claim
 
 Row = dict[str, Any]
+WORSE_CLASS = "worse_class"  # the code in accept_warnings
 
 
 class Modes(Frozen):
@@ -203,11 +207,40 @@ def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str
     if doubtful:
         them = tuple(f"{_words(change.shown)} ({change.reason})" for change in doubtful)
         return _unknown(rule, f"whether {len(doubtful)} confirmed failure modes are new", them)
-    return _outcome(
+    outcome = _outcome(
         rule,
         float(len(changes)),
         tuple(f"{_words(change.shown)} ({change.status}: {change.reason})" for change in changes),
     )
+    if outcome.passed and "new" in wanted.status and WORSE_CLASS not in rules.accept_warnings:
+        worse = _unexplained(compared, wanted, run)
+        if worse:
+            why = (
+                "classes that got worse and for which no new failure mode was found may have one that discovery cannot "
+            )
+            why += f"name; look at their errors, or name {WORSE_CLASS} in accept_warnings"
+            return _unknown(rule, why, tuple(map(str, worse)))
+    return outcome
+
+
+def _unexplained(compared: Comparison, wanted: Modes, run: Run) -> list[WorseClass]:
+    """Classes that got worse, none of whose images belong to a failure mode that is or may be new."""
+    new = [one for one in (*compared.changes, *compared.ends) if one.status in ("new", "unclear") and _ships(one)]
+    rows = run.rows("select failure_mode_id, list_distinct(strata) as classes from compared_images")
+    labels = {row["failure_mode_id"]: row["classes"] for row in rows}
+    explained = {
+        (one.model_id, name)
+        for one in new
+        for name in (one.class_name, *(name for failure_mode_id in one.ids for name in labels.get(failure_mode_id, ())))
+    }
+    return [
+        worse
+        for worse in compared.worse
+        if (worse.model_id, worse.class_name) not in explained
+        and wanted.model in (None, worse.model_id)
+        and (wanted.classes is None or resolve(worse.class_name, wanted.classes) is not None)
+        and worse.share >= wanted.least_impact
+    ]
 
 
 def _ships(change: Change) -> bool:

@@ -23,6 +23,7 @@ Row = dict[str, Any]
 
 PAGE_SIZE = 10
 _ENDS = (("start_image_id", "start"), ("image_id", "result"))
+WORSE = 20  # classes that got worse
 REAL = 4  # images of a failure mode's evidence
 STATUSES = {"new": "#b3261e", "unclear": "#555555", "unchanged": "#8a6d1a", "fixed": "#1a7f4b"}
 
@@ -154,6 +155,18 @@ def _accuracy(found: Comparison) -> None:
         return
     st.html(components.table(["model", "images", "before", "after", "fixed", "broken", "p"], rows))
     st.caption("p: McNemar's exact test that as many were fixed as broken.")
+    if found.worse:
+        st.subheader("Classes that got worse")
+        rows = [
+            [
+                *(one.model_id, one.class_name, f"{one.images:,}"),
+                *(f"{one.before:.1%}", f"{one.after:.1%}", f"{one.p_corrected:.2g}"),
+            ]
+            for one in found.worse[:WORSE]
+        ]
+        st.html(components.table(["model", "class", "images", "wrong before", "wrong after", "p"], rows))
+        more = f" {len(found.worse) - WORSE:,} more classes got worse." if len(found.worse) > WORSE else ""
+        st.caption(f"p: McNemar's exact test, one-sided, after Holm's correction over the classes.{more}")
 
 
 def _changes(run: Run, before: Run, after: Run, found: Comparison, page: Any) -> None:

@@ -14,8 +14,9 @@ from audit.locations import located, name_of
 from pipelines.terminal import AsJson, RunFolder, cell, err, exit_codes, for_json, out, print_json, shown
 
 if TYPE_CHECKING:
-    from audit.comparison import Accuracy, Change
+    from audit.comparison import Change
     from audit.results.sql import Run
+    from audit.review.paired_accuracy import Accuracy
 
 Renamed = Annotated[
     Optional[list[str]],
@@ -70,6 +71,8 @@ def compare(
         else:
             out.print("neither run has confirmed a failure mode of these models")
         out.print(_table("on the labelled images that both runs have", [_accuracy(one) for one in found.accuracy]))
+        for worse in found.worse:
+            out.print(f"worse: {worse}", markup=False, highlight=False)
 
 
 def gate(

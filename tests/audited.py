@@ -66,9 +66,11 @@ def audited(
     done: tuple[str, ...] = STAGES,
     pool: Path | None = None,
     askable: bool = False,
+    compared_images: list[dict[str, Any]] | None = None,
 ) -> Run:
     """A run with these rows, in which the stages `done` are, out of all three. `pool`: a folder of images. `askable`:
-    with 60 labelled images more on which all models are right, enough to confirm something."""
+    with 60 labelled images more on which all models are right, enough to confirm something. `compared_images`: rows of
+    the table; by default the controls and the images of each mode."""
     raw: dict[str, Any] = {
         "version": 1,
         "name": "made",
@@ -87,7 +89,10 @@ def audited(
     rows: dict[str, Rows] = {
         "0-inventory": {"items": [{"item_id": "one", "role": "data", "label": "crab"}]},
         "1-screen": {"predictions": predictions, "arrays": [{"subject_id": "one", **EMBEDDED}]},
-        "2-discover": {"failure_modes": modes, "compared_images": compared(modes)},
+        "2-discover": {
+            "failure_modes": modes,
+            "compared_images": compared(modes) if compared_images is None else compared_images,
+        },
     }
     if askable:
         for table, more in _right(models).items():
