@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from audit.datasets import DataSource
+from audit.datasets import parquet as parquet_source
 from audit.errors import ConfigError, DataError
 from audit.results.warnings import RunWarning
 from tests.sources import examples as shown_examples
@@ -113,12 +114,49 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_images(layout: str, tmp_path: Path) -> None:
+def test_layouts_of_images(layout: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large row group, two rows at a time are read."""
+    if large:
+        monkeypatch.setattr(parquet_source, "_WHOLE", 0)
+        monkeypatch.setattr(parquet_source, "_ROWS", 2)
     source = parquet(tmp_path, image=LAYOUTS[layout], label=LABELS)
     holds_all(source)
     uris = [entry.uri for entry in source.entries()]
     assert list(source.read(uris[::-1])) == IMAGES[::-1]
+
+
+def test_a_large_row_group_is_read_once_where_its_rows_are_asked_for_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three groups of ten rows, one of them below the bound; at most three rows of a large one are held."""
+    monkeypatch.setattr(parquet_source, "_ROWS", 3)
+    images = [picture(i) if 10 <= i < 20 else picture(i) + bytes(2000) for i in range(30)]
+    monkeypatch.setattr(parquet_source, "_WHOLE", 15_000)
+    pq.write_table(pa.table({"image": images}), tmp_path / "t.parquet", row_group_size=10, use_dictionary=False)
+    source = opened({"source": "parquet", "path": str(tmp_path / "t.parquet")})
+    assert isinstance(source, parquet_source.ParquetSource)
+    uris = [entry.uri for entry in source.entries()]
+    groups: list[int] = []
+
+    class Counted(pq.ParquetFile):
+        def iter_batches(self, *given: Any, row_groups: list[int], **more: Any) -> Any:
+            groups.extend(row_groups)
+            yield from super().iter_batches(*given, row_groups=row_groups, **more)
+
+        def read_row_group(self, group: int, *given: Any, **more: Any) -> Any:
+            groups.append(10 * group)
+            return super().read_row_group(group, *given, **more)
+
+    monkeypatch.setattr(parquet_source.pq, "ParquetFile", Counted)
+    source._opened = None
+    for uri, image in zip(uris, images, strict=True):
+        assert list(source.read([uri])) == [image]
+        assert len(source._held["image"][3]) <= (10 if groups[-1] == 10 else 3)
+    assert groups == [0, 10, 2]
+    assert list(source.read([uris[25], uris[21], uris[22], uris[3]])) == [images[i] for i in (25, 21, 22, 3)]
+    assert groups == [0, 10, 2, 2, 2, 0]  # from the beginning for row 25, and again for row 21 before it
 
 
 def test_images_of_a_fixed_size_keep_their_zeros(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import posixpath
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
+from itertools import accumulate, repeat
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -34,6 +35,9 @@ from audit.errors import DataError, DataUnavailable
 from audit.locations import child
 
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_WHOLE = 2**27  # bytes of a column of a row group that are read at once; Arrow takes four times as much meanwhile
+_ROWS = 8  # of a larger one
+_BUFFER = 2**23  # bytes of a larger one that are fetched at once
 
 
 class Options(Part):
@@ -73,6 +77,8 @@ class ParquetSource(ListedSource):
         super().__init__(options)
         self.options, self._given = options, places
         self._held: dict[str, tuple[str, int, int, pa.Array]] = {}
+        self._streams: dict[str, _Stream] = {}
+        self._starts: tuple[str, list[int]] | None = None
         self._opened: tuple[str, pq.ParquetFile, Columns] | None = None
 
     @cached_property
@@ -229,8 +235,8 @@ class ParquetSource(ListedSource):
         return self._value(self._file(name)[1].image, name, int(row))
 
     def _value(self, column: str, name: str, row: int) -> bytes | None:
-        """The bytes of one cell, or of the file that it names; of each column the last row group read is kept, since
-        units ask for neighbours."""
+        """The bytes of one cell, or of the file that it names; of each column the last row group read, or the last part
+        of a large one, is kept, since units ask for neighbours."""
         held = self._held.get(column)
         if held is None or held[0] != name or not held[1] <= row < held[2]:
             held = self._row_group(column, name, row)
@@ -241,27 +247,69 @@ class ParquetSource(ListedSource):
         return self._places[0].read(self._beside(name, cell.path)) if cell.path else cell.data
 
     def _row_group(self, column: str, name: str, row: int) -> tuple[str, int, int, pa.Array] | None:
-        """The file, first row, row after the last, and values of the row group that holds a row; None where the file
-        or the row is gone, or the group broken."""
+        """The file, first row, row after the last, and values of the row group that holds a row, or of a part of it
+        where the whole would take too much memory; None where the file or the row is gone, nulls where the group is
+        broken."""
         if name not in self._places[1]:
             return None
         file = self._file(name)[0]
-        if column not in file.schema_arrow.names:
+        if column not in file.schema_arrow.names or not row < file.metadata.num_rows:
             return None
-        start = 0
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            if start <= row < start + count:
-                try:
-                    values = file.read_row_group(group, columns=[column]).column(0)
-                except DataUnavailable:
-                    self._opened = None  # opened anew, it may be read again
-                    raise
-                except (OSError, pa.ArrowInvalid):
-                    return name, start, start + count, pa.nulls(count)
-                return name, start, start + count, values.combine_chunks()
-            start += count
-        return None
+        starts = self._starts_of(name, file)
+        group = bisect_right(starts, row) - 1
+        start, stop = starts[group], starts[group + 1]
+        try:
+            if _bytes_of(file, group, column) > _WHOLE:
+                return name, *self._streamed(column, name, group, start, row)
+            return name, start, stop, file.read_row_group(group, columns=[column]).column(0).combine_chunks()
+        except DataUnavailable:
+            self._opened = None  # opened anew, it may be read again
+            self._streams.pop(column, None)
+            raise
+        except (OSError, pa.ArrowInvalid):
+            self._streams.pop(column, None)
+            return name, start, stop, pa.nulls(stop - start)
+
+    def _starts_of(self, name: str, file: pq.ParquetFile) -> list[int]:
+        """The first row of each row group of a file, and how many rows there are."""
+        if self._starts is None or self._starts[0] != name:
+            counts = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+            self._starts = name, list(accumulate(counts, initial=0))
+        return self._starts[1]
+
+    def _streamed(self, column: str, name: str, group: int, start: int, row: int) -> tuple[int, int, pa.Array]:
+        """The first row, the row after the last, and the values of the part of a large row group that holds a row. The
+        group is read on from where it was left, since units ask for rows in their order; else from its beginning."""
+        stream = self._streams.get(column)
+        if stream is None or (stream.name, stream.group) != (name, group) or row < stream.next:
+            self._streams.pop(column, None)  # lets go of what it has decoded
+            del stream
+            pa.default_memory_pool().release_unused()
+            file = pq.ParquetFile(self._places[0].open(name), buffer_size=_BUFFER, pre_buffer=False)
+            batches = file.iter_batches(_ROWS, row_groups=[group], columns=[column], use_threads=False)
+            stream = self._streams[column] = _Stream(name, group, start, batches)
+        for batch in stream.batches:
+            first, stream.next = stream.next, stream.next + len(batch)
+            if row < stream.next:
+                return first, stream.next, batch.column(0)
+        raise pa.ArrowInvalid(f"row group {group} ends before row {row}")
+
+
+@dataclass
+class _Stream:
+    """A row group that is read part by part. `next`: the first row that was not read yet."""
+
+    name: str
+    group: int
+    next: int
+    batches: Iterator[pa.RecordBatch]
+
+
+def _bytes_of(file: pq.ParquetFile, group: int, column: str) -> int:
+    """How many bytes a column of a row group has, uncompressed."""
+    metadata = file.metadata.row_group(group)
+    parts = (metadata.column(i) for i in range(metadata.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
 
 
 def _nulls(file: pq.ParquetFile, group: int, column: str) -> int | None:

@@ -66,9 +66,11 @@ class Brightness(torch.nn.Module):
 
     def forward(self, x):
         faults = json.loads((HERE / "faults.json").read_text())
-        if float(x.min()) == float(x.max()) == 0.5:  # the grey image on which every model is tried when it is loaded
-            return torch.zeros(1, 2)
-        numbers = (x.mean((1, 2, 3)) * 255 - 20).round().int().tolist()
+        levels = x.detach().mean((1, 2, 3)) * 255
+        flat = (x.detach() * 255 - levels[:, None, None, None]).abs().amax((1, 2, 3)) < 0.1
+        if not bool((flat & (levels > 19.5) & (levels < 254.5) & (levels != 127.5)).all()):
+            return torch.stack([levels, -levels], 1)  # images on which every model is tried when it is loaded
+        numbers = (levels - 20).round().int().tolist()
         with open(HERE / "executions.log", "a") as log:
             log.write(f"{os.getpid()} {time.time()} {','.join(map(str, numbers))}\\n")
         time.sleep(faults.get("pause", 0.0))
