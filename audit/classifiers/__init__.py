@@ -112,11 +112,11 @@ def numbered(data: Sequence[str], count: int) -> tuple[str, ...] | None:
 
 
 def _no_names(own: Sequence[str], data: Sequence[str], count: int) -> str:
-    called = f"calls its {count} outputs {beginning(own)}" if own else f"does not name its {count} outputs"
+    called = f"names its {count} outputs {beginning(own)}" if own else f"does not name its {count} outputs"
     return (
-        f"the model {called}, so which output stands for which label is unknown. Labels: {beginning(data)}. "
-        "Set class_names to one name per output, in the order of the outputs; or class_names: data, if the outputs "
-        "follow the data set's classes in the order in which 'audit validate' shows them"
+        f"the model {called}, so it is unknown which output stands for which label. Labels: {beginning(data)}. "
+        "Set class_names to one name per output, in the order of the outputs; or set class_names: data if the outputs "
+        "are in the order of the data set's classes, and check that order with 'audit validate'"
     )
 
 

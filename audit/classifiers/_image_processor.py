@@ -55,7 +55,7 @@ def preprocess_of(folder: Path, channels: int = 3) -> Preprocess:
         preprocess = _Reader(processor, path, channels).preprocess()
         check_processor(processor, preprocess, channels, path)
     except _UNUSABLE as error:
-        raise ModelError(f"{path} cannot be used, so how images enter the model is unknown: {error}") from error
+        raise ModelError(f"{path} cannot be used, so the model's preprocessing is unknown: {error}") from error
     return preprocess
 
 
@@ -68,12 +68,12 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
                 raw = json.loads(path.read_text("utf-8"))
                 raw = raw.get("image_processor") if path == nested else raw
             except (ValueError, AttributeError) as error:
-                raise ModelError(f"{path} cannot be used, so how images enter the model is unknown: {error}") from error
+                raise ModelError(f"{path} cannot be used, so the model's preprocessing is unknown: {error}") from error
             if raw is not None:
                 return path, raw
     raise ModelError(
-        f"{folder} has no preprocessor_config.json, so how images enter the model is unknown. Copy the file from where "
-        "the model comes from, or save the image processor that it was trained with by its save_pretrained"
+        f"{folder} has no preprocessor_config.json, so the model's preprocessing is unknown. Copy the file from the "
+        "source of the model, or save the image processor that the model was trained with, by save_pretrained"
     )
 
 
@@ -81,8 +81,8 @@ def _check_form(raw: dict[str, Any], path: Path) -> None:
     own_code = sorted({"AutoImageProcessor", "AutoFeatureExtractor"} & (raw.get("auto_map") or {}).keys())
     if own_code:
         raise ModelError(
-            f"{path}: auto_map names code of the model's own for {own_code[0]}, which is never run, so how images "
-            "enter the model is unknown. Load such a model with loader: python, with its preprocessing in the module"
+            f"{path}: auto_map asks for the model's own code for {own_code[0]}. Such code is never run, so the model's "
+            "preprocessing is unknown. Load the model with loader: python, with its preprocessing in the module"
         )
     for key in ("size", "crop_size"):
         if not isinstance(raw.get(key), int | list | dict | None) or isinstance(raw.get(key), bool):
@@ -96,10 +96,10 @@ def _processor(folder: Path, path: Path, raw: dict[str, Any]) -> Any:
         return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
     except (*_UNUSABLE, OSError, ImportError, RuntimeError) as error:
         named = raw.get("image_processor_type") or raw.get("feature_extractor_type")
-        kind = f"image_processor_type {named!r}" if named else "an image_processor_type, which is left out,"
+        kind = f"image_processor_type {named!r}" if named else "a missing image_processor_type"
         raise ModelError(
-            f"{path}: {kind} gives no image processor of the installed transformers, so how images enter the model is "
-            f"unknown: {' '.join(str(error).split())[:160]}"
+            f"{path}: {kind} selects no image processor of the installed transformers, so the model's preprocessing "
+            f"is unknown: {' '.join(str(error).split())[:160]}"
         ) from error
 
 
@@ -123,8 +123,8 @@ class _Reader:
             self.refuse(
                 key,
                 value,
-                "the size that the network gets depends on the image's, and nothing crops to one size. Where the model "
-                "was trained so, write do_center_crop: true and its crop_size, or a size of height and width",
+                "the size of the network's input would depend on the size of the image. Write the size that the model "
+                "was trained with: do_center_crop: true and its crop_size, or a size of height and width",
             )
         return Preprocess(sizes.pop(), steps=steps)
 
@@ -141,7 +141,7 @@ class _Reader:
         if self.kind in _ORDERS:
             return _ORDERS[self.kind](self)
         if not self._is_plain():
-            self.refuse("image_processor_type", self.kind, "an image processor of a kind that audit does not know")
+            self.refuse("image_processor_type", self.kind, "audit does not support this kind of image processor")
         return _plain(self)
 
     def _is_plain(self) -> bool:
@@ -219,7 +219,9 @@ class _Reader:
             raise ValueError(f"{key} is {value!r}; expected numbers") from error
         if not isinstance(value, int | float) and len(numbers) != self.channels:
             what = f"the network takes {self.channels} channel{'s' if self.channels > 1 else ''}"
-            self.refuse(key, list(numbers), f"count {len(numbers)}, but {what}; write {self.channels}, or one number")
+            self.refuse(
+                key, list(numbers), f"these are {len(numbers)}, but {what}; write {self.channels}, or one number"
+            )
         if not all(map(math.isfinite, numbers)) or (key == "image_std" and 0 in numbers):
             self.refuse(key, list(numbers), "expected finite numbers" + (" other than 0" if key == "image_std" else ""))
         return numbers
@@ -308,7 +310,7 @@ def _textnet(r: _Reader) -> list[Step]:
 
 
 def _donut(r: _Reader) -> list[Step]:
-    r.off("do_align_long_axis", "images are turned by 90 degrees where they are wide")
+    r.off("do_align_long_axis", "wide images would be rotated by 90 degrees")
     height, width = r.height_width("size")
     steps = r.resize(ShortestEdge(min(height, width)))
     if r.processor.do_thumbnail:
@@ -346,7 +348,7 @@ _ORDERS: dict[str, Callable[[_Reader], list[Step]]] = {
     "TextNetImageProcessor": _textnet,
 }
 _REFUSED = {
-    "ImageGPTImageProcessor": "do_color_quantize makes each pixel the number of a colour, which has no gradient",
-    "Siglip2ImageProcessor": "images enter as patches with a mask, as many as max_num_patches, and not as pixels",
+    "ImageGPTImageProcessor": "do_color_quantize replaces each pixel by the index of a colour, which has no gradient",
+    "Siglip2ImageProcessor": "the model takes up to max_num_patches patches with a mask, not pixels",
     "TimmWrapperImageProcessor": "a model of timm; use loader: timm",
 }

@@ -39,15 +39,16 @@ def check_processor(processor: Any, preprocess: Preprocess, channels: int, path:
         ours = preprocess(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255)
         if theirs.shape != ours.shape:
             raise ModelError(
-                f"{path}: the model's image processor makes {tuple(theirs.shape[1:])} of a picture ({name}), the "
-                f"differentiable steps that stand for it {tuple(ours.shape[1:])}. Most likely 'size' or 'crop_size' is "
-                "read in another way"
+                f"{path}: for a test picture ({name}), the model's image processor returns the shape "
+                f"{tuple(theirs.shape[1:])}, but the audit's differentiable steps return {tuple(ours.shape[1:])}. Most "
+                "likely they interpret 'size' or 'crop_size' differently"
             )
         difference = float((ours - theirs).abs().mean())
         if not difference <= max(TOLERANCE, LEVELS * step):
             raise ModelError(
-                f"{path}: a picture ({name}) enters the model with other numbers than by its image processor: they "
-                f"differ by {difference:.3g} on average. Most likely {_suspect(ours, theirs)} is read in another way"
+                f"{path}: for a test picture ({name}), the audit's differentiable steps differ from the model's image "
+                f"processor by {difference:.3g} on average. Most likely they interpret {_suspect(ours, theirs)} "
+                "differently"
             )
 
 

@@ -137,7 +137,7 @@ def width_of(batch: pa.RecordBatch, column: str) -> int:
 
 
 def listed(
-    batch: pa.RecordBatch, column: str, count: int, where: Callable[[int], str], expected: str = "one a class name"
+    batch: pa.RecordBatch, column: str, count: int, where: Callable[[int], str], expected: str = "one per class name"
 ) -> Floats:
     """A column of lists, or of lists in JSON, as (rows, count); NaN where a row has none.
 
@@ -193,9 +193,9 @@ def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> 
             f"values from {scores[i].min():.4g} to {scores[i].max():.4g}" if outside[i] else f"a sum of {sums[i]:.4g}"
         )
         raise ModelError(
-            f"{where(i)}: the scores are no probabilities of classes that exclude one another: {found}. Where they are "
-            "logits, or logarithms of probabilities, say 'scores: logits'; scores of several labels an image, each in "
-            "[0, 1], cannot be used; rounded probabilities that sum to .95 to 1.05: 'scores: probabilities'"
+            f"{where(i)}: the scores are not probabilities of classes that exclude each other: {found}. For logits, or "
+            "logarithms of probabilities, set 'scores: logits'; for rounded probabilities with sums from .95 to 1.05, "
+            "set 'scores: probabilities'. Multi-label scores, each in [0, 1], cannot be used"
         )
     return scores
 

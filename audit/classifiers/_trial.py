@@ -61,11 +61,13 @@ def input_of(network: nn.Module, given: int | None, ref: str, errors: tuple[type
 def _advice(given: int | None) -> str:
     if given is not None:
         return ""
-    return f". input_size is not given, and no common side from {_SIDES[0]} to {_SIDES[-1]} works: give input_size"
+    return f". input_size is not given, and no common side from {_SIDES[0]} to {_SIDES[-1]} works: set input_size"
 
 
 def _by_default(ref: str, found: str) -> RunWarning:
-    message = f"{ref}: input_size is not given, and {found}. Give input_size: the side of the images it was trained on"
+    message = (
+        f"{ref}: input_size is not given, and {found}. Set input_size to the side of the images that it was trained on"
+    )
     return RunWarning("input_size_default", message)
 
 

@@ -63,7 +63,7 @@ class Options(Frozen):
     input_size: int | None = Field(
         None,
         ge=1,
-        description="side that images are resized to before the module; default: the one that it takes, or 224",
+        description="side that images are resized to before the module; default: the side that it accepts, or 224",
     )
     class_names: ClassNames = Field("data", description="names of the outputs, or 'data'")
 

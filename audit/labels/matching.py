@@ -258,8 +258,8 @@ def _refuse_shared(found: Found, outputs: Sequence[str]) -> None:
     for place, own in by_place.items():
         if len(own) > 1:
             raise ModelError(
-                f"labels: {', '.join(map(repr, own))} all lead to the output {outputs[place]!r}; one label an output. "
-                "Give labels that mean one class the same text in the data set"
+                f"labels: {', '.join(map(repr, own))} are all matched with the output {outputs[place]!r}, which can "
+                "have one label only. Give labels that mean one class the same text in the data set"
             )
 
 
@@ -278,7 +278,7 @@ def _apart(names: Sequence[str], matched: Mapping[int, str]) -> list[str]:
 def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[str]) -> str:
     shared = set(repeated(outputs))
     near = {label: nearest(label, dict.fromkeys(outputs)) for label in lacking[:3]}
-    hints = [f"{label!r} is near {', '.join(map(repr, names))}" for label, names in near.items() if names]
+    hints = [f"{label!r} is similar to {', '.join(map(repr, names))}" for label, names in near.items() if names]
     ambiguous = [label for label in lacking if shared & set(outputs) & {label}]
     told = (
         f"{len(lacking)} of {len(labels)} labels match no output of the model. Labels: {beginning(lacking)}. "
@@ -287,7 +287,7 @@ def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[st
     if ambiguous:
         places = [i for i, name in enumerate(outputs) if name == ambiguous[0]]
         hints.append(
-            f"{len(places)} outputs are named {ambiguous[0]!r}, so write which one: labels: "
+            f"{len(places)} outputs are named {ambiguous[0]!r}; choose one of them by its number: labels: "
             f"{{{ambiguous[0]}: {places[0]}}}"
         )
     told += ("; ".join(hints) + ". ") if hints else ""
@@ -297,10 +297,10 @@ def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[st
 def _advice(lacking: Sequence[str]) -> str:
     if all(re.fullmatch("[0-9]+", label) for label in lacking):
         return (
-            "If a label is the number of its output, add to the model: labels: by_position. Otherwise say what each "
-            "label is called by the model: labels: {label: output}, or null for a class that it does not have"
+            "If a label is the number of its output, add to the model: labels: by_position. Otherwise map "
+            "each label to an output: labels: {label: output}, or to null for a class that the model does not have"
         )
     return (
-        "Say on the model what each of these labels is called there: labels: {label: output}, a file of such pairs, or "
-        "null for a class that the model does not have; or name the outputs with class_names"
+        "Map each of these labels to an output of the model: labels: {label: output}, or a file of such "
+        "pairs, with null for a class that the model does not have; or name the outputs with class_names"
     )

@@ -19,8 +19,8 @@ from audit.models.prediction_rows import Place
 from audit.models.stored import Matched, StoredPredictions, matched
 
 ONLY_STORED = (
-    "is known by its predictions alone (loader predictions), and this needs a model that can be shown images; name one "
-    "that can be loaded, such as loader hf, timm or python"
+    "has stored predictions only (loader predictions), but this needs a model that predicts new images; name one with "
+    "another loader, such as hf, timm or python"
 )
 
 
@@ -105,7 +105,9 @@ class Models:
             return None
         loaded = self._load_classifier(self.job.embedder)
         if not isinstance(loaded, Embedder):
-            raise ConfigError(f"embedder: loader {self.job.embedder.name!r} gives no embeddings of texts; use clip")
+            raise ConfigError(
+                f"embedder: loader {self.job.embedder.name!r} computes no embeddings of texts; use loader clip"
+            )
         return loaded
 
     @cached_property

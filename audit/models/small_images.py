@@ -22,9 +22,9 @@ def small_images(
         return None
     middle, height, width = median_low(sides), *size
     cure = "if the model was trained on such images, set input_size to their size in the job file"
-    cure = cure if python else "check that the model was trained on such images, enlarged like this"
+    cure = cure if python else "check that the model was trained on such enlarged images"
     message = (
-        f"{model_id}: half of {len(sides)} images of the {role} that were looked at have a shorter side of {middle} "
-        f"pixels or less, and are enlarged to the model's {height} x {width}; {cure}"
+        f"{model_id}: half of the {len(sides)} examined images of the {role} have a shorter side of {middle} pixels or "
+        f"less. They are enlarged to the model's input of {height} x {width}; {cure}"
     )
     return RunWarning("small_images", message, model_id, role, blocks_gate=False)

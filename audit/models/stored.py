@@ -64,9 +64,9 @@ class StoredPredictions:
             several = f"; {len(found.ambiguous)} rows fit several images, such as {self.keys[row]!r}, which fits "
             several += f"{one.display_name!r} of the {one.role} and {other.display_name!r} of the {other.role}"
         return (
-            f"{self.source}: no row belongs to an image of the {role}. Its rows begin with {rows}, the {role} with "
-            f"{images}{several}. A row names its image by the path in the data set or a longer one, by the file name, "
-            "or by the sha256 of its bytes; 'match: name' compares file names alone"
+            f"{self.source}: no row belongs to an image of the {role}. The first rows name {rows}; the first images of "
+            f"the {role} are {images}{several}. A row must name its image by its path in the data set or a longer "
+            "path, by its file name, or by the sha256 of its bytes; 'match: name' compares file names alone"
         )
 
     def prediction(self, row: int, label: str | None, class_of: Callable[[str], str | None] = str) -> dict[str, Any]:
@@ -154,8 +154,9 @@ class StoredPredictions:
         if differing:
             row, label = differing[0]
             message = f"{self.source}: images whose label differs from the data set's: {len(differing):,}, such as "
-            message += f"{self.labels[row]!r} and {label!r} for {self.keys[row]!r}: are they the same images? The data "
-            yield RunWarning("labels_differ", message + "set's labels are used", model_id, items=len(differing))
+            message += f"{self.labels[row]!r} in the file and {label!r} in the data set for {self.keys[row]!r}. Check "
+            message += "that the rows belong to these images; the labels of the data set are used"
+            yield RunWarning("labels_differ", message, model_id, items=len(differing))
 
 
 def _differs(own: str | None, label: str) -> bool:
