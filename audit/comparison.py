@@ -273,7 +273,11 @@ def _change(
     told = pair[1], shown["class_name"], shown["name"], old, new, excess
     if excess is not None:
         status = status_of(was, now, excess)
-        both = f"both runs confirmed it{', but most of it is new' if status == 'new' else ''}; " if was and now else ""
+        both = (
+            f"both runs confirmed it{', but most of the excess is new' if status == 'new' else ''}; "
+            if was and now
+            else ""
+        )
         return Change(status, *told, both + reason_for(excess))
     if was and now:
         return Change("unchanged", *told, "both runs confirmed it")

@@ -80,7 +80,7 @@ class Rules(Frozen):
     baseline: AnyPlace | None = Field(None, description="run of before, that a status is told against")
     models: dict[str, str] = Field({}, description="what a model of the baseline is called in the run, where otherwise")
     accept_warnings: Names = Field(
-        (), description="codes of warnings of the run that do not keep the gate from passing, such as at_chance"
+        (), description="codes of warnings of the run that do not block the gate, such as at_chance"
     )
     rules: Annotated[tuple[Rule, ...], Field(strict=False, min_length=1)]
 
@@ -133,11 +133,11 @@ def _warned(rules: Rules, run: Run, baseline: Run | None) -> list[Outcome]:
     models = own if all(modes is not None and modes.model is not None for modes in wanted) else None
     words = blocking(run, rules.accept_warnings, models)
     if baseline is not None and any(modes is not None and modes.status is not None for modes in wanted):
-        words += [f"the run of before: {each}" for each in blocking(baseline, rules.accept_warnings, None)]
+        words += [f"the baseline: {each}" for each in blocking(baseline, rules.accept_warnings, None)]
     if not words:
         return []
     count = f"{len(words)} warning{'s' * (len(words) != 1)}"
-    why = f"{count}: numbers of the run may be wrong. Mend the cause, or name the code in accept_warnings"
+    why = f"{count}: numbers of the run may be wrong. Fix the cause, or add the code to accept_warnings"
     return [Outcome("warnings", False, float(len(words)), why, tuple(words))]
 
 
@@ -202,7 +202,7 @@ def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str
     doubtful = [change for change in once if excused.isdisjoint(change.ids)]
     if doubtful:
         them = tuple(f"{_words(change.shown)} ({change.reason})" for change in doubtful)
-        return _unknown(rule, f"whether {len(doubtful)} confirmed failure modes are new", them)
+        return _unknown(rule, f"it is unknown whether {len(doubtful)} confirmed failure modes are new", them)
     return _outcome(
         rule,
         float(len(changes)),
@@ -221,7 +221,7 @@ def _unknowable(change: Change, statuses: tuple[Status, ...]) -> bool:
 
 
 def _unknown(rule: Rule, why: str, modes: tuple[str, ...] = ()) -> Outcome:
-    return Outcome(rule.name, False, None, f"it cannot be known: {why}", modes)
+    return Outcome(rule.name, False, None, f"the run cannot decide this rule: {why}", modes)
 
 
 def _check_names(rule: str, wanted: Modes, run: Run) -> None:

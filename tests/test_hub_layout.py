@@ -525,11 +525,15 @@ SCHEDULES: dict[str, tuple[str, dict[str, Any], str]] = {
     "TCD": ("TCDScheduler", {}, "scheduler TCDScheduler: its U-Net is distilled"),
     "dynamic thresholding": ("DDIMScheduler", {"thresholding": True}, "has thresholding: True"),
     "continuous noise levels": ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type: continuous"),
-    "an alpha shift": ("CogVideoXDDIMScheduler", {"snr_shift_scale": 3.0}, "not the one that DDIM makes"),
-    "a schedule DDIM lacks": ("DDPMScheduler", {"beta_schedule": "sigmoid"}, "has no form for DDIM"),
+    "an alpha shift": ("CogVideoXDDIMScheduler", {"snr_shift_scale": 3.0}, "not the one that DDIM computes"),
+    "a schedule DDIM lacks": ("DDPMScheduler", {"beta_schedule": "sigmoid"}, "cannot be used with DDIM"),
     "an unknown schedule": ("DDIMScheduler", {"beta_schedule": "mine"}, "cannot be made from scheduler_config.json"),
     "betas of another count": ("DDIMScheduler", {"trained_betas": [0.01] * 500}, "1000 and 500 cumulative alphas"),
-    "betas below 0": ("DDIMScheduler", {"beta_start": -0.01, "beta_schedule": "linear"}, "fall from near 1 to near 0"),
+    "betas below 0": (
+        "DDIMScheduler",
+        {"beta_start": -0.01, "beta_schedule": "linear"},
+        "falling from near 1 to near 0",
+    ),
     "an unknown spacing": ("DDIMScheduler", {"timestep_spacing": "dense"}, "no timesteps: dense is not supported"),
 }
 

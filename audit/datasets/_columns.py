@@ -87,8 +87,8 @@ def find(
     if fits and fits[0] != asked:
         notes.say(
             f"{option}_taken",
-            f"{where} has no column {asked!r}; {printable(fits[0])!r} is taken for it. Set {option}: "
-            f"{printable(fits[0])} to say so",
+            f"{where} has no column {asked!r}; the column {printable(fits[0])!r} is used instead. To confirm, set "
+            f"{option}: {printable(fits[0])}",
             blocks_gate=False,
         )
     return fits[0] if fits else None

@@ -68,14 +68,15 @@ class Levels:
             if len(stems & self._stems) * 2 >= min(len(stems), len(self._stems)) > 0:
                 notes.say(
                     "folder_of_masks",
-                    f"the folder {printable(folder)!r} holds images named as those of other folders: masks are "
-                    "moved out, or named in the column 'mask' of metadata.csv; now they are used as images",
+                    f"the folder {printable(folder)!r} holds images with the same names as images of other folders, "
+                    "and they are used as images. If they are masks, move them out of the data set, or name them in "
+                    "the column 'mask' of metadata.csv",
                 )
         if len(self._splits) > 1:
             notes.say(
                 "several_splits",
-                f"the folders {_shown(self._splits)} look like splits of one data set, and the images of all are used; "
-                "set path to one of them",
+                f"the folders {_shown(self._splits)} look like splits of one data set, and all their images are used; "
+                "to use one split, set path to its folder",
             )
         if self.level is None and self._is_unclear():
             notes.say("label_level", self._levels())
@@ -88,9 +89,9 @@ class Levels:
     def _levels(self) -> str:
         depths = " and ".join(f"{depth} ({printable(self._depths[depth])})" for depth in sorted(self._depths)[:3])
         return (
-            f"images lie in folders of depth {depths}; the label is the folder that an image is in: "
-            f"{_shown(self._last)}. label_level: first takes {_shown(self._first)}, a number the folder at that depth, "
-            "and label_level: parent says that this is right"
+            f"images lie in folders of depth {depths}; the label of an image is the folder that contains it: "
+            f"{_shown(self._last)}. Set label_level: parent to confirm this; label_level: first for "
+            f"{_shown(self._first)}; or a number for the folder at that depth"
         )
 
 
@@ -108,8 +109,8 @@ def splits_of(names: Iterable[str], notes: Notes) -> None:
     if len(found) > 1:
         notes.say(
             "several_splits",
-            f"the files of {_shown(found)} look like splits of one data set, and the images of all are used; set path "
-            "to a pattern of those of one",
+            f"the files of {_shown(found)} look like splits of one data set, and all their images are used; "
+            "to use one split, set path to a pattern for its files",
         )
 
 

@@ -20,12 +20,14 @@ from audit.datasets import Entry
 class Part(Frozen):
     """How much of a data set is used. Base of the options of all sources."""
 
-    limit: int | None = Field(None, ge=1, description="use a seeded sample of so many items of the whole listing")
+    limit: int | None = Field(None, ge=1, description="number of items in a seeded sample of the whole listing")
     per_class: int | None = Field(
-        None, ge=1, description="use a seeded sample of so many items of each label, and of those without one"
+        None, ge=1, description="number of items of each label, and of the items without a label, in a seeded sample"
     )
-    first: int | None = Field(None, ge=1, description="use the first so many items, and list no more")
-    sample_seed: int = Field(0, description="of limit and per_class")
+    first: int | None = Field(
+        None, ge=1, description="number of items at the beginning of the listing; the rest is not listed"
+    )
+    sample_seed: int = Field(0, description="seed of limit and per_class")
 
     @model_validator(mode="after")
     def _one_way(self) -> Part:

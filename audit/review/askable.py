@@ -39,7 +39,7 @@ def unaskable(run: Run, models: Sequence[str], classes: Sequence[str] | None = N
     if not wanted:
         return "none of its images has a label, and the data set declares no classes"
     if not run.rows(f"{_EMBEDDED} and values is not null limit 1"):
-        return "it has no embedding of a real image that could confirm any"
+        return "no real image has an embedding"
     return _too_few(run) or next((why for model in models if (why := _no_names(run, model, wanted, classes))), None)
 
 
@@ -58,10 +58,7 @@ def _too_few(run: Run) -> str | None:
     if any(each.proposing >= FEWEST and math.comb(each.asked, each.asked // 2) * level > 1 for each in usable):
         return None
     counts = ", ".join(f"{each.proposing + each.asked} of the {each.role}" for each in usable) or "none"
-    return (
-        "too few real images have an embedding, an answer of every model and, in the data set, a label to confirm any: "
-        f"{counts}"
-    )
+    return f"too few real images have an embedding, a prediction of every model and, in the data set, a label: {counts}"
 
 
 def _usable(run: Run, models: int) -> list[_Images]:
@@ -84,10 +81,10 @@ def _no_names(run: Run, model: str, wanted: list[str], classes: Sequence[str] | 
     """Names that never meet: the model's answers and the data set's classes, or those classes that are meant."""
     answers = {row["name"] for row in run.rows(_ANSWERS, [model, model])}
     if not answers:
-        return f"{model} answered no real image"
+        return f"{model} has no prediction for a real image"
     if answers.isdisjoint(wanted):
         return (
-            f"no answer of {model} is a class of the data set: it says {_some(answers)}, the labels are {_some(wanted)}"
+            f"{model} predicts no class of the data set: it predicts {_some(answers)}, the labels are {_some(wanted)}"
         )
     scored = run.rows(
         "select count(*) as labelled, count(correct) as scored from predictions "
@@ -95,10 +92,10 @@ def _no_names(run: Run, model: str, wanted: list[str], classes: Sequence[str] | 
         [model],
     )[0]
     if scored["labelled"] and not scored["scored"]:
-        return f"of none of the {scored['labelled']} labelled images is it known whether {model} is right"
+        return f"{model} has no class for the label of any of the {scored['labelled']} labelled images"
     meant = [meant for name in classes or () if (meant := resolve(name, wanted))]
     if meant and answers.isdisjoint(meant):
-        return f"{model} has {_some(meant)} for no image among its five most probable classes"
+        return f"{_some(meant)} is never among the five most probable classes of {model}"
     return None
 
 

@@ -47,10 +47,10 @@ def reason_for(excess: PairedExcess) -> str:
     """The figures behind a status, in one line."""
     before, after = excess.before, excess.after
     return (
-        f"with it ({excess.images} images) it happens to {before.rate:.0%} before and {after.rate:.0%} after; without "
-        f"it ({excess.control_images} images of the same classes) to {before.control_rate:.0%} and "
-        f"{after.control_rate:.0%}; excess {_percent(before.excess)} before and {_percent(after.excess)} after, "
-        f"change {_percent(excess.change)}"
+        f"error rate on {excess.images} images with the feature: {before.rate:.0%} before, {after.rate:.0%} after; on "
+        f"{excess.control_images} control images of the same classes: {before.control_rate:.0%} before, "
+        f"{after.control_rate:.0%} after; excess: {_percent(before.excess)} before, {_percent(after.excess)} after; "
+        f"change: {_percent(excess.change)}"
     )
 
 
@@ -60,11 +60,11 @@ def not_comparable(images: int, controls: int, confirmed: Literal["first", "seco
     unconfirmed = f"the {other} run did not confirm it, and"
     if not images:
         return (
-            f"{unconfirmed} the {confirmed} run names no images to compare: run its discovery again with this version"
+            f"{unconfirmed} the {confirmed} run stores no images to compare: run its discovery again with this version"
         )
     return (
-        f"{unconfirmed} has screened too few of the {images} images with it and {controls} without it on which the "
-        f"{confirmed} run confirmed it"
+        f"{unconfirmed} screened too few of the images on which the {confirmed} run confirmed it "
+        f"({images} with the feature, {controls} without)"
     )
 
 

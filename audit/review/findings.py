@@ -47,8 +47,8 @@ def explanation_id(run: Run, text: str) -> str:
     rows = run.rows("select exemplars[1] as first from failure_modes where failure_mode_id = ?", [chosen])
     if not rows[0]["first"]:
         raise ConfigError(
-            f"the failure mode {text!r} rests on no search, so there is no explanation to make again; the run's are in "
-            "the table explanations"
+            f"the failure mode {text!r} is based on no search, so it has no explanation to reproduce; the explanations "
+            "of the run are in the table explanations"
         )
     return str(rows[0]["first"])
 
@@ -104,7 +104,9 @@ def _only(run: Run, found: list[str], text: str, what: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(f"several are called {text!r}; give the rank or more of the id:\n{_listed(run, found)}")
+        raise ConfigError(
+            f"several findings match {text!r}; give the rank or a longer part of the id:\n{_listed(run, found)}"
+        )
     modes = [mode["failure_mode_id"] for mode in run.failure_modes()]
     known = f"failure modes of this run:\n{_listed(run, modes)}" if modes else "this run lists no failure modes"
     raise ConfigError(f"{run.location} has no {what} {text!r}; give an id, a rank or a name. {known}")

@@ -91,15 +91,15 @@ def _permuted(model_id: str, confusion: Confusion) -> RunWarning | None:
     total = halves.sum(0)
     columns, own = assigned(total), np.arange(len(total))
     pairs = [
-        f"{confusion.predicted[column]!r} for {confusion.labels[row]!r}"
+        f"{confusion.predicted[column]!r} should be {confusion.labels[row]!r}"
         for row, column in zip(own, columns, strict=True)
         if row != column
     ]
     accuracy, better = total[own, own].sum() / total.sum(), total[own, columns].sum() / total.sum()
     words = (
-        f"accuracy is {accuracy:.1%} as outputs are named, and {better:.1%} if {len(pairs)} of them were named "
-        f"otherwise ({', '.join(pairs[:3])}{', ...' if len(pairs) > 3 else ''}): class_names are probably in another "
-        "order than the outputs"
+        f"accuracy is {accuracy:.1%} with the present names of the outputs, and would be {better:.1%} if {len(pairs)} "
+        f"of them had other names ({', '.join(pairs[:3])}{', ...' if len(pairs) > 3 else ''}): class_names are "
+        "probably not in the order of the outputs"
     )
     return RunWarning("outputs_permuted", words, model_id=model_id, role="data", items=int(total.sum()))
 
@@ -121,7 +121,7 @@ def _at_chance(model_id: str, confusion: Confusion) -> list[RunWarning]:
     names: Sequence[str] = [f"{confusion.labels[i]} ({recall[i]:.0%})" for i in low]
     every = len(low) == sum(images >= FEWEST)
     words = (
-        f"{len(low)} of {len(total)} classes are predicted no more often for their own images than chance explains: "
+        f"{len(low)} of {len(total)} classes are predicted no better than by chance (recall in brackets): "
         f"{beginning(names)}; check class_names, preprocessing and labels"
     )
     return [

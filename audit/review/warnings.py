@@ -23,8 +23,8 @@ def _of_pool(run: Run) -> list[RunWarning]:
     )
     for row in unknown:
         words = (
-            f"{row['images']} images of the pool have one of {row['labels']} labels, such as {row['label']!r}, that "
-            "the model has no class for, and count as unlabelled"
+            f"{row['images']} images of the pool have one of {row['labels']} labels, such as {row['label']!r}, for "
+            "which the model has no class; they count as unlabelled"
         )
         found.append(
             RunWarning("pool_labels_unknown", words, row["model_id"], "pool", row["images"], blocks_gate=False)
