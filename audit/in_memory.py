@@ -225,7 +225,7 @@ def _pairs(
                 raise DataError("the data set has labels of its own; leave labels= out")
             label = next(separate, none_left)
             if label is none_left:
-                raise DataError(f"labels= has {i} labels, and the data set more images")
+                raise DataError(f"labels= has {i} labels, but the data set has more images")
         yield as_bytes(image, f"image {i}"), _as_text(label, names, f"label {i}")
     if separate is not None and next(separate, none_left) is not none_left:
         raise DataError("labels= has more labels than the data set has images")
@@ -241,11 +241,13 @@ def _items(dataset: Any) -> Iterator[Any]:
 def _split(item: Any, index: int) -> tuple[Any, Any]:
     if isinstance(item, dict):
         if "image" not in item:
-            raise DataError(f"item {index} of the data set has the keys {sorted(map(str, item))}, and no 'image'")
+            raise DataError(f"item {index} of the data set has the keys {sorted(map(str, item))}, but no 'image'")
         return item["image"], item.get("label")
     if isinstance(item, tuple | list):
         if len(item) != 2:
-            raise DataError(f"item {index} of the data set is a {type(item).__name__} of {len(item)}; (image, label)?")
+            raise DataError(
+                f"item {index} of the data set is a {type(item).__name__} of {len(item)}; expected (image, label)"
+            )
         return item[0], item[1]
     return item, None
 
@@ -260,7 +262,7 @@ def _as_text(label: Any, names: Sequence[str], where: str) -> str | None:
     if not names:
         return str(label)
     if not 0 <= label < len(names):
-        raise DataError(f"{where} is {label}, and there are {len(names)} class names")
+        raise DataError(f"{where} is {label}, but there are {len(names)} class names")
     return names[label]
 
 
@@ -274,7 +276,7 @@ class _Answers:
         self._model = model.logits if isinstance(model, Classifier) else model
         self._network = model.network if isinstance(model, Classifier) else model
         if self._known is not None and transform is not None:
-            raise ConfigError("transform= is for a model; predictions are given")
+            raise ConfigError("transform= needs a model, but predictions are given")
 
     def look(self, images: list[bytes]) -> None:
         """Ask the model for the next images."""
@@ -310,11 +312,14 @@ class _Answers:
         """Scores (count, classes), or classes (count,)."""
         if self._known is not None:
             if len(self._known) != count:
-                raise DataError(f"there are {len(self._known)} predictions and {count} images")
+                raise DataError(f"there are {len(self._known)} predictions, but {count} images")
             return self._known
         widths = {part.shape[1] for part in self._asked} - {0}
         if len(widths) != 1:
-            raise ModelError(f"the model gives {sorted(widths) or 'no'} outputs; expected one number a class, for all")
+            raise ModelError(
+                f"the model gives {sorted(widths) or 'no'} outputs; expected the same number, one per class, for all "
+                "images"
+            )
         (width,) = widths
         return np.concatenate([p if p.shape[1] else np.full((len(p), width), np.nan) for p in self._asked])
 
@@ -336,7 +341,7 @@ def _known(model: Any) -> Array:
         return array.astype(np.float64)
     raise ModelError(
         f"model is {type(model).__name__} of shape {array.shape} and {array.dtype}; expected a function of images, "
-        "scores (n, classes), or a class an image (n,)"
+        "scores (n, classes), or one class per image (n,)"
     )
 
 
@@ -361,14 +366,14 @@ def _ask(model: Any, batch: Tensor) -> Array:
         said = model(batch)
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         raise ModelError(
-            f"the model fails on images of shape {tuple(batch.shape)}: {type(error).__name__}: {error}. Where it takes "
-            "images of another size, or normalised ones, give transform="
+            f"the model fails on images of shape {tuple(batch.shape)}: {type(error).__name__}: {error}. If it takes "
+            "images of another size, or normalised images, set transform="
         ) from error
     said = getattr(said, "logits", said)
     if not isinstance(said, Tensor) or said.ndim != 2 or len(said) != len(batch) or said.shape[1] < 2:
         found = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
         raise ModelError(
-            f"the model returns {found} for {len(batch)} images; expected one number a class, (b, classes)"
+            f"the model returns {found} for {len(batch)} images; expected one number per class, (b, classes)"
         )
     return said.detach().cpu().double().numpy()
 
@@ -390,13 +395,13 @@ def _class_names(
     names = given or own or numbered(known, count)
     if names is None:
         raise ModelError(
-            f"nothing says which of the model's {count} outputs is which class: give class_names= a name for each "
-            "output, in their order, or 'data' where they follow the sorted labels of the data set, which begin with "
-            f"{', '.join(map(repr, known[:3]))}"
+            f"it is unknown which of the model's {count} outputs is which class: set class_names= to one name per "
+            "output, in their order, or to 'data' if the outputs have the order of the sorted labels of the data set: "
+            f"{', '.join(map(repr, known[:3]))}, ..."
         )
     if len(names) != count:
         raise ModelError(
-            f"the model has {count} outputs, and there are {len(names)} class names: {', '.join(names[:8])}"
+            f"the model has {count} outputs, but there are {len(names)} class names: {', '.join(names[:8])}"
         )
     return names
 

@@ -63,7 +63,7 @@ def job_file(request: Request, ask: Ask | None = None) -> Written:
     given = {"new": request.model, "old": request.against or ""}
     models = {name: _sized(model, given[name], request, seen, ask) for name, model in models.items()}
     if generator is not None and "old" not in models and embedder is not None:
-        models["reference"] = replace(embedder, note="zero-shot: the model that the search compares with")
+        models["reference"] = replace(embedder, note="the zero-shot model that the search compares with")
     outputs = {
         name: found for name, model in models.items() if (found := seen.classes if model.by_data else model.names)
     }
@@ -85,7 +85,7 @@ def _check_pair(request: Request) -> None:
     if request.generator is not None and request.against is None and request.embedder is None:
         raise ConfigError(
             "--generator: a search compares two models. Give a second one as --against, or a CLIP "
-            "model as --embedder, which is then asked zero-shot"
+            "model as --embedder, which is then the second, zero-shot model"
         )
 
 
@@ -104,11 +104,11 @@ def _sized(model: Model, given: str, request: Request, seen: Seen, ask: Ask | No
     elif found is not None:
         size, why = found[0], f"from {found[1]}"
     elif seen.square is not None and seen.square <= SMALL:
-        size, why = seen.square, f"the images' own size, {seen.square} x {seen.square}; is it the model's?"
+        size, why = seen.square, f"the size of the images, {seen.square} x {seen.square}; check that the model takes it"
     elif ask is not None:
         size, why = ask(f"side of the images that {given} takes, in pixels", DEFAULT_SIZE), "as given"
     else:
-        size, why = DEFAULT_SIZE, "a default; set it to the size that the model was trained at"
+        size, why = DEFAULT_SIZE, "the default; set it to the size that the model was trained with"
     options = (*model.options, ("class_names", "data"), ("input_size", size))
     return replace(model, options=options, note=f"input_size {size}: {why}")
 
@@ -120,12 +120,14 @@ def _notes(parts: _Parts, seen: Seen, outputs: dict[str, tuple[str, ...]]) -> li
     loaded = {**parts.models, "embedder": parts.embedder, "generator": parts.generator}
     notes += [f"{name}: {model.note}" for name, model in loaded.items() if model is not None and model.note]
     if seen.images and not seen.classes:
-        notes.append("data: no image has a label, so no accuracy and no error will be known")
+        notes.append("data: no image has a label, so the run can show no accuracy and no errors")
     if not seen.whole and seen.images:
-        notes.append(f"data: labels of the first {seen.images:,} images only were read")
+        notes.append(f"data: only the labels of the first {seen.images:,} images were read")
     for name, names in outputs.items():
         if names and all(one.startswith("LABEL_") for one in names):
-            notes.append(f"{name}: the model calls its outputs LABEL_0, ...; set class_names to what they stand for")
+            notes.append(
+                f"{name}: the model names its outputs LABEL_0, ...; set class_names to the names of the classes"
+            )
     return notes
 
 
@@ -177,7 +179,7 @@ def _entry(model_id: str, model: Model, names: Sequence[str]) -> str:
         lines.append(f"    # {_on_one_line(model.note)}")
     if names:
         whose = "the data's classes" if model.by_data else "its own names"
-        whose += ", in their order: check that it is the model's" if model.loader == "python" else ""
+        whose += ", in this order: check that the model has the same order" if model.loader == "python" else ""
         lines.append(f"    # outputs: {_on_one_line(mapping(names))} ({whose})")
     return "\n".join(lines)
 
@@ -220,8 +222,8 @@ data: {data}
 # model confuses on labelled images of the data.
 {pool}
 
-# The models. Loaders: hf (folder or pinned hub id), python (file.py:function), clip (zero-shot) and others, which
-# docs/your_model.md lists. Outputs of a model that names no classes follow the data's classes: class_names: data
+# The models. Loaders: hf (folder or pinned hub id), python (file.py:function), clip (zero-shot); docs/your_model.md
+# lists all. class_names: data means that the outputs of a model have the order of the data's classes.
 models:
 {models}
 

@@ -22,7 +22,7 @@ from pipelines.init_hub import pinned
 
 WORKS = (
     "What works: a folder with a sub-folder a class or a metadata.csv; Parquet files; a manifest *.csv, *.tsv or "
-    "*.jsonl; WebDataset shards *.tar; a folder that save_to_disk wrote or of *.arrow files; each of these but the "
+    "*.jsonl; WebDataset shards *.tar; a folder from save_to_disk or of *.arrow files; each of these but the "
     "last also as s3://bucket/...; a data set of the hub as user/name"
 )
 LISTED = 200_000  # images of which labels are read
@@ -113,7 +113,8 @@ def _plugin_of(name: str, text: str, role: str) -> str:
     lowered = name.lower()
     if lowered.endswith(_PACKED):
         raise DataError(
-            f"the {role} {text} is packed, so no image in it can be reached; unpack it and give what is in it"
+            f"the {role} {text} is packed, so its images cannot be read; unpack it and give the unpacked folder or "
+            "files"
         )
     suffix = PurePosixPath(lowered).suffix
     if suffix in _BY_SUFFIX:
@@ -122,7 +123,7 @@ def _plugin_of(name: str, text: str, role: str) -> str:
         ".arrow": "give the folder of the .arrow file",
         ".json": "write a JSON object a line, and name the file *.jsonl",
     }.get(suffix, "give the folder of the images")
-    raise DataError(f"the {role} {text} is no file that a source reads; {hint}. {WORKS}")
+    raise DataError(f"the {role} {text} is not a file that a source can read; {hint}. {WORKS}")
 
 
 def _folder(path: Path) -> Source:
@@ -147,7 +148,7 @@ def _manifest_beside(names: Sequence[str]) -> str:
     tables = [name for name in names if PurePosixPath(name).suffix in (".csv", ".tsv", ".jsonl")]
     if not tables or {"metadata.csv", "metadata.jsonl"} & set(tables):
         return ""
-    return f"labels are the names of sub-folders; to read those of {tables[0]}, give that file as --data"
+    return f"labels are the names of sub-folders; to read the labels of {tables[0]}, give that file as --data"
 
 
 def _splits_of_dict(file: Path) -> list[str]:

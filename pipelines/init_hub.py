@@ -31,17 +31,17 @@ def pinned(name: str, kind: Literal["model", "dataset"]) -> Pinned:
         api = HfApi()
         found = (api.model_info if kind == "model" else api.dataset_info)(name, timeout=TIMEOUT)
     except GatedRepoError as error:
-        raise ConfigError(f"{name!r} on the hub is gated: accept its terms there, then 'hf auth login'") from error
+        raise ConfigError(f"{name!r} on the hub is gated: accept its terms there, then run 'hf auth login'") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ConfigError(
-            f"{name!r} is no file or folder here, and the hub has no {kind} of this name that may be read; for a "
-            "private one, 'hf auth login'"
+            f"{name!r} is not a file or folder here, and the hub has no readable {kind} of this name; for a "
+            "private one, run 'hf auth login'"
         ) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         return Pinned("", _to_fill_in(name, kind, error))
     tags: Sequence[str | None] = (getattr(found, "library_name", None), getattr(found, "pipeline_tag", None))
     known = tuple(str(tag) for tag in (*tags, *(found.tags or ())) if tag)
-    return Pinned(str(found.sha), "the hub's newest commit when this file was written", known)
+    return Pinned(str(found.sha), "newest commit on the hub when this file was written", known)
 
 
 def _to_fill_in(name: str, kind: str, error: Exception) -> str:

@@ -58,7 +58,7 @@ def model_of(text: str) -> Model:
     if path.is_file():
         return _file(path)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
-        return Model("python", (("ref", text),), by_data=True, note="a module that Python finds by its name")
+        return Model("python", (("ref", text),), by_data=True, note="a module that Python imports by its name")
     if _HUB_ID.fullmatch(text) and not text.startswith(".") and not path.parent.exists():
         return _on_hub(text)
     raise ConfigError(f"no model at {text}. {WORKS}")
@@ -69,7 +69,7 @@ def clip_of(text: str) -> Model:
     found = model_of(text)
     if found.loader != "clip":
         raise ConfigError(
-            f"{text} is no CLIP model: --embedder takes one that embeds images and texts, such as zoo:clip"
+            f"{text} is not a CLIP model: --embedder takes a model that embeds images and texts, such as zoo:clip"
         )
     return found
 
@@ -85,7 +85,7 @@ def generator_of(text: str) -> Model:
     if path.exists():
         raise ConfigError(
             f"{text} is a file; --generator takes a folder in the layout of diffusers, with a model_index.json: "
-            "diffusers' script convert_original_stable_diffusion_to_diffusers.py makes one of a single file"
+            "diffusers' script convert_original_stable_diffusion_to_diffusers.py converts a single file"
         )
     if not _HUB_ID.fullmatch(text):
         raise ConfigError(f"no generator at {text}; give a folder in the layout of diffusers, or a hub id as user/name")
@@ -96,7 +96,7 @@ def generator_of(text: str) -> Model:
 def _folder(ref: str, folder: Path) -> Model:
     """A folder by what it holds."""
     if (folder / "model_index.json").is_file():
-        raise ConfigError(f"{ref} is a generator and no classifier; give it as --generator")
+        raise ConfigError(f"{ref} is a generator, not a classifier; give it as --generator")
     if not (folder / "config.json").is_file():
         weights = [path for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS]
         if weights:
@@ -109,8 +109,8 @@ def _folder(ref: str, folder: Path) -> Model:
         return Model("clip", (("ref", ref),), by_data=True)
     if not (folder / "preprocessor_config.json").is_file():
         raise ModelError(
-            f"{ref} has no preprocessor_config.json, so how images enter the model is unknown; save the image "
-            "processor into the folder too, with its save_pretrained"
+            f"{ref} has no preprocessor_config.json, so the model's preprocessing is unknown; save the image "
+            "processor into the same folder with its save_pretrained"
         )
     return Model("hf", (("ref", ref),), _named(config.get("id2label")))
 
@@ -138,7 +138,7 @@ def _on_hub(name: str, loader: str = "") -> Model:
         tags = {tag.lower() for tag in found.tags}
         loader = "timm" if "timm" in tags or name.startswith("timm/") else "clip" if "clip" in tags else "hf"
         if "diffusers" in tags:
-            raise ConfigError(f"{name!r} is a generator and no classifier; give it as --generator")
+            raise ConfigError(f"{name!r} is a generator, not a classifier; give it as --generator")
     _check_loader(loader, name)
     return Model(loader, (("ref", name), ("revision", found.revision)), by_data=loader == "clip", note=found.note)
 
@@ -149,8 +149,8 @@ def _torchvision(entry: str) -> Model:
     architecture, found, _ = entry.partition("_Weights.")
     if not found:
         raise ConfigError(
-            f"torchvision:{entry} names no weights, which decide preprocessing and class names; give their name, such "
-            "as torchvision:ResNet50_Weights.IMAGENET1K_V2"
+            f"torchvision:{entry} names no weights, but they decide preprocessing and class names; give their name, "
+            "such as torchvision:ResNet50_Weights.IMAGENET1K_V2"
         )
     return Model("torchvision", (("ref", architecture.lower()), ("entry", entry)))
 
@@ -172,22 +172,22 @@ def _file(path: Path) -> Model:
         raise ConfigError(f"{path}: which function builds the model? {_candidates(path)}")
     if suffix in (".onnx", ".h5", ".keras", ".tflite", ".pb"):
         raise ConfigError(
-            f"{path} is no model of PyTorch, and is not read; write its predictions into a table, *.csv or *.parquet, "
-            "and give that, or convert the model to PyTorch"
+            f"{path} is not a model of PyTorch and cannot be read; give a table of its predictions, *.csv or "
+            "*.parquet, or convert the model to PyTorch"
         )
     if suffix in WEIGHTS:
         raise ConfigError(_of_weights(path))
-    raise ConfigError(f"{path} is no model. {WORKS}")
+    raise ConfigError(f"{path} is not a model. {WORKS}")
 
 
 def _of_weights(path: Path) -> str:
     beside = path.parent / "config.json"
     if beside.is_file():
-        return f"{path} is a file of weights; give its folder, {path.parent}, which has the config.json"
+        return f"{path} is a file of weights; give its folder {path.parent}, which has a config.json"
     read = "safetensors.torch.load_file(weights)"
     read = read if path.suffix == ".safetensors" else "torch.load(weights, weights_only=True)"
     return (
-        f"{path} holds weights and no architecture. Write a file, such as model.py, with a function that builds the "
+        f"{path} holds weights but no architecture. Write a file, such as model.py, with a function that builds the "
         f"network and loads them:\n\n    def load(weights):\n        model = MyNetwork()\n"
         f"        model.load_state_dict({read})\n        return model\n\n"
         f"and give model.py:load; in the job file, arguments: {{weights: {path.name}}} names the file"
@@ -240,7 +240,7 @@ def _parsed(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} is not Python that can be read: {error}") from error
+        raise ConfigError(f"{path} is not valid Python: {error}") from error
 
 
 def _defined(tree: ast.Module) -> set[str]:

@@ -41,11 +41,11 @@ def commands(run: Run, root: str, modes: list[Row]) -> list[tuple[str, str]]:
     if modes:
         shown = next((rank for rank, mode in enumerate(modes, 1) if mode["evidence"]), None)
         found += [] if shown is None else [("write its images", f"slice {at} {shown} slice-{shown}")]
-        found.append(("say what it is", f"review {at} 1 bug"))
+        found.append(("record a verdict", f"review {at} 1 bug"))
     rows = run.rows(
         "select explanation_id as id from explanations where status = 'ok' order by flipped desc, id limit 1"
     )
-    found += [("make one again", f"reproduce {at} {row['id']}") for row in rows]
+    found += [("reproduce one", f"reproduce {at} {row['id']}") for row in rows]
     return [(what, f"{_program()} {command}") for what, command in found]
 
 

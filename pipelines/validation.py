@@ -224,7 +224,7 @@ def _looked_at(listing: _Listing, source: Any) -> tuple[SourceCheck, list[tuple[
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
         example = next(iter(refused))
         raise DataError(
-            f"none of {tried} images of the {listing.role} that were tried can be used: {told}; such as {example!r}"
+            f"none of {tried} tested images of the {listing.role} can be used: {told}; for example {example!r}"
         )
     sides = tuple(min(image.shape[:2]) for _, image in images)
     labels = {name: count for name, count in listing.labels.items() if name is not None}
@@ -325,8 +325,8 @@ def _unstable(model_id: str, alone: Tensor, together: Tensor) -> RunWarning | No
     if most <= SAME:
         return None
     message = (
-        f"{model_id}: one image, asked alone and twice in a batch, gets probabilities that differ by {most:.2g}; "
-        "the model draws random numbers, or mixes the images of a batch: make its forward pass deterministic"
+        f"{model_id}: the probabilities of one image alone and in a batch of two differ by {most:.2g}; "
+        "the model draws random numbers or mixes the images of a batch: make its forward pass deterministic"
     )
     return RunWarning("answers_differ", message, model_id, blocks_gate=False)
 
@@ -386,14 +386,14 @@ def _about_sources(job: Job, sources: Sequence[SourceCheck]) -> Iterator[RunWarn
     for source in sources:
         if source.refused:
             told = ", ".join(f"{reason} ({count})" for reason, count in Counter(source.refused).most_common(3))
-            message = f"{source.role}: of {source.read} images that were tried, some cannot be used: {told}"
+            message = f"{source.role}: of {source.read} tested images, some cannot be used: {told}"
             yield RunWarning(
                 "unusable_images", message, None, source.role, sum(source.refused.values()), blocks_gate=False
             )
         if source.role == "data" and not source.classes:
             message = (
-                f"data: none of {source.images:,} images has a label, so no accuracy, no error and no class is known; "
-                f"see the options of the source {job.data.name!r} for where labels are read from"
+                f"data: none of {source.images:,} images has a label, so accuracy, errors and classes are unknown; "
+                f"the options of the source {job.data.name!r} set where labels are read from"
             )
             yield RunWarning("no_labels", message, None, "data", source.images, blocks_gate=False)
 
@@ -402,6 +402,6 @@ def _about_machine(job: Job) -> Iterator[str]:
     there = torch.cuda.device_count()
     if job.compute.gpus > there:
         yield (
-            f"compute.gpus is {job.compute.gpus} and this machine has {there}: the job runs on a cluster that has "
-            "them, or here with gpus: 0"
+            f"compute.gpus is {job.compute.gpus}, but this machine has {there}: run the job on a cluster that has "
+            "as many, or set gpus: 0"
         )

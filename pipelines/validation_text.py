@@ -47,7 +47,7 @@ def _source(source: SourceCheck) -> Iterator[str]:
     least, most = min(source.sides), max(source.sides)
     sides = f"{least}" if least == most else f"{least} to {most}"
     usable = len(source.sides)
-    yield f"  read      {usable} of {source.read} that were tried can be used; shorter side {sides} pixels"
+    yield f"  read      {usable} of {source.read} tested images can be used; shorter side {sides} pixels"
 
 
 def _model(model: ModelCheck) -> Iterator[str]:

@@ -89,7 +89,9 @@ def test_a_class_that_is_newly_missed_is_blocked_although_what_is_said_instead_i
     after = ended(tmp_path / "after", "abcdefghij", "qrstuvwxyz", cars_told=True)
     found = outcomes(tmp_path, NO_NEW, after, before)[0]
     assert (found.passed, found.value) == (False, 1.0)
-    assert found.modes[0].startswith("v misses “car” in what is on sand, impact 5.00% (new: with it (10 images)")
+    assert found.modes[0].startswith(
+        "v misses “car” in what is on sand, impact 5.00% (new: error rate on 10 images with the feature: "
+    )
     same = outcomes(tmp_path, NO_NEW, after, ended(tmp_path / "same", "abcdefghij", "qrstuvwxyz", cars_told=True))[0]
     assert same.passed
     apart = ended(tmp_path / "apart", "abcdefghij", "qrstuvwxyz", cars_told=True, listed=True)

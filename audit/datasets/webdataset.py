@@ -249,7 +249,7 @@ class WebDatasetSource(ListedSource):
         fits = [key for key in said if asked == LABEL and folded(key) in LABELS]
         if len(fits) > 1:
             raise DataError(
-                f"{self.options.path}: several keys of a .json file may hold the label: {shown(fits)}. Choose one with "
+                f"{self.options.path}: several keys of a .json file may hold the label: {shown(fits)}. Name one with "
                 "'label_key', or set it to null."
             )
         if fits:
