@@ -171,7 +171,7 @@ def test_images_that_cannot_be_read_are_counted_or_refused(folder: Path) -> None
     for path in (folder / "data").glob("*/*.png"):
         path.write_bytes(b"nothing")
     with pytest.raises(
-        DataError, match=r"none of 5 images of the data .* unidentified \(5\); for example 'blue/0.png'"
+        DataError, match=r"none of 5 tested images of the data .* unidentified \(5\); for example 'blue/0.png'"
     ):
         checked(folder)
 

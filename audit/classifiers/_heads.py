@@ -1,7 +1,7 @@
-"""What a model's outputs are, as logits of classes that exclude each other.
+"""Turn a model's outputs into logits of classes that exclude each other.
 
-A softmax over the logits must be what the model says. One output of a sigmoid, and outputs that are probabilities
-already, are turned into such logits; what cannot be is refused.
+The softmax of these logits must give the model's probabilities. A single output, and outputs that are probabilities,
+are converted to such logits; other outputs are refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Head:
 
 
 def one_output(ref: str, names: Sequence[str]) -> RunWarning:
-    """What one output was taken for."""
+    """The warning for a model of one output."""
     message = f"{ref} has one output; it is read as the score of {names[1]!r} against {names[0]!r}"
     return RunWarning("one_output", message, blocks_gate=False)
 
@@ -61,9 +61,9 @@ def as_they_are(outputs: Tensor) -> Tensor:
 
 
 def head_of(outputs: Tensor, ref: str) -> Head:
-    """What the outputs (b, outputs) of a module are, by those for varied images. Raises ModelError.
+    """Classify the outputs (b, outputs) of a module from trial images. Raises ModelError.
 
-    `outputs`: with the graph of their computation, where there is one: its last operation tells a sigmoid for sure.
+    outputs: with their autograd graph, if there is one: a sigmoid is recognised by the last operation.
     """
     last, values = last_operation(outputs), outputs.detach()
     within = bool(((values >= 0) & (values <= 1)).all())
@@ -97,7 +97,7 @@ def _single(last: str | None, within: bool, ref: str) -> Head:
 
 
 def last_operation(outputs: Tensor) -> str | None:
-    """Name of the operation that made the outputs, as autograd knows it ('Addmm', 'Sigmoid'); None where unknown."""
+    """Autograd's name of the operation that made the outputs ('Addmm', 'Sigmoid'); None if unknown."""
     node = outputs.grad_fn
     while node is not None:
         name = node.name().removeprefix("torch::autograd::").rstrip("0123456789").removesuffix("Backward")

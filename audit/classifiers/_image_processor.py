@@ -1,7 +1,7 @@
-"""A model folder's own image processor, from the library transformers, as differentiable steps.
+"""The image processor of a model folder, from the library transformers, as differentiable steps.
 
-Which keys a processor reads, in which order, and what stands for a key that is left out, is a fact of its class. So the
-class itself reads the file, and each class's order of steps is written down here. `_processor_check` compares the two.
+The class of a processor decides which keys are read, in which order, and with which defaults. So the class itself reads
+the file; the order of steps of each class is defined here. `_processor_check` compares the two.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _UNUSABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError
 
 
 def preprocess_of(folder: Path, channels: int = 3) -> Preprocess:
-    """What the image processor of a folder does, as differentiable steps that were compared with it.
+    """Differentiable steps that do the same as the image processor of a folder.
 
-    `channels`: how many the network takes, 1 or 3. Raises ModelError, naming the key, where steps and processor differ,
-    or where no steps are known.
+    channels: of the network, 1 or 3. Raises ModelError, naming the key, if steps and processor differ, or if the
+    processor is not supported.
     """
     path, raw = _read(folder)
     try:
@@ -60,7 +60,7 @@ def preprocess_of(folder: Path, channels: int = 3) -> Preprocess:
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that holds the image processor, and what it says of it: that of a whole processor comes first."""
+    """The file with the image processor, and its content. processor_config.json is preferred."""
     nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
     for path in (nested, plain):
         if path.is_file():
@@ -105,7 +105,7 @@ def _processor(folder: Path, path: Path, raw: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the steps off an image processor, whose attributes hold what the file says or the class's defaults."""
+    """Derives the steps from the attributes of an image processor: values of the file, or defaults of the class."""
 
     processor: Any
     path: Path
@@ -145,7 +145,7 @@ class _Reader:
         return _plain(self)
 
     def _is_plain(self) -> bool:
-        """Whether the class does the common steps and nothing else."""
+        """Whether the class has only the common steps."""
         from transformers.image_processing_backends import PilBackend
 
         return all(getattr(type(self.processor), name, None) is getattr(PilBackend, name) for name in _OWN)
@@ -171,7 +171,7 @@ class _Reader:
         return Exact(*self.height_width("size"))
 
     def edge(self) -> int:
-        """`shortest_edge` of `size`, which the class cannot do without."""
+        """`shortest_edge` of `size`, which the class requires."""
         size = self.processor.size
         if not size or not size.shortest_edge:
             self.refuse("size", _shown(size), f"{self.kind} needs a number, or shortest_edge")
@@ -199,7 +199,7 @@ class _Reader:
         return [CentreCrop(*self.height_width("crop_size"))] if self.processor.do_center_crop else []
 
     def rescale(self, offset: float = 0.0) -> list[Step]:
-        """From [0, 1], where pixels of this library lie, by way of 0 to 255, where the processor's begin."""
+        """The rescaling of the processor, whose pixels are 0 to 255, for pixels in [0, 1]."""
         p = self.processor
         if not p.do_rescale:
             return [Scale(255.0)]
@@ -250,7 +250,8 @@ def _plain(r: _Reader) -> list[Step]:
 
 
 def _convnext(r: _Reader) -> list[Step]:
-    """Below 384 pixels: the shorter side to size / crop_pct, and a centre crop. From there on: squashed to a square."""
+    """Below 384 pixels: resize the shorter side to size / crop_pct and crop the centre. From 384 on: resize to a
+    square."""
     rest = [*r.crop(), *r.rescale(), *r.normalise()]
     if not r.processor.do_resize:
         return rest
@@ -277,7 +278,7 @@ def _poolformer(r: _Reader) -> list[Step]:
 
 
 def _efficientnet(r: _Reader) -> list[Step]:
-    """`include_top` divides by the standard deviation once more."""
+    """`include_top` divides by the standard deviation a second time."""
     steps = [*r.resize(), *r.crop(), *r.rescale(-1.0 if r.processor.rescale_offset else 0.0), *r.normalise()]
     return [*steps, Normalise((0.0,), r.numbers("image_std"))] if r.processor.include_top else steps
 

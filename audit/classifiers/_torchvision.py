@@ -1,4 +1,4 @@
-"""torchvision, which two loaders need and the rest does not: imported when it is used, with advice where it fails."""
+"""Import torchvision when a loader needs it, with advice on what to install if the import fails."""
 
 from __future__ import annotations
 

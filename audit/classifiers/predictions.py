@@ -1,4 +1,4 @@
-"""Predictions alone, `path: predictions.csv` or `.parquet`: a model of which only what it said of each image is known.
+"""Stored predictions, `path: predictions.csv` or `.parquet`: a model of which only the predictions are known.
 
 A row names its image and holds one number a class (a column each, or one column of lists), or the predicted class and
 its confidence. Stages that need a forward pass refuse such a model.
@@ -92,7 +92,7 @@ class Options(Frozen):
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a file has what. `columns`: of the classes, in the order of `names`; or `scores`: a column of lists."""
+    """The columns of a file. `columns`: one per class, in the order of `names`; or `scores`: a column of lists."""
 
     item: str
     label: str | None
@@ -244,7 +244,7 @@ def _named_columns(
 def _unprefixed(
     table: ScoreTable, options: Options, data_classes: tuple[str, ...], base: _Layout, left: dict[str, str]
 ) -> dict[str, str]:
-    """Columns without a prefix are classes where their names are, or where nothing else can be meant."""
+    """Columns without a prefix count as classes if they are named like classes, or if they can be nothing else."""
     known = {name for name in left if resolve(name, data_classes) is not None}
     numeric = {name: column for name, column in left.items() if column in table.numeric or name in known}
     others = [name for name in numeric if name not in known]
@@ -260,7 +260,7 @@ def _unprefixed(
 
 
 def _by_answer(table: ScoreTable, options: Options, data_classes: tuple[str, ...], base: _Layout) -> _Layout:
-    """Predicted classes, and how sure the model is where the file says so."""
+    """Predicted classes, with confidences if the file has them."""
     if base.predicted is None:
         raise ModelError(
             f"{table.path} has no predictions that can be read: its columns are {', '.join(table.columns)}. What "
@@ -272,7 +272,7 @@ def _by_answer(table: ScoreTable, options: Options, data_classes: tuple[str, ...
 
 
 def _parts(table: ScoreTable, layout: _Layout, names: dict[str, int], options: Options) -> Iterator[_Part]:
-    """The file batch by batch. `names` grows by the predicted classes where nothing names the classes before."""
+    """Read the file in batches. If the class names are not known before, predicted classes are added to `names`."""
     grows, start = not layout.names, 0
     for batch in table.batches(layout.texts(), layout.numbers()):
         first = start

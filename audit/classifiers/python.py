@@ -104,7 +104,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
 
 
 def _outputs(network: nn.Module, preprocess: Preprocess, ref: str) -> tuple[Tensor, Tensor]:
-    """What the module gives for one image and for it among others, (b, outputs), with the graph of its computation."""
+    """Outputs (b, outputs) for one image alone and for the same image in a batch, with their autograd graph."""
     x = images(preprocess.size[0]).requires_grad_(True)
     try:
         alone, together = network(preprocess(x[:1].detach())), network(preprocess(x))

@@ -20,7 +20,7 @@ from audit.results.warnings import RunWarning
 def warnings_of_models(models: Models, sides: Sequence[int]) -> list[RunWarning]:
     """Warnings of every model of a job, and of its generator before it is loaded. Loads the models.
 
-    `sides`: the shorter sides of images of the data set, in pixels.
+    sides: the shorter sides of images of the data set, in pixels.
     """
     found: list[RunWarning] = []
     for model_id, plugin in models.job.models.items():
@@ -50,7 +50,7 @@ def _of_labels(models: Models, model_id: str) -> list[RunWarning]:
 
 
 def _of_names(models: Models) -> list[RunWarning]:
-    """Classes that two models write in two ways: the models count as disagreeing on them even where both are right."""
+    """Classes that two models spell differently: the models count as disagreeing on them even if both are right."""
     found = []
     loaded = [(model_id, models.model(model_id)) for model_id in models.job.models]
     for (first, a), (second, b) in combinations(loaded, 2):

@@ -1,4 +1,4 @@
-"""Images that are much smaller than a model's input: a sign that the input size of the model is not the right one."""
+"""Warn of images that are much smaller than a model's input: the input size of the model may be wrong."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ FACTOR = 0.5  # of the input's shorter side, below which images count as much sm
 def small_images(
     model_id: str, size: tuple[int, int], sides: Sequence[int], role: str = "data", python: bool = False
 ) -> RunWarning | None:
-    """A warning where the median of the images' shorter sides is under half of the input's; else None.
+    """A warning if the median of the images' shorter sides is below half of the input's; else None.
 
-    `size`: height and width of the model's input, in pixels; `sides`: the shorter side of each image looked at, in
-    pixels. `python`: whether the job file sets the size, by `input_size`.
+    size: height and width of the model's input, in pixels. sides: the shorter side of each examined image, in pixels.
+    python: whether the job file can set the size, by `input_size`.
     """
     if not sides or median_low(sides) >= FACTOR * min(size):
         return None
