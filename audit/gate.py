@@ -1,11 +1,11 @@
 """Rules that a run has to keep before a model ships: on the number of failure modes, and on any number of SQL.
 
-A gate does not pass for want of knowledge. A rule about failure modes fails where the run could have confirmed none
-(`audit/review/askable.py`), a rule about new ones where a confirmed one has no images in common with the run of before,
-and a query that gives no number fails. A rule says itself whether a confirmed failure mode of which it is `unclear`
-whether it is new counts; one that was confirmed before and may be fixed never does. What a model misses where it says
-something else counts with that as one failure, and by itself for a rule that is about the missed class alone, or where
-only that is new.
+A rule that the run cannot answer fails. A rule about failure modes fails if the run could not have confirmed any
+(`audit/review/askable.py`), a rule about new ones if a confirmed one has no images in common with the run of before,
+and a query that gives no number fails. A rule sets itself whether a confirmed failure mode with the status `unclear`
+counts; a mode that only the earlier run confirmed, and that may be fixed, never counts. What a model misses where it
+says something else counts with that as one failure, and by itself for a rule that is about the missed class alone, or
+where only that is new.
 """
 
 from __future__ import annotations
@@ -211,12 +211,12 @@ def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str
 
 
 def _ships(change: Change) -> bool:
-    """Whether a change concerns the run that is to ship: a doubt that another one was fixed is no reason to stop it."""
+    """Whether a change concerns the new run: a doubt whether an earlier failure was fixed does not stop it."""
     return change.status != "unclear" or (change.after is not None and change.after["verdict"] == "confirmed")
 
 
 def _unknowable(change: Change, statuses: tuple[Status, ...]) -> bool:
-    """A rule on new ones alone would pass for want of images to compare."""
+    """Whether a rule about new failure modes would pass only because there are no images to compare."""
     return change.status == "unclear" and change.excess is None and "new" in statuses and "unclear" not in statuses
 
 

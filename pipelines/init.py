@@ -1,4 +1,4 @@
-"""A commented job file for a user's own model and data, of which both were looked at."""
+"""Write a commented job file for a user's model and data, after reading both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipelines.init_models import Model, clip_of, generator_of, input_size_in, m
 from pipelines.validation_text import mapping
 
 DEFAULT_SIZE = 224  # of loader python
-SMALL = 128  # side up to which images of one size are taken for what a model was trained on
+SMALL = 128  # side up to which images of one size are assumed to be the training size of a model
 
 Ask = Callable[[str, int], int]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user gave. `input_size`: of the models from Python code, in pixels."""
+    """The options of `audit init`. `input_size`: of the models from Python code, in pixels."""
 
     model: str
     data: str
@@ -34,8 +34,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Written:
-    """The text of a job file. `outputs`: the class of every output by model, where it is known; `notes`: what was
-    chosen, and what is to be filled in or checked."""
+    """The text of a job file. `outputs`: the class of every output by model, if known. `notes`: choices that were made,
+    and what the user has to fill in or check."""
 
     text: str
     seen: Seen
@@ -44,10 +44,9 @@ class Written:
 
 
 def job_file(request: Request, ask: Ask | None = None) -> Written:
-    """Look at model and data, and write a job for them. `ask`: puts a question to the user whose answer is a number,
-    with a default.
+    """Read model and data, and write a job for them. ask: asks the user for a number, with a default.
 
-    Raises ConfigError, DataError and ModelError for what is not there, or is not what it seems to be.
+    Raises ConfigError, DataError or ModelError for anything that is missing or cannot be read.
     """
     _check_pair(request)
     data = source_of(request.data, "data")
@@ -90,12 +89,13 @@ def _check_pair(request: Request) -> None:
 
 
 def _is_pinned(options: Sequence[tuple[str, str | int]]) -> bool:
-    """Whether no revision is left to be filled in."""
+    """Whether all revisions are known."""
     return all(value != "" for _, value in options)
 
 
 def _sized(model: Model, given: str, request: Request, seen: Seen, ask: Ask | None) -> Model:
-    """A model from Python code, with the input size that is known, seems right, or is asked for."""
+    """Add the input size to a model from Python code: given, found in its code, guessed from the images, or asked
+    for."""
     if model.loader != "python":
         return model
     found = input_size_in(given)
@@ -114,7 +114,7 @@ def _sized(model: Model, given: str, request: Request, seen: Seen, ask: Ask | No
 
 
 def _notes(parts: _Parts, seen: Seen, outputs: dict[str, tuple[str, ...]]) -> list[str]:
-    """What a user should read before going on."""
+    """Notes for the user to read before the next step."""
     notes = [f"data: {parts.data.note}"] if parts.data.note else []
     notes += [f"pool: {parts.pool.note}"] if parts.pool and parts.pool.note else []
     loaded = {**parts.models, "embedder": parts.embedder, "generator": parts.generator}
@@ -198,7 +198,7 @@ def _on_one_line(text: str) -> str:
 
 
 def _value(value: str | int) -> str:
-    """A value of YAML; what is still to be filled in stays empty."""
+    """A YAML value; a value that the user has to fill in stays empty."""
     return str(value) if isinstance(value, int) or value == "data" or not value else _quoted(value)
 
 

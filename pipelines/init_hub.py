@@ -1,4 +1,4 @@
-"""The commit that a name on the hub stands for now, to be written down: what a branch holds may change."""
+"""Find the current commit of a name on the hub, so that the job file can pin it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TIMEOUT = 10.0  # seconds that the hub may take to answer
 
 @dataclass(frozen=True)
 class Pinned:
-    """`revision`: 40 digits; empty where the hub does not answer, and `note` says what to fill in. `tags`: what the hub
-    says of the model: its library, its task, and more."""
+    """`revision`: 40 digits; empty if the hub does not answer; then `note` explains what to fill in. `tags`: of the
+    model on the hub: its library, its task, and more."""
 
     revision: str
     note: str
@@ -22,7 +22,7 @@ class Pinned:
 
 
 def pinned(name: str, kind: Literal["model", "dataset"]) -> Pinned:
-    """Ask the hub. Raises ConfigError where it says that there is no such name, or none that may be read."""
+    """Ask the hub. Raises ConfigError if the name does not exist or may not be read."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError

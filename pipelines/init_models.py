@@ -1,4 +1,4 @@
-"""Which loader reads what a user gives as a model: a folder, a hub id, file.py:function, a library's name, a table."""
+"""Choose the loader for a model: a folder, a hub id, file.py:function, a name of a library, or a table."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a job file. `names`: those of its outputs, where it has names of its own; `by_data`: whether they are
-    the data's classes; `note`: a comment that says what was chosen, or what to fill in."""
+    """A model of a job file. `names`: the model's own names of its outputs, if any. `by_data`: whether the outputs have
+    the names of the data's classes. `note`: a comment on the choice, or on what to fill in."""
 
     loader: str
     options: tuple[Option, ...]
@@ -40,9 +40,9 @@ class Model:
 
 
 def model_of(text: str) -> Model:
-    """The loader for what a user gave as a classifier. Imports no code and loads no weights.
+    """The loader for a classifier. Imports no code and loads no weights.
 
-    Raises ConfigError and ModelError that say what would work.
+    Raises ConfigError or ModelError with a list of what works.
     """
     if text.startswith("zoo:"):
         return _folder(text, local_folder(text))
@@ -94,7 +94,7 @@ def generator_of(text: str) -> Model:
 
 
 def _folder(ref: str, folder: Path) -> Model:
-    """A folder by what it holds."""
+    """Choose by the content of a folder."""
     if (folder / "model_index.json").is_file():
         raise ConfigError(f"{ref} is a generator, not a classifier; give it as --generator")
     if not (folder / "config.json").is_file():
@@ -116,7 +116,7 @@ def _folder(ref: str, folder: Path) -> Model:
 
 
 def _named(names: Any) -> tuple[str, ...]:
-    """Names of outputs as a configuration has them: a list, or a mapping from the number of the output."""
+    """Names of outputs in a configuration: a list, or a mapping from the number of the output."""
     if isinstance(names, dict):
         if not all(str(number).isdecimal() for number in names):
             return ()
@@ -132,7 +132,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _on_hub(name: str, loader: str = "") -> Model:
-    """A hub id, with the commit that it stands for now."""
+    """A hub id, with its current commit."""
     found = pinned(name, "model")
     if not loader:
         tags = {tag.lower() for tag in found.tags}
@@ -163,7 +163,7 @@ def _check_loader(loader: str, ref: str) -> None:
 
 
 def _file(path: Path) -> Model:
-    """A file that is no model by itself, or a table of predictions."""
+    """A table of predictions; other files are an error with advice."""
     suffix = path.suffix.lower()
     if suffix in TABLES:
         _check_loader("predictions", str(path))
@@ -195,7 +195,7 @@ def _of_weights(path: Path) -> str:
 
 
 def _python(text: str) -> Model:
-    """`file.py:function`: both are there, as far as the text of the file says."""
+    """`file.py:function`, if the file exists and its source defines the function."""
     name, _, function = text.rpartition(":")
     path = Path(name).expanduser()
     if not path.is_file():
@@ -209,8 +209,8 @@ def _python(text: str) -> Model:
 
 
 def input_size_in(text: str) -> tuple[int, str] | None:
-    """The one size that a Python file gives to a name such as IMAGE_SIZE, and where; None where there is none, or
-    several. `text`: file.py:function."""
+    """The value that a Python file assigns to a name such as IMAGE_SIZE, and its place; None if there is no value, or
+    several values. text: file.py:function."""
     path = Path(text.rpartition(":")[0]).expanduser()
     if path.suffix != ".py":
         return None
@@ -223,7 +223,7 @@ def input_size_in(text: str) -> tuple[int, str] | None:
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Names and what they are set to: by assignments, defaults of parameters, and keywords of calls."""
+    """Names and their values: from assignments, defaults of parameters, and keywords of calls."""
     if isinstance(node, ast.Assign):
         yield from ((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
@@ -244,7 +244,7 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """Names at the top of a file: functions and classes, what is assigned, and what is imported."""
+    """Top-level names of a file: functions, classes, assigned and imported names."""
     names: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -257,7 +257,7 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def _candidates(path: Path) -> str:
-    """The functions of a file that may build a model, in words, those with the likeliest names first."""
+    """Advice that lists the functions of a file that may build a model, the likeliest names first."""
     functions = [node for node in _parsed(path).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
     likely = re.compile(r"(?i)load|build|create|make|get|model|net")
     named = sorted(functions, key=lambda node: not likely.search(node.name))

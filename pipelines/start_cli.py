@@ -1,4 +1,4 @@
-"""The commands before a run: writing a job file for one's own model and data, and checking it."""
+"""The commands before a run: write a job file for a user's model and data, and check it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a listing leaves unclear, counted while it goes on and put into one line each at its end."""
+"""Doubts about a listing, counted while it goes on and turned into one warning per kind at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXAMPLES, _SUFFIXES = 3, 8
 
 @dataclass(slots=True)
 class _Count:
-    """How often something was met, and the first few examples of it."""
+    """How often something occurred, with the first few examples."""
 
     items: int = 0
     examples: list[str] = field(default_factory=list)
@@ -90,7 +90,7 @@ _KINDS = {
 
 
 class Notes:
-    """What one listing met. `labels_expected`: whether items without a label are worth a word."""
+    """The doubts of one listing. `labels_expected`: whether to warn of items without a label."""
 
     def __init__(self, labels_expected: bool = True) -> None:
         self.labels_expected = labels_expected
@@ -101,18 +101,18 @@ class Notes:
         self._unlabelled = _Count()
 
     def count(self, code: str, example: str, items: int = 1) -> None:
-        """Count one thing of a kind that has a message here."""
+        """Count one occurrence of a kind in `_KINDS`."""
         self._counts.setdefault(code, _Count()).add(example, items, _KINDS[code].examples)
 
     def counted(self, code: str) -> int:
         return self._counts[code].items if code in self._counts else 0
 
     def say(self, code: str, message: str, items: int | None = None, *, blocks_gate: bool = True) -> None:
-        """Say something once. What is said again under the same code is left out."""
+        """Add a warning. Later warnings with the same code are ignored."""
         self._said.setdefault(code, RunWarning(code, message, items=items, blocks_gate=blocks_gate))
 
     def include(self, other: Notes) -> None:
-        """Count and say what other notes do."""
+        """Add the counts and warnings of other notes."""
         for code, count in other._counts.items():
             mine = self._counts.setdefault(code, _Count())
             mine.items += count.items
@@ -121,7 +121,7 @@ class Notes:
         self.missing_column = self.missing_column or other.missing_column
 
     def watched(self, entries: Iterator[Entry]) -> Iterator[Entry]:
-        """The same entries, of which those that can be used and have no label are counted."""
+        """Pass the entries on, and count usable entries without a label."""
         for entry in entries:
             if entry.reason is None:
                 self._listed += 1
@@ -132,7 +132,7 @@ class Notes:
             yield entry
 
     def warnings(self) -> tuple[RunWarning, ...]:
-        """One warning of each kind that was met, those that block a gate first."""
+        """One warning per kind, those that block a gate first."""
         found = [*self._said.values(), *self._about_labels()]
         for code, count in self._counts.items():
             kind = _KINDS[code]

@@ -1,7 +1,7 @@
 """A part of a data set: the first items of its listing, or a seeded sample of all of them.
 
-Which items a sample has follows from the seed and their uris alone: each gets a number by hashing both, and those with
-the lowest numbers are taken. So a sample is the same whoever lists, and a larger one contains a smaller one.
+A sample depends only on the seed and on the uris of the items: each item gets a number by hashing both, and the items
+with the lowest numbers are taken. So every listing gives the same sample, and a larger one contains a smaller one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from audit.datasets import Entry
 
 
 class Part(Frozen):
-    """How much of a data set is used. Base of the options of all sources."""
+    """The part of a data set that is used. Base of the options of all sources."""
 
     limit: int | None = Field(None, ge=1, description="number of items in a seeded sample of the whole listing")
     per_class: int | None = Field(
@@ -38,8 +38,7 @@ class Part(Frozen):
 
 
 def sampled(entries: Iterator[Entry], part: Part) -> Iterator[Entry]:
-    """The entries that are used, in the order of the listing. Holds as many as a sample has, of however many there
-    are."""
+    """The entries that are used, in the order of the listing. Holds only the sample in memory."""
     if part.first is not None:
         return islice(entries, part.first)
     size = part.limit or part.per_class

@@ -1,4 +1,4 @@
-"""Images in memory, of any common kind, as the bytes of a file: what a data set on disk would hold."""
+"""Encode images in memory, of any common type, as bytes of a file."""
 
 from __future__ import annotations
 

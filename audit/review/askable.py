@@ -1,7 +1,8 @@
-"""Whether a finished run could have confirmed a failure mode at all: else that it has none means nothing.
+"""Test whether a finished run could have confirmed a failure mode at all. If not, its lack of failure modes proves
+nothing.
 
-A claim is that a model calls images of something else a class. The condition is necessary, not sufficient: what is
-refused here could not have been confirmed, whatever the model does.
+A claim is that a model predicts a class for images of something else. The condition is necessary, not sufficient: if it
+fails, no claim could have been confirmed, whatever the model predicts.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ FEWEST = 3  # images of the discovery split from which a name is proposed
 
 @dataclass(frozen=True)
 class _Images:
-    """Usable images of one role: with an embedding, an answer of every model and, in the data set, a label.
+    """Usable images of one role: with an embedding, a prediction of every model and, in the data set, a label.
 
-    `proposing`: of the half that proposes names; `asked`: of the half on which they are tested.
+    `proposing`: number in the half that proposes names. `asked`: number in the half that tests them.
     """
 
     role: str
@@ -31,9 +32,9 @@ class _Images:
 
 
 def unaskable(run: Run, models: Sequence[str], classes: Sequence[str] | None = None) -> str | None:
-    """Why no claim could be asked about one of these models, in one line; None where at least one could of each.
+    """Why no claim about one of these models could be tested, in one line; None if every model has at least one claim.
 
-    classes: of claims about these classes alone.
+    classes: restrict the claims to these classes.
     """
     wanted = [str(row["name"]) for row in run.rows(_CLASSES)]
     if not wanted:
@@ -78,7 +79,7 @@ def _usable(run: Run, models: int) -> list[_Images]:
 
 
 def _no_names(run: Run, model: str, wanted: list[str], classes: Sequence[str] | None) -> str | None:
-    """Names that never meet: the model's answers and the data set's classes, or those classes that are meant."""
+    """Why the model's predictions and the data set's classes, or the chosen classes, have no name in common."""
     answers = {row["name"] for row in run.rows(_ANSWERS, [model, model])}
     if not answers:
         return f"{model} has no prediction for a real image"

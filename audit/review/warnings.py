@@ -1,4 +1,4 @@
-"""All warnings of a run: those that its stages wrote, and those that its tables show."""
+"""All warnings of a run: those that its stages wrote, and those that follow from its tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def warnings_of(run: Run) -> list[RunWarning]:
 
 
 def _of_pool(run: Run) -> list[RunWarning]:
-    """Images of the pool with a label that no class of a model stands for."""
+    """Warn of images of the pool with a label that is no class of a model."""
     found = []
     unknown = run.rows(
         "select model_id, count(*) as images, count(distinct label) as labels, min(label) as label from predictions "
