@@ -339,7 +339,10 @@ PARTS: dict[str, tuple[dict[str, Any], str]] = {
     "a text encoder of SDXL": ({"text_encoder": ["transformers", "CLIPTextModelWithProjection"]}, "known: CLIPTextMod"),
     "T5": ({"tokenizer": ["transformers", "T5Tokenizer"]}, "tokenizer of .* is a T5Tokenizer; known: CLIPTokenizer"),
     "a transformer": ({"unet": ["diffusers", "SD3Transformer2DModel"]}, "is a SD3Transformer2DModel"),
-    "a scheduler of nobody": ({"scheduler": ["diffusers", "NoScheduler"]}, "scheduler NoScheduler, which diffusers"),
+    "a scheduler of nobody": (
+        {"scheduler": ["diffusers", "NoScheduler"]},
+        "scheduler NoScheduler, which the installed diffusers",
+    ),
     **{
         name: ({"_class_name": name}, f"is a {name}. What works: .*1.x and 2.x")
         for name in (
@@ -557,7 +560,7 @@ def test_two_files_that_name_different_schedulers_are_refused_where_it_matters(f
     schedule(folder, "EulerDiscreteScheduler", beta_start=None, beta_end=None, beta_schedule=None)
     change(config, _class_name="HeunDiscreteScheduler")
     with pytest.raises(
-        ModelError, match=r"scheduler EulerDiscreteScheduler, its scheduler_config.json Heun.*different"
+        ModelError, match=r"scheduler EulerDiscreteScheduler, but its scheduler_config.json names Heun.*different"
     ):
         diffusers.digest(Options(ref=str(folder)))
 

@@ -298,7 +298,7 @@ def test_a_run_without_an_embedder_is_refused(run: Run, tmp_path: Path) -> None:
 def test_no_code_that_a_run_names_is_run(run: Run, tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef load(): return None\n")
     named = {"plugin": "python", "ref": f"{tmp_path / 'evil.py'}:load", "class_names": ["a"], "input_size": 8}
-    with pytest.raises(ConfigError, match="'python' computes no embeddings"):
+    with pytest.raises(ConfigError, match="'python' gives no embeddings"):
         embedder_of(altered(run, tmp_path, job={"embedder": named}))
     assert not (tmp_path / "ran").exists()
 

@@ -105,9 +105,7 @@ class Models:
             return None
         loaded = self._load_classifier(self.job.embedder)
         if not isinstance(loaded, Embedder):
-            raise ConfigError(
-                f"embedder: loader {self.job.embedder.name!r} computes no embeddings of texts; use loader clip"
-            )
+            raise ConfigError(f"embedder: loader {self.job.embedder.name!r} gives no embeddings of texts; use clip")
         return loaded
 
     @cached_property
