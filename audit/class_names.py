@@ -1,4 +1,4 @@
-"""Names of classes: equal names are equal text in Unicode form NFC; other spellings are found where they are unique."""
+"""Names of classes are equal if their text in Unicode form NFC is equal. Other spellings resolve if they are unique."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 
 
 def composed(name: str) -> str:
-    """A name in Unicode form NFC, so that equal names are equal text whatever wrote them."""
+    """A name in Unicode form NFC."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
@@ -31,12 +31,12 @@ def folded(name: str) -> str:
 
 
 def spaced(name: str) -> str:
-    """A class as prompts write it: with spaces for underscores."""
+    """A class name for a prompt: underscores become spaces."""
     return name.replace("_", " ")
 
 
 def resolve(asked: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that a person means: the same text or, where only one folds to the same, that one; else None.
+    """The name in `known` with the same text, else the only one that folds to the same text, else None.
 
     >>> resolve("hotdog", ["hot dog", "ice cream"]), resolve("a", ["A", "a"]), resolve("B", ["b", "b "])
     ('hot dog', 'a', None)
@@ -50,7 +50,7 @@ def resolve(asked: str, known: Iterable[str]) -> str | None:
 
 
 def resolved(asked: str, known: Iterable[str], error: type[Exception], what: str = "class") -> str:
-    """As `resolve`. Raises `error` with the nearest names where no name, or more than one, is meant."""
+    """Like `resolve`, but raises `error` with the nearest names if no name, or more than one, fits."""
     names = list(known)
     name = resolve(asked, names)
     if name is None:
@@ -70,7 +70,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def repeated(names: Sequence[str]) -> list[str]:
-    """The names that are given more than once."""
+    """Names that occur more than once."""
     return [name for name, count in Counter(names).items() if count > 1]
 
 

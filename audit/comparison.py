@@ -1,11 +1,11 @@
 """What changed between two audits, or between two models of one: failure modes new, fixed and unchanged, and accuracy.
 
-A failure mode is that a model errs more often on images with a feature than on control images: others of the same
-classes. Error rates alone do not tell two models apart, since both may err as often without the feature. So the excess
-is compared, the difference of the two error rates, on the images that both runs screened (`audit/metrics/excess.py` has
-the formulas, `audit/review/decision.py` the rule by which a status follows). An error of a mode is an image where the
-mode's model says the class and the one that it is compared with does not. A mode is the model's that is at fault, as
-far as that is known.
+A failure mode means that a model errs more often on images with a feature than on control images: other images of the
+same classes. Error rates on images with the feature are not enough to compare two models, since a model may err as
+often without the feature. So the comparison uses the excess, the difference of the two error rates, on the images that
+both runs screened (formulas: `audit/metrics/excess.py`; rule for the status: `audit/review/decision.py`). An error of a
+mode is an image for which the mode's model predicts the class and the other model does not. A mode belongs to the model
+at fault, as far as that is known.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SHARED = 0.5  # of the evidence of the smaller one, with which modes of two name
 class Change:
     """A failure mode that at least one of the runs confirmed.
 
-    before, after: its rows of `failure_modes`, None where a run has none of it. `excess`: both models on the images
-    that both runs screened, None where these are not enough to compare; `images` of them have the feature, `happened`
-    and `happens` of which are errors before and after, and `controls` do not. `model_id`: the model at fault, as the
-    later run calls it. `reason`: what the status rests on.
+    before, after: its rows of `failure_modes`; None if a run does not have it. `excess`: of both models on the images
+    that both runs screened; None if these are too few to compare. `images` and `controls`: the numbers of these images
+    with and without the feature. `happened` and `happens`: the errors among `images`, before and after. `model_id`: the
+    model at fault, by its id in the later run. `reason`: the figures behind the status.
     """
 
     status: Status
@@ -260,7 +260,11 @@ def _change(
     told = pair[1], shown["class_name"], shown["name"], old, new, excess
     if excess is not None:
         status = status_of(was, now, excess)
-        both = f"both runs confirmed it{', but most of it is new' if status == 'new' else ''}; " if was and now else ""
+        both = (
+            f"both runs confirmed it{', but most of the excess is new' if status == 'new' else ''}; "
+            if was and now
+            else ""
+        )
         return Change(status, *told, both + reason_for(excess))
     if was and now:
         return Change("unchanged", *told, "both runs confirmed it")
@@ -293,7 +297,7 @@ def _excess(
 
 
 def _intervals(excess: PairedExcess | None) -> Row:
-    """Excess before and after and their change, each with its 95 % interval; None where nothing was compared."""
+    """Excess before and after, and their change, each with its 95 % interval; None if nothing was compared."""
     intervals = (None, None, None) if excess is None else (excess.before.excess, excess.after.excess, excess.change)
     told: Row = {}
     for name, interval in zip(("excess_before", "excess_after", "excess_change"), intervals, strict=True):
@@ -303,8 +307,8 @@ def _intervals(excess: PairedExcess | None) -> Row:
 
 
 def _happens(mode: Row, says: str | None, misses: str | None, answers: _Said, item_ids: list[str]) -> dict[str, bool]:
-    """Of some images of which a run has answers, to which a mode happens: `says` is in this run the model that says the
-    class, `misses` the one that does not; None where that is no model that both runs have, and is not asked."""
+    """Whether each image with predictions is an error of a mode. says: the model of this run that has to predict the
+    class; misses: the one that must not; None for a model that the runs do not share, which is then not used."""
     name = mode["class_name"]
     told = [(answers.get(model, {}), it_says) for model, it_says in ((says, True), (misses, False)) if model]
     return {

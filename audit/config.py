@@ -122,14 +122,16 @@ def _pairs_of(path: Path) -> Any:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the file of labels {path}: {error}; or write by_position, or pairs") from error
+        raise ValueError(
+            f"cannot read the file of labels {path}: {error}; give a file, pairs, or by_position"
+        ) from error
     if path.suffix == ".json":
         return json.loads(text)
     if path.suffix not in (".csv", ".tsv"):
-        raise ValueError(f"{path} is no file of labels: its name must end in .json, .csv or .tsv")
+        raise ValueError(f"{path} is not a file of labels: its name must end in .json, .csv or .tsv")
     rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",") if row]
     if any(len(row) != 2 for row in rows):
-        raise ValueError(f"{path}: each line needs two columns, the label and what the model calls it")
+        raise ValueError(f"{path}: each line needs two columns, the label and the output")
     return {label.strip(): name.strip() or None for label, name in rows}
 
 
@@ -144,8 +146,8 @@ class LabelOptions(Frozen):
 
     labels: LabelPairs | None = Field(
         None,
-        description="from a label to the model's name, or number, of it, null for a class that the model does not "
-        "have; a file of such pairs; or by_position, where labels are the numbers of outputs",
+        description="mapping from a label to the name or number of an output, or to null for a class that the model "
+        "does not have; a file of such pairs; or by_position: each label is the number of its output",
     )
 
 
@@ -172,8 +174,8 @@ class Compute(Frozen):
     )
     deterministic: bool = Field(
         False,
-        description="results that do not depend on batch size, number of workers or threads: one item at a time, by "
-        "deterministic algorithms on one thread; searches take up to twice as long. On a GPU, see docs/architecture.md",
+        description="make results independent of batch size, number of workers and threads: one item at a time, "
+        "deterministic algorithms, one thread; searches take up to twice as long. For GPUs see docs/architecture.md",
     )
     retries: int = Field(3, ge=0, description="attempts for a unit after its first")
     deadline_minutes: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(

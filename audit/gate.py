@@ -1,5 +1,6 @@
 """Rules that a run has to keep before a model ships: on the number of failure modes, and on any number of SQL.
 
+<<<<<<< HEAD
 A gate does not pass for want of knowledge. A rule about failure modes fails where the run could have confirmed none
 (`audit/review/askable.py`). A rule about new ones fails where a confirmed one has no images in common with the run of
 before, and where a class got worse and no new one was found among its images: discovery finds what its embedder and its
@@ -8,6 +9,14 @@ names can tell apart, and no other feature. A query that gives no number fails.
 A rule says itself whether a confirmed failure mode of which it is `unclear` whether it is new counts; one that was
 confirmed before and may be fixed never does. What a model misses where it says something else counts with that as one
 failure, and by itself for a rule that is about the missed class alone, or where only that is new.
+=======
+A rule that the run cannot answer fails. A rule about failure modes fails if the run could not have confirmed any
+(`audit/review/askable.py`), a rule about new ones if a confirmed one has no images in common with the run of before,
+and a query that gives no number fails. A rule sets itself whether a confirmed failure mode with the status `unclear`
+counts; a mode that only the earlier run confirmed, and that may be fixed, never counts. What a model misses where it
+says something else counts with that as one failure, and by itself for a rule that is about the missed class alone, or
+where only that is new.
+>>>>>>> english
 """
 
 from __future__ import annotations
@@ -84,7 +93,7 @@ class Rules(Frozen):
     baseline: AnyPlace | None = Field(None, description="run of before, that a status is told against")
     models: dict[str, str] = Field({}, description="what a model of the baseline is called in the run, where otherwise")
     accept_warnings: Names = Field(
-        (), description="codes of warnings of the run that do not keep the gate from passing, such as at_chance"
+        (), description="codes of warnings of the run that do not block the gate, such as at_chance"
     )
     rules: Annotated[tuple[Rule, ...], Field(strict=False, min_length=1)]
 
@@ -137,11 +146,11 @@ def _warned(rules: Rules, run: Run, baseline: Run | None) -> list[Outcome]:
     models = own if all(modes is not None and modes.model is not None for modes in wanted) else None
     words = blocking(run, rules.accept_warnings, models)
     if baseline is not None and any(modes is not None and modes.status is not None for modes in wanted):
-        words += [f"the run of before: {each}" for each in blocking(baseline, rules.accept_warnings, None)]
+        words += [f"the baseline: {each}" for each in blocking(baseline, rules.accept_warnings, None)]
     if not words:
         return []
     count = f"{len(words)} warning{'s' * (len(words) != 1)}"
-    why = f"{count}: numbers of the run may be wrong. Mend the cause, or name the code in accept_warnings"
+    why = f"{count}: numbers of the run may be wrong. Fix the cause, or add the code to accept_warnings"
     return [Outcome("warnings", False, float(len(words)), why, tuple(words))]
 
 
@@ -206,7 +215,7 @@ def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str
     doubtful = [change for change in once if excused.isdisjoint(change.ids)]
     if doubtful:
         them = tuple(f"{_words(change.shown)} ({change.reason})" for change in doubtful)
-        return _unknown(rule, f"whether {len(doubtful)} confirmed failure modes are new", them)
+        return _unknown(rule, f"it is unknown whether {len(doubtful)} confirmed failure modes are new", them)
     outcome = _outcome(
         rule,
         float(len(changes)),
@@ -244,17 +253,17 @@ def _unexplained(compared: Comparison, wanted: Modes, run: Run) -> list[WorseCla
 
 
 def _ships(change: Change) -> bool:
-    """Whether a change concerns the run that is to ship: a doubt that another one was fixed is no reason to stop it."""
+    """Whether a change concerns the new run: a doubt whether an earlier failure was fixed does not stop it."""
     return change.status != "unclear" or (change.after is not None and change.after["verdict"] == "confirmed")
 
 
 def _unknowable(change: Change, statuses: tuple[Status, ...]) -> bool:
-    """A rule on new ones alone would pass for want of images to compare."""
+    """Whether a rule about new failure modes would pass only because there are no images to compare."""
     return change.status == "unclear" and change.excess is None and "new" in statuses and "unclear" not in statuses
 
 
 def _unknown(rule: Rule, why: str, modes: tuple[str, ...] = ()) -> Outcome:
-    return Outcome(rule.name, False, None, f"it cannot be known: {why}", modes)
+    return Outcome(rule.name, False, None, f"the run cannot decide this rule: {why}", modes)
 
 
 def _check_names(rule: str, wanted: Modes, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Screening of what is already in memory: a module or predictions, and images. `audit.screen` is this."""
+"""Screening of a module or predictions, and images, that are in memory: `audit.screen`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class SureError:
-    """A wrong prediction. `index`: of the image in the data set, from 0. `confidence`: None where it is not known."""
+    """A wrong prediction. `index`: of the image in the data set, from 0. `confidence`: None if unknown."""
 
     index: int
     label: str
@@ -62,8 +62,8 @@ class SureError:
 class Screening:
     """A finished run that was made in memory.
 
-    `run`: its tables, as `audit.open` gives them. `location`: its folder, for `audit dashboard` and all other commands;
-    it goes with this object where `screen` was given no `output`.
+    `run`: its tables, as from `audit.open`. `location`: its folder, for `audit dashboard` and all other commands. If
+    `screen` was called without `output`, the folder is deleted together with this object.
     """
 
     def __init__(self, location: Path, folder: tempfile.TemporaryDirectory[str] | None = None) -> None:
@@ -72,20 +72,20 @@ class Screening:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the labelled images whose prediction is the label; None without any. An image that the data set has
-        twice counts once, and one without a prediction not at all."""
+        """Share of the labelled images with a right prediction; None if there are none. An image that occurs twice
+        counts once; an image without a prediction does not count."""
         (row,) = self.run.rows("select avg(correct::int) as share from predictions")
         return None if row["share"] is None else float(row["share"])
 
     def confusion(self) -> pd.DataFrame:
-        """Numbers of images: a row a label, a column a predicted class."""
+        """Confusion matrix of image counts: one row per label, one column per predicted class."""
         counts = self.run.frame(
             "select label, predicted, count(*) as images from predictions where correct is not null group by all"
         )
         return counts.pivot(index="label", columns="predicted", values="images").fillna(0).astype(int)
 
     def errors(self, count: int = 24) -> list[SureError]:
-        """The wrong predictions of which the model is surest, surest first."""
+        """The wrong predictions with the highest confidence, in descending order."""
         rows = self.run.rows(
             'select min(i.position) as "index", p.label, p.predicted, p.confidence from predictions p '
             "join items i using (item_id, role) where not p.correct group by all "
@@ -96,11 +96,11 @@ class Screening:
 
     @property
     def warnings(self) -> list[RunWarning]:
-        """What is not known or doubtful; those that a gate refuses come first."""
+        """The warnings of the run, those that block a gate first."""
         return warnings_of(self.run)
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write a row an image: position, label, predicted, correct, confidence, status and reason."""
+        """Write one row per image: position, label, predicted, correct, confidence, status and reason."""
         if Path(path).suffix != ".parquet":
             raise ConfigError(f"{path}: the name must end in .parquet")
         self.run.write(
@@ -127,11 +127,12 @@ def screen(
     name: str = "model",
     output: str | Path | None = None,
 ) -> Screening:
-    """Screen images in memory, and keep the result as a run that every command of `audit` can open.
+    """Screen images in memory. The result is a run that every command of `audit` can open.
 
-    model: a torch module, or any function, from RGB float32 (b, 3, h, w) in [0, 1] to logits or probabilities
-    (b, classes); or its predictions on the data set, in its order: scores (n, classes), or of each image one class, by
-    name or number (n,). A module is in evaluation mode meanwhile; consecutive images of one size share a batch.
+    model: a torch module, or any function, from RGB float32 (b, 3, h, w) in [0, 1] to logits or probabilities (b,
+    classes); or its predictions on the data set, in the same order: scores (n, classes), or one class per image, by
+    name or number (n,). A module is set to evaluation mode during the call. Consecutive images of one size share a
+    batch.
 
     dataset: images, or pairs (image, label), or mappings with `image` and `label`, such as torch's and Hugging Face's
     data sets. An image is a PIL image, a uint8 array (h, w), (h, w, 3) or (h, w, 4), a float array or tensor in [0, 1]
@@ -141,9 +142,9 @@ def screen(
     Default: the model's own, else the names that the data set has (`classes`, or a ClassLabel), else numbers from 0.
     labels: in the order of the data set, where it holds images alone. Whole numbers count the names that the data set
     has, else `class_names`, from 0.
-    scores: 'probabilities', 'logits', or 'auto': probabilities where every row sums to 1; else logits from a model, and
-    an error for an array, since nothing tells logits from other scores.
-    transform: from a PIL image to the tensor (c, h, w) that the model takes, where that is not RGB in [0, 1].
+    scores: 'probabilities', 'logits', or 'auto': probabilities if every row sums to 1; else logits from a model, and an
+    error for an array, since its scores may be something else than logits.
+    transform: maps a PIL image to the tensor (c, h, w) that the model takes, if that is not RGB in [0, 1].
     name: of the model, in the run. output: a new folder for images, predictions, a job file, and the run.
 
     Raises DataError for a data set, ModelError for a model, ConfigError for an option that cannot be used.
@@ -193,14 +194,15 @@ def _new_folder(output: str | Path | None) -> tuple[Path, tempfile.TemporaryDire
 
 
 def _names_of(dataset: Any) -> tuple[str, ...]:
-    """The class names that a data set has: `classes` as torchvision's, or a ClassLabel of Hugging Face's datasets."""
+    """The class names of a data set: its attribute `classes` (torchvision), or its ClassLabel (Hugging Face
+    datasets)."""
     features = getattr(dataset, "features", None)
     names = getattr(features.get("label"), "names", None) if isinstance(features, dict) else None
     return tuple(map(str, names or getattr(dataset, "classes", None) or ()))
 
 
 def _given(class_names: Sequence[str] | str | None, model: Any) -> tuple[str, ...]:
-    """The class names that the caller or the model gives; none where the data set is to give them."""
+    """The class names of the caller or of the model; empty if the data set's names are to be used."""
     if class_names == "data":
         return ()
     if isinstance(class_names, str):
@@ -225,14 +227,14 @@ def _pairs(
                 raise DataError("the data set has labels of its own; leave labels= out")
             label = next(separate, none_left)
             if label is none_left:
-                raise DataError(f"labels= has {i} labels, and the data set more images")
+                raise DataError(f"labels= has {i} labels, but the data set has more images")
         yield as_bytes(image, f"image {i}"), _as_text(label, names, f"label {i}")
     if separate is not None and next(separate, none_left) is not none_left:
         raise DataError("labels= has more labels than the data set has images")
 
 
 def _items(dataset: Any) -> Iterator[Any]:
-    """A torch data set ends at its length: not every one of them raises an IndexError there."""
+    """Items of a torch data set up to its length, since not every data set raises an IndexError there."""
     if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not hasattr(dataset, "__iter__"):
         return (dataset[i] for i in range(len(dataset)))
     return iter(dataset)
@@ -241,11 +243,13 @@ def _items(dataset: Any) -> Iterator[Any]:
 def _split(item: Any, index: int) -> tuple[Any, Any]:
     if isinstance(item, dict):
         if "image" not in item:
-            raise DataError(f"item {index} of the data set has the keys {sorted(map(str, item))}, and no 'image'")
+            raise DataError(f"item {index} of the data set has the keys {sorted(map(str, item))}, but no 'image'")
         return item["image"], item.get("label")
     if isinstance(item, tuple | list):
         if len(item) != 2:
-            raise DataError(f"item {index} of the data set is a {type(item).__name__} of {len(item)}; (image, label)?")
+            raise DataError(
+                f"item {index} of the data set is a {type(item).__name__} of {len(item)}; expected (image, label)"
+            )
         return item[0], item[1]
     return item, None
 
@@ -260,12 +264,12 @@ def _as_text(label: Any, names: Sequence[str], where: str) -> str | None:
     if not names:
         return str(label)
     if not 0 <= label < len(names):
-        raise DataError(f"{where} is {label}, and there are {len(names)} class names")
+        raise DataError(f"{where} is {label}, but there are {len(names)} class names")
     return names[label]
 
 
 class _Answers:
-    """What a model says of images: asked batch by batch, or known already."""
+    """The outputs of a model: computed in batches, or given as predictions."""
 
     def __init__(self, model: Any, transform: Transform | None, batch_size: int) -> None:
         self._transform, self._batch_size = transform, batch_size
@@ -274,10 +278,10 @@ class _Answers:
         self._model = model.logits if isinstance(model, Classifier) else model
         self._network = model.network if isinstance(model, Classifier) else model
         if self._known is not None and transform is not None:
-            raise ConfigError("transform= is for a model; predictions are given")
+            raise ConfigError("transform= needs a model, but predictions are given")
 
     def look(self, images: list[bytes]) -> None:
-        """Ask the model for the next images."""
+        """Compute the outputs for the next images."""
         if self._known is not None:
             return
         batch: list[Tensor] = []
@@ -310,11 +314,14 @@ class _Answers:
         """Scores (count, classes), or classes (count,)."""
         if self._known is not None:
             if len(self._known) != count:
-                raise DataError(f"there are {len(self._known)} predictions and {count} images")
+                raise DataError(f"there are {len(self._known)} predictions, but {count} images")
             return self._known
         widths = {part.shape[1] for part in self._asked} - {0}
         if len(widths) != 1:
-            raise ModelError(f"the model gives {sorted(widths) or 'no'} outputs; expected one number a class, for all")
+            raise ModelError(
+                f"the model gives {sorted(widths) or 'no'} outputs; expected the same number, one per class, for all "
+                "images"
+            )
         (width,) = widths
         return np.concatenate([p if p.shape[1] else np.full((len(p), width), np.nan) for p in self._asked])
 
@@ -336,13 +343,13 @@ def _known(model: Any) -> Array:
         return array.astype(np.float64)
     raise ModelError(
         f"model is {type(model).__name__} of shape {array.shape} and {array.dtype}; expected a function of images, "
-        "scores (n, classes), or a class an image (n,)"
+        "scores (n, classes), or one class per image (n,)"
     )
 
 
 @contextmanager
 def _evaluating(network: Any) -> Iterator[torch.device]:
-    """A module in evaluation mode, and where it is; all else is as it was afterwards."""
+    """Set a module to evaluation mode, and yield its device; its mode is restored afterwards."""
     modules = list(network.modules()) if isinstance(network, nn.Module) else []
     training = [module for module in modules if module.training]
     if isinstance(network, nn.Module):
@@ -361,14 +368,14 @@ def _ask(model: Any, batch: Tensor) -> Array:
         said = model(batch)
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         raise ModelError(
-            f"the model fails on images of shape {tuple(batch.shape)}: {type(error).__name__}: {error}. Where it takes "
-            "images of another size, or normalised ones, give transform="
+            f"the model fails on images of shape {tuple(batch.shape)}: {type(error).__name__}: {error}. If it takes "
+            "images of another size, or normalised images, set transform="
         ) from error
     said = getattr(said, "logits", said)
     if not isinstance(said, Tensor) or said.ndim != 2 or len(said) != len(batch) or said.shape[1] < 2:
         found = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
         raise ModelError(
-            f"the model returns {found} for {len(batch)} images; expected one number a class, (b, classes)"
+            f"the model returns {found} for {len(batch)} images; expected one number per class, (b, classes)"
         )
     return said.detach().cpu().double().numpy()
 
@@ -380,7 +387,7 @@ def _class_names(
     labels: Sequence[str | None],
     said: Array,
 ) -> tuple[str, ...]:
-    """One name for each output, in their order. Raises ModelError where there are not as many."""
+    """One name per output, in their order. Raises ModelError if the numbers differ."""
     known = in_order(label for label in labels if label is not None)
     if said.ndim == 1:
         return given or own or match(known, in_order(said.tolist()), complete=False).own
@@ -390,13 +397,13 @@ def _class_names(
     names = given or own or numbered(known, count)
     if names is None:
         raise ModelError(
-            f"nothing says which of the model's {count} outputs is which class: give class_names= a name for each "
-            "output, in their order, or 'data' where they follow the sorted labels of the data set, which begin with "
-            f"{', '.join(map(repr, known[:3]))}"
+            f"it is unknown which of the model's {count} outputs is which class: set class_names= to one name per "
+            "output, in their order, or to 'data' if the outputs have the order of the sorted labels of the data set: "
+            f"{', '.join(map(repr, known[:3]))}, ..."
         )
     if len(names) != count:
         raise ModelError(
-            f"the model has {count} outputs, and there are {len(names)} class names: {', '.join(names[:8])}"
+            f"the model has {count} outputs, but there are {len(names)} class names: {', '.join(names[:8])}"
         )
     return names
 
@@ -410,7 +417,7 @@ def _table(said: Array) -> pa.Table:
 
 
 def _raw_job(name: str, names: tuple[str, ...], scale: Scale) -> dict[str, Any]:
-    """The job file. It can be run again, and be given an embedder and further models."""
+    """The job file. It can be run again, also with an embedder and more models added."""
     stored: dict[str, Any] = {"id": name, "loader": "predictions", "path": _PREDICTIONS, "match": "path"}
     return {
         "version": 1,
@@ -422,7 +429,7 @@ def _raw_job(name: str, names: tuple[str, ...], scale: Scale) -> dict[str, Any]:
 
 
 def _run(job: Job, location: Path, classes: tuple[str, ...]) -> Path:
-    """Do every unit of a job in this process. Raises ModelError or DataError where one cannot be done."""
+    """Compute all units of a job in this process. Raises ModelError or DataError if one fails."""
     store, found = Store(location), digests(job)
     decided = decides(job, found)
     record = job_record(job, decided)

@@ -49,7 +49,7 @@ def listed_names(value: Any, folder: Path, forms: str = _FORMS) -> Any:
 def _of_file(value: str, folder: Path, forms: str) -> tuple[str, ...]:
     path = (folder / Path(value).expanduser()).resolve()
     if not path.is_file():
-        raise ValueError(f"{value!r} is no file at {path}; give {forms}")
+        raise ValueError(f"{value!r} is not a file ({path}); give {forms}")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"{path} is larger than {_MAX_BYTES} bytes, too large for a list of names")
@@ -69,7 +69,7 @@ def _of_lines(text: str, path: Path) -> tuple[str, ...]:
         raise ValueError(f"{path} holds no names; write one name a line, in the order of the outputs")
     if "" in lines:
         raise ValueError(
-            f"{path}: line {lines.index('') + 1} is empty, and names are counted by their lines; remove or fill it"
+            f"{path}: line {lines.index('') + 1} is empty, but each line is the name of one output; remove or fill it"
         )
     return tuple(_name(line, f"{path}, line {i}") for i, line in enumerate(lines, 1))
 
@@ -91,7 +91,7 @@ def _in_order(mapping: Mapping[Any, Any]) -> tuple[str, ...]:
     by_number: dict[int, Any] = {}
     for key, name in mapping.items():
         if isinstance(key, bool) or not str(key).strip().isdecimal():
-            raise ValueError(f"the key {key!r} is no number of an output; write {{0: cat, 1: dog}}")
+            raise ValueError(f"the key {key!r} is not the number of an output; write {{0: cat, 1: dog}}")
         if int(key) in by_number:
             raise ValueError(f"the output {int(key)} is named twice")
         by_number[int(key)] = name
@@ -108,5 +108,5 @@ def _name(value: Any, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} is {value!r}, not a name; quote it where it is text")
+        raise ValueError(f"{where} is {value!r}, not a name; put quotes around it if it is text")
     return unicodedata.normalize("NFC", value.strip())

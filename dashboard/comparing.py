@@ -184,8 +184,9 @@ def _changes(run: Run, before: Run, after: Run, found: Comparison, page: Any) ->
         st.info("No failure mode of this kind.")
         return
     st.caption(
-        "The excess is how much more often a model errs on images with the feature than on others of the same classes, "
-        "with its 95 % interval. A status follows from the change of the excess on the images that both runs have."
+        "The excess is a model's error rate on images with the feature minus that on control images of the same "
+        "classes, with its 95 % interval. The status follows from the change of the excess on the images that both "
+        "runs screened."
     )
     place = st.container()
     number = paging.number(paging.pages(len(changes), PAGE_SIZE))

@@ -142,7 +142,7 @@ def warned(found: Sequence[RunWarning]) -> str:
     """Warnings of a run, one box each; those that a gate does not pass on say so and come first."""
     boxes = []
     for warning in sorted(found, key=lambda one: not one.blocks_gate):
-        colour, word = ("#b3261e", "Warning, a gate will not pass") if warning.blocks_gate else ("#a15c00", "Warning")
+        colour, word = ("#b3261e", "Blocking warning") if warning.blocks_gate else ("#a15c00", "Warning")
         style = (
             f"border-left:4px solid {colour};background:{colour}18;padding:8px 12px;margin:0 0 8px 0;border-radius:4px"
         )

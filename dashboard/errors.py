@@ -22,7 +22,7 @@ def show(run: Run, page: Any) -> None:
     models = [row["model_id"] for row in kept(queries.models, run)]
     if not models:
         return
-    st.header("The surest errors")
+    st.header("Most confident errors")
     if len(models) == 1:
         _model(run, models[0], page)
         return
@@ -42,18 +42,20 @@ def _model(run: Run, model_id: str, page: Any) -> None:
     if not rows:
         st.text(f"{model_id} gets no labelled image wrong.")
         return
-    st.caption("Labelled images that the model gets wrong. Above each: its label. Below: what the models answer.")
+    st.caption(
+        "Labelled images that the model gets wrong. Above each image: its label. Below: the predictions of the models."
+    )
     originals.show(run, rows, "wrong on")
     frame = kept(confusions.counted, run, model_id, None)
     names = confusions.chosen_classes(frame, "")
     cells = confusions.cells(frame)
     inside = cells[cells["label"].isin(names) & cells["says"].isin(names)]
-    st.header("What it answers for each label")
+    st.header("Confusion matrix")
     every = len({*frame["label"], *frame["says"]})
     if every > len(names):
-        st.caption(f"{len(names)} of {every:,} classes: those that are confused most.")
+        st.caption(f"{len(names)} of {every:,} classes: the most confused ones.")
     st.altair_chart(_counted(inside), width="content", key=f"matrix-{model_id}")
-    st.page_link(page, label="All errors, by label and answer", query_params={"model": model_id})
+    st.page_link(page, label="All errors, by label and prediction", query_params={"model": model_id})
 
 
 def _counted(cells: pd.DataFrame) -> alt.LayerChart | alt.Chart:

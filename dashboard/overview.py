@@ -21,7 +21,7 @@ EVERY = 3.0  # seconds between two looks at a run that goes on
 TOP = 6
 NO_MODES = "No failure modes. Either no search has ended yet, or none of the searches found a group."
 NOT_LOOKED_FOR = (
-    "This job asked for no failure modes: it has no stage `discover`. Below are the errors that models are surest of."
+    "This job did not look for failure modes: it has no stage `discover`. Below are the most confident errors."
 )
 
 
@@ -169,7 +169,7 @@ def _not_asked(run: Run) -> None:
     missing = kept(queries.not_asked, run)
     if not missing:
         return
-    st.header("What was not asked for")
+    st.header("What this job did not look for")
     st.caption("Add these lines to the job file and run it under another name, or with --new-run.")
     for one in missing:
         st.text(f"{one.what[:1].upper()}{one.what[1:]}.")

@@ -51,7 +51,7 @@ def _torchvision() -> Check:
     try:
         version = importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:
-        needed = "not installed; the loaders timm and torchvision need it, and nothing else does"
+        needed = "not installed; only the loaders timm and torchvision need it"
         return Check("torchvision", True, needed)
     try:
         importlib.import_module("torchvision")
@@ -61,7 +61,7 @@ def _torchvision() -> Check:
             "torchvision",
             False,
             f"{version} does not import: {str(error)[:120]}",
-            "Its mere presence breaks other libraries: pip uninstall torchvision. Only the loaders timm and "
+            "A broken torchvision breaks other libraries: pip uninstall torchvision. Only the loaders timm and "
             f"torchvision need it. {_fitting_torchvision()}",
         )
 

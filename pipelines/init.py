@@ -1,4 +1,4 @@
-"""A commented job file for a user's own model and data, of which both were looked at."""
+"""Write a commented job file for a user's model and data, after reading both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipelines.init_models import Model, clip_of, generator_of, input_size_in, m
 from pipelines.validation_text import mapping
 
 DEFAULT_SIZE = 224  # of loader python
-SMALL = 128  # side up to which images of one size are taken for what a model was trained on
+SMALL = 128  # side up to which images of one size are assumed to be the training size of a model
 
 Ask = Callable[[str, int], int]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user gave. `input_size`: of the models from Python code, in pixels."""
+    """The options of `audit init`. `input_size`: of the models from Python code, in pixels."""
 
     model: str
     data: str
@@ -34,8 +34,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Written:
-    """The text of a job file. `outputs`: the class of every output by model, where it is known; `notes`: what was
-    chosen, and what is to be filled in or checked."""
+    """The text of a job file. `outputs`: the class of every output by model, if known. `notes`: choices that were made,
+    and what the user has to fill in or check."""
 
     text: str
     seen: Seen
@@ -44,10 +44,9 @@ class Written:
 
 
 def job_file(request: Request, ask: Ask | None = None) -> Written:
-    """Look at model and data, and write a job for them. `ask`: puts a question to the user whose answer is a number,
-    with a default.
+    """Read model and data, and write a job for them. ask: asks the user for a number, with a default.
 
-    Raises ConfigError, DataError and ModelError for what is not there, or is not what it seems to be.
+    Raises ConfigError, DataError or ModelError for anything that is missing or cannot be read.
     """
     _check_pair(request)
     data = source_of(request.data, "data")
@@ -63,7 +62,7 @@ def job_file(request: Request, ask: Ask | None = None) -> Written:
     given = {"new": request.model, "old": request.against or ""}
     models = {name: _sized(model, given[name], request, seen, ask) for name, model in models.items()}
     if generator is not None and "old" not in models and embedder is not None:
-        models["reference"] = replace(embedder, note="zero-shot: the model that the search compares with")
+        models["reference"] = replace(embedder, note="the zero-shot model that the search compares with")
     outputs = {
         name: found for name, model in models.items() if (found := seen.classes if model.by_data else model.names)
     }
@@ -85,17 +84,18 @@ def _check_pair(request: Request) -> None:
     if request.generator is not None and request.against is None and request.embedder is None:
         raise ConfigError(
             "--generator: a search compares two models. Give a second one as --against, or a CLIP "
-            "model as --embedder, which is then asked zero-shot"
+            "model as --embedder, which is then the second, zero-shot model"
         )
 
 
 def _is_pinned(options: Sequence[tuple[str, str | int]]) -> bool:
-    """Whether no revision is left to be filled in."""
+    """Whether all revisions are known."""
     return all(value != "" for _, value in options)
 
 
 def _sized(model: Model, given: str, request: Request, seen: Seen, ask: Ask | None) -> Model:
-    """A model from Python code, with the input size that is known, seems right, or is asked for."""
+    """Add the input size to a model from Python code: given, found in its code, guessed from the images, or asked
+    for."""
     if model.loader != "python":
         return model
     found = input_size_in(given)
@@ -104,28 +104,30 @@ def _sized(model: Model, given: str, request: Request, seen: Seen, ask: Ask | No
     elif found is not None:
         size, why = found[0], f"from {found[1]}"
     elif seen.square is not None and seen.square <= SMALL:
-        size, why = seen.square, f"the images' own size, {seen.square} x {seen.square}; is it the model's?"
+        size, why = seen.square, f"the size of the images, {seen.square} x {seen.square}; check that the model takes it"
     elif ask is not None:
         size, why = ask(f"side of the images that {given} takes, in pixels", DEFAULT_SIZE), "as given"
     else:
-        size, why = DEFAULT_SIZE, "a default; set it to the size that the model was trained at"
+        size, why = DEFAULT_SIZE, "the default; set it to the size that the model was trained with"
     options = (*model.options, ("class_names", "data"), ("input_size", size))
     return replace(model, options=options, note=f"input_size {size}: {why}")
 
 
 def _notes(parts: _Parts, seen: Seen, outputs: dict[str, tuple[str, ...]]) -> list[str]:
-    """What a user should read before going on."""
+    """Notes for the user to read before the next step."""
     notes = [f"data: {parts.data.note}"] if parts.data.note else []
     notes += [f"pool: {parts.pool.note}"] if parts.pool and parts.pool.note else []
     loaded = {**parts.models, "embedder": parts.embedder, "generator": parts.generator}
     notes += [f"{name}: {model.note}" for name, model in loaded.items() if model is not None and model.note]
     if seen.images and not seen.classes:
-        notes.append("data: no image has a label, so no accuracy and no error will be known")
+        notes.append("data: no image has a label, so the run can show no accuracy and no errors")
     if not seen.whole and seen.images:
-        notes.append(f"data: labels of the first {seen.images:,} images only were read")
+        notes.append(f"data: only the labels of the first {seen.images:,} images were read")
     for name, names in outputs.items():
         if names and all(one.startswith("LABEL_") for one in names):
-            notes.append(f"{name}: the model calls its outputs LABEL_0, ...; set class_names to what they stand for")
+            notes.append(
+                f"{name}: the model names its outputs LABEL_0, ...; set class_names to the names of the classes"
+            )
     return notes
 
 
@@ -177,7 +179,7 @@ def _entry(model_id: str, model: Model, names: Sequence[str]) -> str:
         lines.append(f"    # {_on_one_line(model.note)}")
     if names:
         whose = "the data's classes" if model.by_data else "its own names"
-        whose += ", in their order: check that it is the model's" if model.loader == "python" else ""
+        whose += ", in this order: check that the model has the same order" if model.loader == "python" else ""
         lines.append(f"    # outputs: {_on_one_line(mapping(names))} ({whose})")
     return "\n".join(lines)
 
@@ -196,7 +198,7 @@ def _on_one_line(text: str) -> str:
 
 
 def _value(value: str | int) -> str:
-    """A value of YAML; what is still to be filled in stays empty."""
+    """A YAML value; a value that the user has to fill in stays empty."""
     return str(value) if isinstance(value, int) or value == "data" or not value else _quoted(value)
 
 
@@ -220,8 +222,8 @@ data: {data}
 # model confuses on labelled images of the data.
 {pool}
 
-# The models. Loaders: hf (folder or pinned hub id), python (file.py:function), clip (zero-shot) and others, which
-# docs/your_model.md lists. Outputs of a model that names no classes follow the data's classes: class_names: data
+# The models. Loaders: hf (folder or pinned hub id), python (file.py:function), clip (zero-shot); docs/your_model.md
+# lists all. class_names: data means that the outputs of a model have the order of the data's classes.
 models:
 {models}
 

@@ -1,4 +1,4 @@
-"""Which source reads a path that a user gives as data: a folder, a file, a pattern, s3:// or a hub id."""
+"""Choose the data source for a path: a folder, a file, a pattern, s3:// or a hub id."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipelines.init_hub import pinned
 
 WORKS = (
     "What works: a folder with a sub-folder a class or a metadata.csv; Parquet files; a manifest *.csv, *.tsv or "
-    "*.jsonl; WebDataset shards *.tar; a folder that save_to_disk wrote or of *.arrow files; each of these but the "
+    "*.jsonl; WebDataset shards *.tar; a folder from save_to_disk or of *.arrow files; each of these but the "
     "last also as s3://bucket/...; a data set of the hub as user/name"
 )
 LISTED = 200_000  # images of which labels are read
@@ -35,7 +35,7 @@ _SPLITS = ("test", "validation", "val", "valid", "train")  # of several splits, 
 
 @dataclass(frozen=True)
 class Source:
-    """A source of a job file. `options` are those beside its path; `note`: a comment that says what was chosen."""
+    """A source of a job file. `options`: all except the path. `note`: a comment on the choice."""
 
     plugin: str
     path: str
@@ -45,8 +45,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a source was seen to hold. `classes`: labels in the order of the data set; `sizes`: width and height of the
-    images that were read; `whole`: whether every label was read."""
+    """The content of a source. `classes`: labels in the order of the data set. `sizes`: width and height of the images
+    that were read. `whole`: whether all labels were read."""
 
     images: int
     classes: tuple[str, ...]
@@ -55,13 +55,13 @@ class Seen:
 
     @property
     def square(self) -> int | None:
-        """The side of the images, where all that were read are squares of one size."""
+        """The side of the images, if all images that were read are squares of one size."""
         side = mode(width for width, _ in self.sizes) if self.sizes else None
         return side if side and set(self.sizes) == {(side, side)} else None
 
 
 def source_of(text: str, role: str) -> Source:
-    """The source for what a user gave. Raises DataError where there is nothing, or nothing that can be read."""
+    """The source for a path. Raises DataError if the path does not exist or cannot be read."""
     if is_uri(text):
         return _remote(text, role)
     path = Path(text).expanduser()
@@ -78,7 +78,7 @@ def source_of(text: str, role: str) -> Source:
 
 
 def look(source: Source, role: str) -> Seen:
-    """List a source and read its first images. Raises DataError where it cannot be read as what it seems to be."""
+    """List a source and read its first images. Raises DataError if none of them can be read."""
     options: dict[str, Any] = {"path": source.path, **{name: value for name, value in source.options if value}}
     module = registry.plugin("datasets", source.plugin)
     opened = module.open_source(checked(module.Options, options, role, {}))
@@ -109,11 +109,12 @@ def look(source: Source, role: str) -> Seen:
 
 
 def _plugin_of(name: str, text: str, role: str) -> str:
-    """By the end of a file's name. Raises DataError for what no source reads."""
+    """Choose by the suffix of a file. Raises DataError if no source reads it."""
     lowered = name.lower()
     if lowered.endswith(_PACKED):
         raise DataError(
-            f"the {role} {text} is packed, so no image in it can be reached; unpack it and give what is in it"
+            f"the {role} {text} is packed, so its images cannot be read; unpack it and give the unpacked folder or "
+            "files"
         )
     suffix = PurePosixPath(lowered).suffix
     if suffix in _BY_SUFFIX:
@@ -122,11 +123,11 @@ def _plugin_of(name: str, text: str, role: str) -> str:
         ".arrow": "give the folder of the .arrow file",
         ".json": "write a JSON object a line, and name the file *.jsonl",
     }.get(suffix, "give the folder of the images")
-    raise DataError(f"the {role} {text} is no file that a source reads; {hint}. {WORKS}")
+    raise DataError(f"the {role} {text} is not a file that a source can read; {hint}. {WORKS}")
 
 
 def _folder(path: Path) -> Source:
-    """By what a folder holds."""
+    """Choose by the content of a folder."""
     at = str(path.resolve())
     if (path / "dataset_dict.json").is_file():
         return _with_split(at, _splits_of_dict(path / "dataset_dict.json"))
@@ -143,11 +144,11 @@ def _folder(path: Path) -> Source:
 
 
 def _manifest_beside(names: Sequence[str]) -> str:
-    """A hint where labels may be in a table that a folder source does not read."""
+    """A hint if labels may be in a table that a folder source does not read."""
     tables = [name for name in names if PurePosixPath(name).suffix in (".csv", ".tsv", ".jsonl")]
     if not tables or {"metadata.csv", "metadata.jsonl"} & set(tables):
         return ""
-    return f"labels are the names of sub-folders; to read those of {tables[0]}, give that file as --data"
+    return f"labels are the names of sub-folders; to read the labels of {tables[0]}, give that file as --data"
 
 
 def _splits_of_dict(file: Path) -> list[str]:
@@ -165,7 +166,7 @@ def _with_split(path: str, splits: Sequence[str]) -> Source:
 
 
 def _remote(uri: str, role: str) -> Source:
-    """By the end of the name, or by what lies below a prefix."""
+    """Choose by the suffix of the name, or by the files below a prefix."""
     if PurePosixPath(uri).suffix.lower() in _BY_SUFFIX or uri.lower().endswith(_PACKED):
         return Source(_plugin_of(PurePosixPath(uri).name, uri, role), uri)
     from audit.datasets._files import Keys

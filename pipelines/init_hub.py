@@ -1,4 +1,4 @@
-"""The commit that a name on the hub stands for now, to be written down: what a branch holds may change."""
+"""Find the current commit of a name on the hub, so that the job file can pin it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TIMEOUT = 10.0  # seconds that the hub may take to answer
 
 @dataclass(frozen=True)
 class Pinned:
-    """`revision`: 40 digits; empty where the hub does not answer, and `note` says what to fill in. `tags`: what the hub
-    says of the model: its library, its task, and more."""
+    """`revision`: 40 digits; empty if the hub does not answer; then `note` explains what to fill in. `tags`: of the
+    model on the hub: its library, its task, and more."""
 
     revision: str
     note: str
@@ -22,7 +22,7 @@ class Pinned:
 
 
 def pinned(name: str, kind: Literal["model", "dataset"]) -> Pinned:
-    """Ask the hub. Raises ConfigError where it says that there is no such name, or none that may be read."""
+    """Ask the hub. Raises ConfigError if the name does not exist or may not be read."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
@@ -31,17 +31,17 @@ def pinned(name: str, kind: Literal["model", "dataset"]) -> Pinned:
         api = HfApi()
         found = (api.model_info if kind == "model" else api.dataset_info)(name, timeout=TIMEOUT)
     except GatedRepoError as error:
-        raise ConfigError(f"{name!r} on the hub is gated: accept its terms there, then 'hf auth login'") from error
+        raise ConfigError(f"{name!r} on the hub is gated: accept its terms there, then run 'hf auth login'") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ConfigError(
-            f"{name!r} is no file or folder here, and the hub has no {kind} of this name that may be read; for a "
-            "private one, 'hf auth login'"
+            f"{name!r} is not a file or folder here, and the hub has no readable {kind} of this name; for a "
+            "private one, run 'hf auth login'"
         ) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         return Pinned("", _to_fill_in(name, kind, error))
     tags: Sequence[str | None] = (getattr(found, "library_name", None), getattr(found, "pipeline_tag", None))
     known = tuple(str(tag) for tag in (*tags, *(found.tags or ())) if tag)
-    return Pinned(str(found.sha), "the hub's newest commit when this file was written", known)
+    return Pinned(str(found.sha), "newest commit on the hub when this file was written", known)
 
 
 def _to_fill_in(name: str, kind: str, error: Exception) -> str:

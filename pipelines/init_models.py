@@ -1,4 +1,4 @@
-"""Which loader reads what a user gives as a model: a folder, a hub id, file.py:function, a library's name, a table."""
+"""Choose the loader for a model: a folder, a hub id, file.py:function, a name of a library, or a table."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a job file. `names`: those of its outputs, where it has names of its own; `by_data`: whether they are
-    the data's classes; `note`: a comment that says what was chosen, or what to fill in."""
+    """A model of a job file. `names`: the model's own names of its outputs, if any. `by_data`: whether the outputs have
+    the names of the data's classes. `note`: a comment on the choice, or on what to fill in."""
 
     loader: str
     options: tuple[Option, ...]
@@ -40,9 +40,9 @@ class Model:
 
 
 def model_of(text: str) -> Model:
-    """The loader for what a user gave as a classifier. Imports no code and loads no weights.
+    """The loader for a classifier. Imports no code and loads no weights.
 
-    Raises ConfigError and ModelError that say what would work.
+    Raises ConfigError or ModelError with a list of what works.
     """
     if text.startswith("zoo:"):
         return _folder(text, local_folder(text))
@@ -58,7 +58,7 @@ def model_of(text: str) -> Model:
     if path.is_file():
         return _file(path)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
-        return Model("python", (("ref", text),), by_data=True, note="a module that Python finds by its name")
+        return Model("python", (("ref", text),), by_data=True, note="a module that Python imports by its name")
     if _HUB_ID.fullmatch(text) and not text.startswith(".") and not path.parent.exists():
         return _on_hub(text)
     raise ConfigError(f"no model at {text}. {WORKS}")
@@ -69,7 +69,7 @@ def clip_of(text: str) -> Model:
     found = model_of(text)
     if found.loader != "clip":
         raise ConfigError(
-            f"{text} is no CLIP model: --embedder takes one that embeds images and texts, such as zoo:clip"
+            f"{text} is not a CLIP model: --embedder takes a model that embeds images and texts, such as zoo:clip"
         )
     return found
 
@@ -85,7 +85,7 @@ def generator_of(text: str) -> Model:
     if path.exists():
         raise ConfigError(
             f"{text} is a file; --generator takes a folder in the layout of diffusers, with a model_index.json: "
-            "diffusers' script convert_original_stable_diffusion_to_diffusers.py makes one of a single file"
+            "diffusers' script convert_original_stable_diffusion_to_diffusers.py converts a single file"
         )
     if not _HUB_ID.fullmatch(text):
         raise ConfigError(f"no generator at {text}; give a folder in the layout of diffusers, or a hub id as user/name")
@@ -94,9 +94,9 @@ def generator_of(text: str) -> Model:
 
 
 def _folder(ref: str, folder: Path) -> Model:
-    """A folder by what it holds."""
+    """Choose by the content of a folder."""
     if (folder / "model_index.json").is_file():
-        raise ConfigError(f"{ref} is a generator and no classifier; give it as --generator")
+        raise ConfigError(f"{ref} is a generator, not a classifier; give it as --generator")
     if not (folder / "config.json").is_file():
         weights = [path for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS]
         if weights:
@@ -109,14 +109,14 @@ def _folder(ref: str, folder: Path) -> Model:
         return Model("clip", (("ref", ref),), by_data=True)
     if not (folder / "preprocessor_config.json").is_file():
         raise ModelError(
-            f"{ref} has no preprocessor_config.json, so how images enter the model is unknown; save the image "
-            "processor into the folder too, with its save_pretrained"
+            f"{ref} has no preprocessor_config.json, so the model's preprocessing is unknown; save the image "
+            "processor into the same folder with its save_pretrained"
         )
     return Model("hf", (("ref", ref),), _named(config.get("id2label")))
 
 
 def _named(names: Any) -> tuple[str, ...]:
-    """Names of outputs as a configuration has them: a list, or a mapping from the number of the output."""
+    """Names of outputs in a configuration: a list, or a mapping from the number of the output."""
     if isinstance(names, dict):
         if not all(str(number).isdecimal() for number in names):
             return ()
@@ -132,13 +132,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _on_hub(name: str, loader: str = "") -> Model:
-    """A hub id, with the commit that it stands for now."""
+    """A hub id, with its current commit."""
     found = pinned(name, "model")
     if not loader:
         tags = {tag.lower() for tag in found.tags}
         loader = "timm" if "timm" in tags or name.startswith("timm/") else "clip" if "clip" in tags else "hf"
         if "diffusers" in tags:
-            raise ConfigError(f"{name!r} is a generator and no classifier; give it as --generator")
+            raise ConfigError(f"{name!r} is a generator, not a classifier; give it as --generator")
     _check_loader(loader, name)
     return Model(loader, (("ref", name), ("revision", found.revision)), by_data=loader == "clip", note=found.note)
 
@@ -149,8 +149,8 @@ def _torchvision(entry: str) -> Model:
     architecture, found, _ = entry.partition("_Weights.")
     if not found:
         raise ConfigError(
-            f"torchvision:{entry} names no weights, which decide preprocessing and class names; give their name, such "
-            "as torchvision:ResNet50_Weights.IMAGENET1K_V2"
+            f"torchvision:{entry} names no weights, but they decide preprocessing and class names; give their name, "
+            "such as torchvision:ResNet50_Weights.IMAGENET1K_V2"
         )
     return Model("torchvision", (("ref", architecture.lower()), ("entry", entry)))
 
@@ -163,7 +163,7 @@ def _check_loader(loader: str, ref: str) -> None:
 
 
 def _file(path: Path) -> Model:
-    """A file that is no model by itself, or a table of predictions."""
+    """A table of predictions; other files are an error with advice."""
     suffix = path.suffix.lower()
     if suffix in TABLES:
         _check_loader("predictions", str(path))
@@ -172,22 +172,22 @@ def _file(path: Path) -> Model:
         raise ConfigError(f"{path}: which function builds the model? {_candidates(path)}")
     if suffix in (".onnx", ".h5", ".keras", ".tflite", ".pb"):
         raise ConfigError(
-            f"{path} is no model of PyTorch, and is not read; write its predictions into a table, *.csv or *.parquet, "
-            "and give that, or convert the model to PyTorch"
+            f"{path} is not a model of PyTorch and cannot be read; give a table of its predictions, *.csv or "
+            "*.parquet, or convert the model to PyTorch"
         )
     if suffix in WEIGHTS:
         raise ConfigError(_of_weights(path))
-    raise ConfigError(f"{path} is no model. {WORKS}")
+    raise ConfigError(f"{path} is not a model. {WORKS}")
 
 
 def _of_weights(path: Path) -> str:
     beside = path.parent / "config.json"
     if beside.is_file():
-        return f"{path} is a file of weights; give its folder, {path.parent}, which has the config.json"
+        return f"{path} is a file of weights; give its folder {path.parent}, which has a config.json"
     read = "safetensors.torch.load_file(weights)"
     read = read if path.suffix == ".safetensors" else "torch.load(weights, weights_only=True)"
     return (
-        f"{path} holds weights and no architecture. Write a file, such as model.py, with a function that builds the "
+        f"{path} holds weights but no architecture. Write a file, such as model.py, with a function that builds the "
         f"network and loads them:\n\n    def load(weights):\n        model = MyNetwork()\n"
         f"        model.load_state_dict({read})\n        return model\n\n"
         f"and give model.py:load; in the job file, arguments: {{weights: {path.name}}} names the file"
@@ -195,7 +195,7 @@ def _of_weights(path: Path) -> str:
 
 
 def _python(text: str) -> Model:
-    """`file.py:function`: both are there, as far as the text of the file says."""
+    """`file.py:function`, if the file exists and its source defines the function."""
     name, _, function = text.rpartition(":")
     path = Path(name).expanduser()
     if not path.is_file():
@@ -209,8 +209,8 @@ def _python(text: str) -> Model:
 
 
 def input_size_in(text: str) -> tuple[int, str] | None:
-    """The one size that a Python file gives to a name such as IMAGE_SIZE, and where; None where there is none, or
-    several. `text`: file.py:function."""
+    """The value that a Python file assigns to a name such as IMAGE_SIZE, and its place; None if there is no value, or
+    several values. text: file.py:function."""
     path = Path(text.rpartition(":")[0]).expanduser()
     if path.suffix != ".py":
         return None
@@ -223,7 +223,7 @@ def input_size_in(text: str) -> tuple[int, str] | None:
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Names and what they are set to: by assignments, defaults of parameters, and keywords of calls."""
+    """Names and their values: from assignments, defaults of parameters, and keywords of calls."""
     if isinstance(node, ast.Assign):
         yield from ((target.id, node.value) for target in node.targets if isinstance(target, ast.Name))
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
@@ -240,11 +240,11 @@ def _parsed(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes(), str(path))
     except (SyntaxError, ValueError, OSError) as error:
-        raise ConfigError(f"{path} is not Python that can be read: {error}") from error
+        raise ConfigError(f"{path} is not valid Python: {error}") from error
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """Names at the top of a file: functions and classes, what is assigned, and what is imported."""
+    """Top-level names of a file: functions, classes, assigned and imported names."""
     names: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -257,7 +257,7 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def _candidates(path: Path) -> str:
-    """The functions of a file that may build a model, in words, those with the likeliest names first."""
+    """Advice that lists the functions of a file that may build a model, the likeliest names first."""
     functions = [node for node in _parsed(path).body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"]
     likely = re.compile(r"(?i)load|build|create|make|get|model|net")
     named = sorted(functions, key=lambda node: not likely.search(node.name))

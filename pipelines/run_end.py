@@ -1,4 +1,4 @@
-"""What `audit run` prints at its end: what was found, what to doubt, and the commands that go on from there."""
+"""The output of `audit run` at its end: failure modes, warnings, and commands for the next steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RIGHT = ("#", "support", "p", "impact")
 
 
 def print_end(run: Run, root: str, seconds: float) -> None:
-    """`root`: the run as its reader would type it; `seconds`: how long the command took."""
+    """root: the run as a user would type it. seconds: duration of the command."""
     modes = run.failure_modes()
     if modes:
         out.print(_table(modes))
@@ -35,22 +35,22 @@ def print_end(run: Run, root: str, seconds: float) -> None:
 
 
 def commands(run: Run, root: str, modes: list[Row]) -> list[tuple[str, str]]:
-    """What one may do next and the command that does it, of a run with these rows."""
+    """Next steps for a run with these failure modes, each with its command."""
     at = shlex.quote(root)
     found = [("open the report", f"dashboard {at}"), ("ask questions", f'sql {at} "{_question(run, modes)}"')]
     if modes:
         shown = next((rank for rank, mode in enumerate(modes, 1) if mode["evidence"]), None)
         found += [] if shown is None else [("write its images", f"slice {at} {shown} slice-{shown}")]
-        found.append(("say what it is", f"review {at} 1 bug"))
+        found.append(("record a verdict", f"review {at} 1 bug"))
     rows = run.rows(
         "select explanation_id as id from explanations where status = 'ok' order by flipped desc, id limit 1"
     )
-    found += [("make one again", f"reproduce {at} {row['id']}") for row in rows]
+    found += [("reproduce one", f"reproduce {at} {row['id']}") for row in rows]
     return [(what, f"{_program()} {command}") for what, command in found]
 
 
 def _question(run: Run, modes: list[Row]) -> str:
-    """A first query whose answer has rows."""
+    """A first query that returns rows."""
     if modes:
         return "select * from failure_modes"
     labelled = run.rows("select 1 from predictions where role = 'data' and correct is not null limit 1")
@@ -60,7 +60,7 @@ def _question(run: Run, modes: list[Row]) -> str:
 
 
 def _program() -> str:
-    """How this program is called here."""
+    """The command by which this program was called."""
     if shutil.which("audit"):
         return "audit"
     if sys.argv[0].endswith("cli.py"):

@@ -1,4 +1,4 @@
-"""The commands before a run: writing a job file for one's own model and data, and checking it."""
+"""The commands before a run: write a job file for a user's model and data, and check it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def validate(job: JobFile, as_json: AsJson = False) -> None:
-    """Check a job file: load its models, look at the first images, and show one image to every model."""
+    """Check a job file: load its models, read some images, and show one image to every model."""
     with exit_codes():
         with for_json(as_json), err.status("loading libraries") as status:
             from pipelines.validation import validate as check
@@ -41,7 +41,7 @@ def _print(job: Path, checked: Validation) -> None:
     blocking = sum(warning.blocks_gate for warning in checked.warnings)
     end = f"{job} can run" if checked.warnings or checked.notes else f"{job} is fine"
     if blocking:
-        end += f", with {blocking} warning{'s' * (blocking != 1)} that 'audit gate' will not pass on"
+        end += f", but has {blocking} blocking warning{'s' * (blocking != 1)}: 'audit gate' will not pass"
     out.print(escape(f"{end}. Next: audit run {job}"), highlight=False, soft_wrap=True)
 
 
@@ -68,10 +68,11 @@ def init(
         Optional[str], typer.Option(help="CLIP model that names failure modes: folder, hub id or zoo:clip")
     ] = None,
     generator: Annotated[
-        Optional[str], typer.Option(help="Stable Diffusion folder or hub id: search for images that the data lack")
+        Optional[str],
+        typer.Option(help="Stable Diffusion folder or hub id, to search for failures that no image of the data shows"),
     ] = None,
     input_size: Annotated[
-        Optional[int], typer.Option(min=1, help="Side in pixels of the images that a model of file.py:function takes")
+        Optional[int], typer.Option(min=1, help="Side in pixels of the images that the model of file.py:function takes")
     ] = None,
     job: Annotated[Path, typer.Option(help="Where to write the job file")] = Path("job.yaml"),
     as_json: AsJson = False,

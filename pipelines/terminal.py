@@ -139,8 +139,8 @@ def quieten() -> None:
 def print_warnings(found: Sequence[RunWarning]) -> None:
     """Warnings of a job or a run, a line each, on stderr."""
     for warning in found:
-        style, more = ("bold red", ", a gate will not pass") if warning.blocks_gate else ("bold yellow", "")
-        text = f"[{style}]warning{more}:[/{style}] {escape(warning.message)} [dim]({escape(warning.code)})[/dim]"
+        style, kind = ("bold red", "blocking warning") if warning.blocks_gate else ("bold yellow", "warning")
+        text = f"[{style}]{kind}:[/{style}] {escape(warning.message)} [dim]({escape(warning.code)})[/dim]"
         _say(text)
 
 

@@ -1,4 +1,4 @@
-"""Why items of a stage cannot be used, in one line for people."""
+"""Why items of a stage cannot be used, in one line of text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def told(job: Job, root: Location, stage: str) -> str:
 
 
 def reasons(job: Job, root: Location, stage: str) -> str:
-    """The commonest reasons with their counts, and where one such item is; '' where the run does not tell.
+    """The most frequent reasons with their counts, and the place of one such item; '' if the run does not hold them.
 
     For example: "560 unidentified, 2 missing; for example /data/cat/a.png (unidentified)".
     """

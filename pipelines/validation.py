@@ -1,4 +1,5 @@
-"""What `audit validate` looks at: the data's listing and first images, and one image through every model of a job."""
+"""The checks of `audit validate`: the listing and some images of the data, and one image through every model of a
+job."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ FIRST = 200  # images at the beginning of a listing that are tried before a data
 SPREAD = 12  # images over the whole listing that are read
 SAME = 0.01  # difference of probabilities of one image, asked alone and in a batch
 
-# What anybody's model raises in its forward pass.
+# Exceptions that a user's model may raise in its forward pass.
 RAISED = (ImportError, NameError, AttributeError, TypeError, LookupError, ArithmeticError, AssertionError, *LOAD_ERRORS)
 SAME_AS = {"no_labels": {"no_label", "no_label_column"}}  # warnings of a source that say the same, and more
 
@@ -47,10 +48,11 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """What the listing of a role says, and its first images.
+    """The listing of a role, and some of its images.
 
-    `images`: how many are listed; None where not all were. `classes`: images by label. `refused`: of the `read`
-    images, how many cannot be used, by reason. `sides`: shorter sides of those that can, in pixels.
+    `images`: number of listed images; None if the listing was cut. `classes`: number of images by label. `read`: number
+    of images that were read. `refused`: how many of them cannot be used, by reason. `sides`: shorter sides of the
+    others, in pixels.
     """
 
     role: str
@@ -75,10 +77,11 @@ class Input:
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """A model, and what it says of one image. `outputs`: the class of every output; `top`: the most probable ones.
+    """A model, and its prediction for one image. `outputs`: the class of every output. `top`: the most probable
+    classes.
 
-    `named_by_data`: whether the names are the data set's, in its order, and not the model's own. `renamed`: labels that
-    the model calls otherwise, what it calls them, and the rule that matched the two.
+    `named_by_data`: whether the names are those of the data set, in its order, not the model's own. `renamed`: labels
+    that the model spells differently, with the model's name and the rule that matched the two.
     """
 
     model_id: str
@@ -96,8 +99,7 @@ class ModelCheck:
 
 @dataclass(frozen=True)
 class PartCheck:
-    """A generator or a captioner and what it made of one image, or a table of predictions and what it holds, in
-    words."""
+    """A generator or captioner with its result for one image, or a table of predictions with its content, as text."""
 
     part: str
     loader: str
@@ -108,7 +110,7 @@ class PartCheck:
 
 @dataclass(frozen=True)
 class Validation:
-    """Everything that was looked at. `notes`: what is not wrong with the job, but stands in the way of a run here."""
+    """All results. `notes`: what prevents a run on this machine, although the job is valid."""
 
     job: Job
     sources: tuple[SourceCheck, ...]
@@ -133,7 +135,7 @@ class Validation:
 
 @dataclass
 class _Listing:
-    """The listing of a role, walked once; a few of its entries are kept, and with `root` the place of each."""
+    """The listing of a role, read once. Keeps a few entries and, if `root` is given, the place of every entry."""
 
     role: str
     whole: bool
@@ -145,7 +147,7 @@ class _Listing:
     places: list[Place] = field(default_factory=list)
 
     def walk(self, entries: Iterator[Entry]) -> None:
-        """Keep the first entries and, of all of them, a sample that does not depend on how often it is drawn."""
+        """Keep the first entries, and a random sample of all entries that is the same at every call."""
         chance = random.Random(0)
         for entry in entries if self.whole else islice(entries, FIRST):
             self.count += 1
@@ -165,7 +167,7 @@ def validate(job_file: Path, tell: Tell = lambda _: None) -> Validation:
     """Check a job file as far as possible without running it: keys, options, weights, the data's listing, some of its
     images, and one of them through every model.
 
-    `tell` hears what goes on. Raises ConfigError, DataError and ModelError as a run would.
+    tell: called with progress messages. Raises ConfigError, DataError or ModelError as a run would.
     """
     job = load_job(job_file)
     check_order(job)
@@ -205,7 +207,7 @@ def _device(job: Job) -> str:
 
 
 def _looked_at(listing: _Listing, source: Any) -> tuple[SourceCheck, list[tuple[Entry, Image]]]:
-    """Read and decode a few images. Raises DataError where none of the first ones can be used."""
+    """Read and decode a few images. Raises DataError if none of them can be used."""
     images: list[tuple[Entry, Image]] = []
     refused: dict[str, str] = {}
     tried = 0
@@ -224,7 +226,7 @@ def _looked_at(listing: _Listing, source: Any) -> tuple[SourceCheck, list[tuple[
         told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
         example = next(iter(refused))
         raise DataError(
-            f"none of {tried} images of the {listing.role} that were tried can be used: {told}; such as {example!r}"
+            f"none of {tried} tested images of the {listing.role} can be used: {told}; for example {example!r}"
         )
     sides = tuple(min(image.shape[:2]) for _, image in images)
     labels = {name: count for name, count in listing.labels.items() if name is not None}
@@ -248,7 +250,7 @@ def _decoded(source: Any, entries: Sequence[Entry]) -> Iterator[Image | str]:
 def _models(
     models: Models, entry: Entry, image: Image, sides: Sequence[int], tell: Tell
 ) -> tuple[list[ModelCheck], list[RunWarning]]:
-    """Load every model and the embedder, one after another, and ask each about the image."""
+    """Load every model and the embedder, one after another, and show each the image."""
     checks: list[ModelCheck] = []
     warnings: list[RunWarning] = []
     job = models.job
@@ -290,7 +292,7 @@ def _models(
 
 
 def _stored(models: Models, places: Sequence[Place], tell: Tell) -> tuple[list[PartCheck], list[RunWarning]]:
-    """Load the models that are known by their predictions alone, and look for the images of the data in them."""
+    """Load the models with stored predictions only, and match their rows with the images of the data."""
     tell("reading files of predictions")
     began = time.monotonic()
     checks, warnings = [], []
@@ -320,19 +322,19 @@ def _probabilities(model: Classifier, batch: Tensor) -> Tensor:
 
 
 def _unstable(model_id: str, alone: Tensor, together: Tensor) -> RunWarning | None:
-    """A warning where one image gets other probabilities each time, or beside others."""
+    """A warning if the probabilities of an image change from call to call, or with its batch."""
     most = float((together - alone).abs().max())
     if most <= SAME:
         return None
     message = (
-        f"{model_id}: one image, asked alone and twice in a batch, gets probabilities that differ by {most:.2g}; "
-        "the model draws random numbers, or mixes the images of a batch: make its forward pass deterministic"
+        f"{model_id}: the probabilities of one image alone and in a batch of two differ by {most:.2g}; "
+        "the model draws random numbers or mixes the images of a batch: make its forward pass deterministic"
     )
     return RunWarning("answers_differ", message, model_id, blocks_gate=False)
 
 
 def _parts(models: Models, entry: Entry, image: Image, tell: Tell) -> Iterator[PartCheck]:
-    """Load generator and captioner, and have them work on the image."""
+    """Load generator and captioner, and run them on the image."""
     job = models.job
     for part, plugin, work in (
         ("generator", job.generator, _through_generator),
@@ -369,7 +371,7 @@ def _through_captioner(captioner: Any, batch: Tensor, name: str) -> str:
 
 @contextmanager
 def _named(what: str, entry: Entry) -> Iterator[None]:
-    """Whatever a model raises, as a ModelError that names the model and the image."""
+    """Convert every error of a model to a ModelError that names the model and the image."""
     try:
         yield
     except ModelError as error:
@@ -386,14 +388,14 @@ def _about_sources(job: Job, sources: Sequence[SourceCheck]) -> Iterator[RunWarn
     for source in sources:
         if source.refused:
             told = ", ".join(f"{reason} ({count})" for reason, count in Counter(source.refused).most_common(3))
-            message = f"{source.role}: of {source.read} images that were tried, some cannot be used: {told}"
+            message = f"{source.role}: of {source.read} tested images, some cannot be used: {told}"
             yield RunWarning(
                 "unusable_images", message, None, source.role, sum(source.refused.values()), blocks_gate=False
             )
         if source.role == "data" and not source.classes:
             message = (
-                f"data: none of {source.images:,} images has a label, so no accuracy, no error and no class is known; "
-                f"see the options of the source {job.data.name!r} for where labels are read from"
+                f"data: none of {source.images:,} images has a label, so accuracy, errors and classes are unknown; "
+                f"the options of the source {job.data.name!r} set where labels are read from"
             )
             yield RunWarning("no_labels", message, None, "data", source.images, blocks_gate=False)
 
@@ -402,6 +404,6 @@ def _about_machine(job: Job) -> Iterator[str]:
     there = torch.cuda.device_count()
     if job.compute.gpus > there:
         yield (
-            f"compute.gpus is {job.compute.gpus} and this machine has {there}: the job runs on a cluster that has "
-            "them, or here with gpus: 0"
+            f"compute.gpus is {job.compute.gpus}, but this machine has {there}: run the job on a cluster that has "
+            "as many, or set gpus: 0"
         )

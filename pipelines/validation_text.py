@@ -1,4 +1,4 @@
-"""What `audit validate` found, in lines for people."""
+"""The results of `audit validate` as lines of text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN = 8  # classes and outputs that are all named; of more, the first ones and
 
 
 def lines(checked: Validation) -> Iterator[str]:
-    """Every source, model and part, with what it was seen to do."""
+    """Lines for every source, model and part."""
     for source in checked.sources:
         yield from _source(source)
     for model in checked.models:
@@ -47,7 +47,7 @@ def _source(source: SourceCheck) -> Iterator[str]:
     least, most = min(source.sides), max(source.sides)
     sides = f"{least}" if least == most else f"{least} to {most}"
     usable = len(source.sides)
-    yield f"  read      {usable} of {source.read} that were tried can be used; shorter side {sides} pixels"
+    yield f"  read      {usable} of {source.read} tested images can be used; shorter side {sides} pixels"
 
 
 def _model(model: ModelCheck) -> Iterator[str]:

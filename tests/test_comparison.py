@@ -77,7 +77,7 @@ def test_a_mode_of_a_low_rate_is_not_fixed_by_mistakes_that_move(tmp_path: Path)
 
     doubtful = after("moved", "wxyz")
     assert changed(doubtful) == [("unclear", "on sand", 26, 4, 4)]  # with 20 controls the excess may be 0 in both
-    assert "excess +15% [-3%, 34%] before and +15% [-3%, 34%] after" in doubtful.changes[0].reason
+    assert "excess: +15% [-3%, 34%] before, +15% [-3%, 34%] after" in doubtful.changes[0].reason
     before = audited(
         tmp_path / "many",
         [mode("crab", "on sand", evidence=letters[:8], showing=list(letters))],
@@ -103,8 +103,8 @@ def test_a_mode_that_happens_as_often_without_its_feature_is_new_where_it_no_lon
     for one, other, status in ((before, after, "new"), (after, before, "fixed")):
         (change,) = compare(one, other).changes
         assert (change.status, change.images, change.controls) == (status, 8, 20)
-        assert "(8 images)" in change.reason
-        assert "(20 images of the same classes) to " in change.reason
+        assert "on 8 images with the feature: " in change.reason
+        assert "on 20 control images of the same classes: " in change.reason
     told = compare(before, after).as_dict()["failure_modes"][0]
     assert (told["excess_before"], told["excess_after"], told["excess_change"]) == (0.0, 1.0, 1.0)
     assert told["excess_before_low"] < 0 < told["excess_change_low"] < 1 == told["excess_after_high"]
@@ -115,7 +115,11 @@ def test_what_both_confirm_is_new_where_it_was_less_than_half_before(tmp_path: P
     found = mode("crab", "on sand", evidence=letters)
     little, much = (audited(tmp_path / str(n), [found], against(on(letters, n))) for n in (6, 25))
     assert changed(compare(little, much)) == [("new", "on sand", 26, 6, 25)]
-    assert compare(little, much).changes[0].reason.startswith("both runs confirmed it, but most of it is new; with it")
+    assert (
+        compare(little, much)
+        .changes[0]
+        .reason.startswith("both runs confirmed it, but most of the excess is new; error rate")
+    )
     assert changed(compare(much, little)) == [("unchanged", "on sand", 26, 25, 6)]  # it is still there
 
 
@@ -149,14 +153,14 @@ def test_without_real_images_nobody_can_tell(tmp_path: Path) -> None:
     found = compare(before, after)
     assert changed(found) == [("unclear", "on sand", None, None, None)]
     assert found.changes[0].reason == (
-        "the second run did not confirm it, and has screened too few of the 3 images with it and 20 without it "
-        "on which the first run confirmed it"
+        "the second run did not confirm it, and screened too few of the images on which the first run confirmed it "
+        "(3 with the feature, 20 without)"
     )
     assert found.changes[0].ids == ["crab on sand", "crab on sand"]  # the hypothesis is its other side
     older = audited(tmp_path / "older", [{**modes[0], "showing": None}], against(on("abc", 3)))
     unknown = compare(older, after)
     assert changed(unknown) == [("unclear", "on sand", None, None, None)]
-    assert "names no images to compare: run its discovery again with this version" in unknown.changes[0].reason
+    assert "stores no images to compare: run its discovery again with this version" in unknown.changes[0].reason
     uncontrolled = [row for row in against(on("abc", 0)) if row["item_id"] not in CONTROLS]
     assert changed(compare(before, audited(tmp_path / "d", [], uncontrolled))) == [
         ("unclear", "on sand", None, None, None)
@@ -249,7 +253,7 @@ def test_the_command_compares_finished_runs_only(tmp_path: Path) -> None:
         None,
     )
     table = shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "b")], env={"COLUMNS": "400"}).stdout
-    assert "with it (5 images) it happens to 100% before and 0% after; without it (20 images" in table
+    assert "error rate on 5 images with the feature: 100% before, 0% after; on 20 control images" in table
     unfinished = shell.invoke(app, ["compare", str(tmp_path / "a"), str(tmp_path / "c")])
     assert unfinished.exit_code == 2
     assert "is not finished: stage 2-discover has done 0 of 1 units" in " ".join(unfinished.output.split())

@@ -71,7 +71,7 @@ def test_explanations_and_neurons_are_known_by_beginnings_of_their_ids(run: Run)
     assert subject_id(run, "9999aaaa") == "9999aaaa"
     assert explanation_id(run, "ffff") == "ffff6666"
     assert explanation_id(run, "in fog") == explanation_id(run, "3") == "eeee5555"
-    with pytest.raises(ConfigError, match="rests on no search"):
+    with pytest.raises(ConfigError, match="is based on no search"):
         explanation_id(run, "1")
 
 
@@ -99,8 +99,8 @@ def what_of(what: str) -> str:
         "open the report": "dashboard",
         "ask questions": "sql",
         "write its images": "slice",
-        "say what it is": "review",
-        "make one again": "reproduce",
+        "record a verdict": "review",
+        "reproduce one": "reproduce",
     }[what]
 
 
@@ -109,8 +109,8 @@ def test_the_end_of_a_run_names_commands_that_work_on_it(run: Run, tmp_path: Pat
         "open the report": "dashboard runs/x",
         "ask questions": 'sql runs/x "select * from failure_modes"',
         "write its images": "slice runs/x 1 slice-1",
-        "say what it is": "review runs/x 1 bug",
-        "make one again": "reproduce runs/x eeee5555",
+        "record a verdict": "review runs/x 1 bug",
+        "reproduce one": "reproduce runs/x eeee5555",
     }
     screened = audited(tmp_path / "plain", [], said("data", "v", {"a": "crab"}, "crab"))
     assert words(screened)["ask questions"] == 'sql runs/x "select * from accuracy"'

@@ -59,8 +59,9 @@ def test_a_new_confirmed_mode_is_blocked_and_a_fixed_one_is_not(
     assert (found.passed, found.value, found.message) == (False, 1.0, "1; at most 0 is wanted")
     assert found.modes == (
         "v says “crab” for what is red, impact 2.00% "
-        "(new: with it (5 images) it happens to 0% before and 100% after; without it (20 images of the same classes) "
-        "to 0% and 0%; excess +0% [-16%, 43%] before and +100% [54%, 100%] after, change +100% [36%, 116%])",
+        "(new: error rate on 5 images with the feature: 0% before, 100% after; on 20 control images of the same "
+        "classes: 0% before, 0% after; excess: +0% [-16%, 43%] before, +100% [54%, 100%] after; "
+        "change: +100% [36%, 116%])",
     )
     assert outcomes(tmp_path, NO_NEW, better, before)[0].passed
 
@@ -88,7 +89,9 @@ def test_a_class_that_is_newly_missed_is_blocked_although_what_is_said_instead_i
     after = ended(tmp_path / "after", "abcdefghij", "qrstuvwxyz", cars_told=True)
     found = outcomes(tmp_path, NO_NEW, after, before)[0]
     assert (found.passed, found.value) == (False, 1.0)
-    assert found.modes[0].startswith("v misses “car” in what is on sand, impact 5.00% (new: with it (10 images)")
+    assert found.modes[0].startswith(
+        "v misses “car” in what is on sand, impact 5.00% (new: error rate on 10 images with the feature: "
+    )
     same = outcomes(tmp_path, NO_NEW, after, ended(tmp_path / "same", "abcdefghij", "qrstuvwxyz", cars_told=True))[0]
     assert same.passed
     apart = ended(tmp_path / "apart", "abcdefghij", "qrstuvwxyz", cars_told=True, listed=True)
@@ -260,12 +263,12 @@ OTHER = [{**row, "predicted": "LABEL_0", "correct": False} for row in FAIR]
     ("items", "arrays", "predictions", "wanted", "why"),
     [
         (0, 60, FAIR, "{}", "none of its images has a label, and the data set declares no classes"),
-        (60, 0, FAIR, "{}", "it has no embedding of a real image that could confirm any"),
-        (60, 60, OTHER, "{}", r"no answer of v is a class of the data set: it says “LABEL_0”, the labels are “crab”"),
-        (60, 60, [*FAIR[:60], *OTHER[60:]], "{}", "no answer of reference is a class of the data set"),
-        (60, 60, unlabelled(FAIR), "{}", "of none of the 60 labelled images is it known whether v is right"),
-        (60, 60, FAIR[:60], "{}", "too few real images have an embedding, an answer of every model .*: none"),
-        (60, 12, FAIR, "{}", "to confirm any: 12 of the data"),
+        (60, 0, FAIR, "{}", "no real image has an embedding"),
+        (60, 60, OTHER, "{}", r"v predicts no class of the data set: it predicts “LABEL_0”, the labels are “crab”"),
+        (60, 60, [*FAIR[:60], *OTHER[60:]], "{}", "reference predicts no class of the data set"),
+        (60, 60, unlabelled(FAIR), "{}", "v has no class for the label of any of the 60 labelled images"),
+        (60, 60, FAIR[:60], "{}", "too few real images have an embedding, a prediction of every model .*: none"),
+        (60, 12, FAIR, "{}", "a label: 12 of the data"),
         (60, 60, [*FAIR[:60], *OTHER[60:]], "{model: v}", None),
         (60, 60, FAIR, "{classes: [crab]}", None),
         (60, 24, FAIR, "{}", None),
@@ -294,7 +297,7 @@ def test_a_run_that_could_confirm_nothing_passes_no_rule_on_failure_modes(
     assert found.passed is (why is None), found.message
     if why is not None:
         assert found.value is None
-        assert re.match(f"it cannot be known: no failure mode could be confirmed: .*{why}", found.message)
+        assert re.match(f"the run cannot decide this rule: no failure mode could be confirmed: .*{why}", found.message)
 
 
 @pytest.mark.parametrize("halves", ["odd", "even", "both"])
@@ -317,7 +320,7 @@ def test_a_class_that_a_model_never_names_passes_no_rule_on_it(tmp_path: Path) -
     run.refresh()
     (found,) = outcomes(tmp_path, rule % "tench", run)
     assert not found.passed
-    assert found.message.endswith("v has “tench” for no image among its five most probable classes")
+    assert found.message.endswith("“tench” is never among the five most probable classes of v")
     assert outcomes(tmp_path, rule % "tench, boat", run)[0].passed
     top = {"item_id": "x", "role": "data", "status": "ok", "predicted": "boat", "label": "tench", "correct": False}
     named = [{**top, "model_id": name, "top_classes": ["boat", "tench"]} for name in ("v", "reference")]
@@ -335,8 +338,8 @@ def test_a_rule_on_new_ones_fails_where_the_runs_share_no_images_to_compare(tmp_
     rule = "- {name: r, failure_modes: {status: [new]%s}, at_most: 0}"
     (outcome,) = outcomes(tmp_path, rule % "", after, before)
     assert (outcome.passed, outcome.value) == (False, None)
-    assert outcome.message == "it cannot be known: whether 1 confirmed failure modes are new"
-    assert "has screened too few of the 5 images with it and 20 without it" in outcome.modes[0]
+    assert outcome.message == "the run cannot decide this rule: it is unknown whether 1 confirmed failure modes are new"
+    assert "(5 with the feature, 20 without)" in outcome.modes[0]
     assert outcomes(tmp_path, rule % ", classes: [boat]", after, before)[0].passed  # it is none of these
     assert outcomes(tmp_path, NO_NEW, after, before)[0].value == 1  # the rule counts what is unclear itself
     review(after, "crab red", "expected", reviewer="Ada")

@@ -136,7 +136,7 @@ def test_logits_and_log_probabilities_are_left_alone(file: Path) -> None:
 
 
 def test_a_sigmoid_of_each_class_is_refused(file: Path) -> None:
-    with pytest.raises(ModelError, match=r"sigmoid of each of 3 outputs.*multi-label"):
+    with pytest.raises(ModelError, match=r"sigmoid to each of its 3 outputs.*multi-label"):
         load(file, "sigmoids")
 
 
@@ -206,7 +206,7 @@ def test_a_module_of_many_sizes_is_said_to_have_a_default(file: Path, name: str,
 
 
 def test_a_module_that_takes_no_common_size_is_refused(file: Path) -> None:
-    with pytest.raises(ModelError, match="no common side from 16 to 512 works: give input_size"):
+    with pytest.raises(ModelError, match="no common side from 16 to 512 works: set input_size"):
         load(file, "five", size=None)
 
 
@@ -258,7 +258,7 @@ def test_one_output_of_weights_and_two_names_of_the_config_are_two_classes(tmp_p
     with torch.no_grad():
         expected = torch.sigmoid(model.network(pixel_values=model.preprocess(X)).logits[:, 0])
     assert torch.allclose(model.logits(X).softmax(1)[:, 1], expected, atol=1e-6)
-    with pytest.raises(ModelError, match="the outputs of its weights are 1"):
+    with pytest.raises(ModelError, match="its weights have 1 outputs"):
         of(folder, ("a", "b", "c"))
 
 
@@ -290,10 +290,10 @@ def test_heads_that_are_no_classes_are_refused(
         ({"0": None, "1": " "}, "no name for output 0, 1"),
         (["cat", "dog"], "cannot be loaded"),
         ({"a": "cat", "b": "dog"}, "cannot be loaded"),
-        ({"0": "cat"}, "the outputs of its weights are 2, the names of id2label in its config.json 1"),
+        ({"0": "cat"}, "its weights have 2 outputs, but id2label in its config.json has 1 names"),
         (
             {"0": "cat", "1": "dog", "2": "cow"},
-            "the outputs of its weights are 2, the names of id2label in its config.json 3",
+            "its weights have 2 outputs, but id2label in its config.json has 3 names",
         ),
     ],
 )

@@ -339,7 +339,10 @@ PARTS: dict[str, tuple[dict[str, Any], str]] = {
     "a text encoder of SDXL": ({"text_encoder": ["transformers", "CLIPTextModelWithProjection"]}, "known: CLIPTextMod"),
     "T5": ({"tokenizer": ["transformers", "T5Tokenizer"]}, "tokenizer of .* is a T5Tokenizer; known: CLIPTokenizer"),
     "a transformer": ({"unet": ["diffusers", "SD3Transformer2DModel"]}, "is a SD3Transformer2DModel"),
-    "a scheduler of nobody": ({"scheduler": ["diffusers", "NoScheduler"]}, "scheduler NoScheduler, which diffusers"),
+    "a scheduler of nobody": (
+        {"scheduler": ["diffusers", "NoScheduler"]},
+        "scheduler NoScheduler, which the installed diffusers",
+    ),
     **{
         name: ({"_class_name": name}, f"is a {name}. What works: .*1.x and 2.x")
         for name in (
@@ -525,11 +528,15 @@ SCHEDULES: dict[str, tuple[str, dict[str, Any], str]] = {
     "TCD": ("TCDScheduler", {}, "scheduler TCDScheduler: its U-Net is distilled"),
     "dynamic thresholding": ("DDIMScheduler", {"thresholding": True}, "has thresholding: True"),
     "continuous noise levels": ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type: continuous"),
-    "an alpha shift": ("CogVideoXDDIMScheduler", {"snr_shift_scale": 3.0}, "not the one that DDIM makes"),
-    "a schedule DDIM lacks": ("DDPMScheduler", {"beta_schedule": "sigmoid"}, "has no form for DDIM"),
+    "an alpha shift": ("CogVideoXDDIMScheduler", {"snr_shift_scale": 3.0}, "not the one that DDIM computes"),
+    "a schedule DDIM lacks": ("DDPMScheduler", {"beta_schedule": "sigmoid"}, "cannot be used with DDIM"),
     "an unknown schedule": ("DDIMScheduler", {"beta_schedule": "mine"}, "cannot be made from scheduler_config.json"),
     "betas of another count": ("DDIMScheduler", {"trained_betas": [0.01] * 500}, "1000 and 500 cumulative alphas"),
-    "betas below 0": ("DDIMScheduler", {"beta_start": -0.01, "beta_schedule": "linear"}, "fall from near 1 to near 0"),
+    "betas below 0": (
+        "DDIMScheduler",
+        {"beta_start": -0.01, "beta_schedule": "linear"},
+        "falling from near 1 to near 0",
+    ),
     "an unknown spacing": ("DDIMScheduler", {"timestep_spacing": "dense"}, "no timesteps: dense is not supported"),
 }
 
@@ -553,7 +560,7 @@ def test_two_files_that_name_different_schedulers_are_refused_where_it_matters(f
     schedule(folder, "EulerDiscreteScheduler", beta_start=None, beta_end=None, beta_schedule=None)
     change(config, _class_name="HeunDiscreteScheduler")
     with pytest.raises(
-        ModelError, match=r"scheduler EulerDiscreteScheduler, its scheduler_config.json Heun.*different"
+        ModelError, match=r"scheduler EulerDiscreteScheduler, but its scheduler_config.json names Heun.*different"
     ):
         diffusers.digest(Options(ref=str(folder)))
 

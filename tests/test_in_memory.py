@@ -116,7 +116,7 @@ def test_predictions_that_are_known_already() -> None:
     for classes in ([0, 2, 1], ["red", "blue", "green"], np.array([0, 2, 1])):
         screening = audit.screen(classes, images, labels=labels, class_names=NAMES)
         assert [(e.index, e.predicted, e.confidence) for e in screening.errors()] == [(1, "blue", None)]
-    with pytest.raises(DataError, match="there are 3 predictions and 2 images"):
+    with pytest.raises(DataError, match="there are 3 predictions, but 2 images"):
         audit.screen(scores, images[:2], class_names=NAMES)
     for refused in (scores[:, :1], scores[0], np.zeros((3, 2, 2)), {"a": 1}):
         with pytest.raises(ModelError, match="expected a function of images"):
@@ -156,18 +156,18 @@ def test_numbers_count_the_names_of_the_data_set_whatever_the_order_of_the_model
 def test_names_of_outputs() -> None:
     images = noise(3)
     model = Colours()
-    with pytest.raises(ModelError, match="nothing says which of the model's 3 outputs is which"):
+    with pytest.raises(ModelError, match="it is unknown which of the model's 3 outputs is which class"):
         audit.screen(model, zip(images, ["a", "b", "c"], strict=True))
     screening = audit.screen(model, zip(images, ["c", "b", "a"], strict=True), class_names="data")
     assert set(screening.run.rows("select top_classes from predictions")[0]["top_classes"]) == {"a", "b", "c"}
     assert audit.screen(model, zip(images, [2, 0, 1], strict=True)).run.rows(
         "select distinct label from predictions order by 1"
     ) == [{"label": "0"}, {"label": "1"}, {"label": "2"}]
-    with pytest.raises(ModelError, match="nothing says which"):
+    with pytest.raises(ModelError, match="it is unknown which"):
         audit.screen(model, zip(images, [0, 1, 3], strict=True))
-    with pytest.raises(DataError, match="label 2 is 3, and there are 3 class names"):
+    with pytest.raises(DataError, match="label 2 is 3, but there are 3 class names"):
         audit.screen(model, zip(images, [0, 1, 3], strict=True), class_names=NAMES)
-    with pytest.raises(ModelError, match="the model has 3 outputs, and there are 2 class names: red, green"):
+    with pytest.raises(ModelError, match="the model has 3 outputs, but there are 2 class names: red, green"):
         audit.screen(model, images, class_names=NAMES[:2])
     with pytest.raises(ModelError, match="2 of 2 labels match no output of the model"):
         audit.screen(model, zip(images, ["cat", "dog", "dog"], strict=True), class_names=NAMES)
@@ -189,7 +189,7 @@ def test_names_of_outputs() -> None:
         ([Path("/nowhere/x.png")], {}, "image 0: cannot read /nowhere/x.png"),
         ([(np.zeros((8, 8)), 0.5)], {}, "label 0 is 0.5"),
         ([(np.zeros((8, 8)), 0, 1)], {}, "item 0 of the data set is a tuple of 3"),
-        ([{"img": 1}], {}, r"the keys \['img'\], and no 'image'"),
+        ([{"img": 1}], {}, r"the keys \['img'\], but no 'image'"),
         ([np.zeros((8, 8))] * 2, {"labels": [0]}, "labels= has 1 labels"),
         ([np.zeros((8, 8))], {"labels": [0, 1]}, "labels= has more labels"),
         ([(np.zeros((8, 8)), 0)], {"labels": [0]}, "has labels of its own"),
@@ -203,7 +203,7 @@ def test_data_that_cannot_be_used_are_refused_by_name(dataset: Any, options: dic
 
 def test_a_model_that_wants_something_else_says_what_helps() -> None:
     fixed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 3))
-    with pytest.raises(ModelError, match=r"fails on images of shape \(1, 3, 8, 8\).*give transform="):
+    with pytest.raises(ModelError, match=r"fails on images of shape \(1, 3, 8, 8\).*set transform="):
         audit.screen(fixed, noise(1), class_names=NAMES)
     with pytest.raises(ModelError, match=r"returns \(1, 8\) for 1 images|returns \(1, 3, 8\)"):
         audit.screen(lambda x: x.mean(3), noise(1), class_names=NAMES)
@@ -225,7 +225,7 @@ def test_a_transform_is_what_the_model_sees() -> None:
     means = np.rint(image.reshape(4, 2, 4, 2, 3).mean((1, 3)))
     expected = torch.tensor(means).permute(2, 0, 1)[None].float() / 127.5 - 1
     assert (seen[0] - expected).abs().max() <= 1 / 127.5
-    with pytest.raises(ConfigError, match="transform= is for a model"):
+    with pytest.raises(ConfigError, match="transform= needs a model"):
         audit.screen(np.eye(3)[:1], [image], class_names=NAMES, transform=halved)
 
 

@@ -173,7 +173,7 @@ def test_what_lies_in_an_object_store_is_known_by_its_objects(folder: Path, s3_e
         ("photos.zip", "is packed"),
         ("shards.tar.gz", "is packed"),
         ("list.json", r"a JSON object a line, and name the file \*.jsonl"),
-        ("notes.txt", "no file that a source reads"),
+        ("notes.txt", "not a file that a source can read"),
     ],
 )
 def test_data_that_are_none_are_refused_with_what_works(folder: Path, name: str, message: str) -> None:
@@ -203,12 +203,12 @@ def test_labels_beside_the_images_are_pointed_at(folder: Path) -> None:
         ("model.py:", None, "which function"),
         ("model.py:nope", None, "has no function 'nope'"),
         ("none.py:load", None, "no Python file at"),
-        ("broken.py", "def", "is not Python"),
+        ("broken.py", "def", "is not valid Python"),
         ("classes.py", "class Net: pass", "no function; it has the class Net: write one"),
-        ("weights.pt", "x", r"holds weights and no architecture.*torch.load\(weights, weights_only=True\)"),
+        ("weights.pt", "x", r"holds weights but no architecture.*torch.load\(weights, weights_only=True\)"),
         ("weights.safetensors", "x", r"safetensors.torch.load_file\(weights\)"),
-        ("model.onnx", "x", "no model of PyTorch"),
-        ("picture.png", "x", "is no model. What works"),
+        ("model.onnx", "x", "not a model of PyTorch"),
+        ("picture.png", "x", "is not a model. What works"),
         ("nothing", None, "no model at"),
         ("torchvision:resnet50", None, "torchvision"),
     ],
@@ -226,10 +226,10 @@ def test_weights_beside_a_configuration_name_their_folder(folder: Path) -> None:
     (folder / "net").mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / "net" / name).write_text("{}")
-    with pytest.raises(ConfigError, match=r"give its folder, .*/net, which has the config.json"):
+    with pytest.raises(ConfigError, match=r"give its folder .*/net, which has a config.json"):
         written(folder, model="net/model.safetensors")
     (folder / "net" / "config.json").unlink()
-    with pytest.raises(ConfigError, match="holds weights and no architecture"):
+    with pytest.raises(ConfigError, match="holds weights but no architecture"):
         written(folder, model="net")
 
 
@@ -241,12 +241,12 @@ def test_no_code_is_imported(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "side", "given", "size", "why"),
     [
-        ("", 24, None, 24, "the images' own size"),
+        ("", 24, None, 24, "the size of the images"),
         ("", 24, 48, 48, "as given"),
         ("IMAGE_SIZE = 96", 24, None, 96, "line 10: IMAGE_SIZE = 96"),
         ("def build(img_size=160): pass", 24, None, 160, "img_size = 160"),
-        ("A = dict(input_size=96); B = dict(input_size=64)", 24, None, 24, "the images' own size"),
-        ("", 200, None, 224, "a default"),
+        ("A = dict(input_size=96); B = dict(input_size=64)", 24, None, 24, "the size of the images"),
+        ("", 200, None, 224, "the default"),
     ],
 )
 def test_the_input_size_is_found_and_told(
@@ -263,8 +263,8 @@ def test_the_input_size_is_found_and_told(
         Request(str(folder / "model.py:load"), str(folder / "photos"), input_size=given),
         lambda question, default: asked.append((question, default)) or 99,
     )
-    assert len(asked) == (why == "a default")
-    assert ("input_size: 99" in answered.text) == (why == "a default")
+    assert len(asked) == (why == "the default")
+    assert ("input_size: 99" in answered.text) == (why == "the default")
 
 
 def test_a_models_own_names_are_shown(folder: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_generator_brings_the_stages_that_search(folder: Path) -> None:
     assert job.models["reference"].name == "clip"
     _, job = written(folder, generator="zoo:diffusion", against=str(folder / "model.py:load"))
     assert job.stages[2].options.minimise == "old"
-    with pytest.raises(ConfigError, match="no CLIP model"):
+    with pytest.raises(ConfigError, match="not a CLIP model"):
         written(folder, embedder="zoo:reference")
 
 
@@ -347,7 +347,7 @@ def test_a_hub_ids_commit_is_written_down(folder: Path) -> None:
     assert job.models["new"].options.revision == COMMIT
     assert job.embedder is not None
     assert (job.embedder.name, job.embedder.options.revision) == ("clip", COMMIT)
-    with pytest.raises(ConfigError, match="the hub has no model of this name"):
+    with pytest.raises(ConfigError, match="the hub has no readable model of this name"):
         written(folder, model="user/none")
 
 

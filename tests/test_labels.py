@@ -50,7 +50,7 @@ def test_a_label_is_matched_with_the_one_output_that_means_it(
     [
         (["cat", "dog"], ["LABEL_0", "LABEL_1"], "2 of 2 labels match no output"),
         (["cat", "dog", "zebra"], ["cat", "dog"], "Labels: 'zebra'. Outputs: 'cat', 'dog'"),
-        (["hippopotamus"], ["cat", "hippopotamos"], "'hippopotamus' is near 'hippopotamos'"),
+        (["hippopotamus"], ["cat", "hippopotamos"], "'hippopotamus' is similar to 'hippopotamos'"),
         (["A", "a"], ["a", "b"], "1 of 2"),  # 'A' is not 'a' where 'a' is a label too
         (["Cat", "cat"], ["cat"], "1 of 2"),
         (["-1"], ["1"], "1 of 1"),
@@ -101,7 +101,7 @@ def test_the_job_may_say_what_a_label_is_called(
         ({"cot": "cat"}, "no label 'cot'; nearest: cat"),
         ({"cat": "dig"}, "no output 'dig'; nearest: dog"),
         ({"cat": 2}, "'2' is not the number of an output"),
-        ({"cat": 0, "dog": 0}, "all lead to the output 'cat'"),
+        ({"cat": 0, "dog": 0}, "are all matched with the output 'cat'"),
         ("by_position", "'cat' is not the number of an output"),
     ],
 )

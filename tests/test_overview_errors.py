@@ -1,4 +1,5 @@
-"""A report without failure modes: what was not asked for, the surest errors with pictures, and warnings on top."""
+"""A report without failure modes: what the job did not look for, the most confident errors with pictures, and "
+"warnings on top."""
 
 from __future__ import annotations
 
@@ -99,7 +100,7 @@ def test_without_discovery_the_page_says_what_was_not_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = opened(screened(tmp_path), monkeypatch)
-    assert "asked for no failure modes" in app.info[0].value
+    assert "did not look for failure modes" in app.info[0].value
     assert {metric.label for metric in app.metric} == {"images under audit", "images in the pool"}
     first, second = (block.value for block in app.code)
     assert first.splitlines()[0].startswith("embedder: {loader: clip")
@@ -125,7 +126,7 @@ def test_with_discovery_the_page_says_that_nothing_was_found(tmp_path: Path) -> 
     (run.root / "job.json").write_text(json.dumps(record))
     (one,) = queries.not_asked(run)
     assert not [line for line in one.lines if line.startswith("embedder") or "discover" in line]
-    assert "asked for no failure modes" not in page(run)
+    assert "did not look for failure modes" not in page(run)
 
 
 def test_warnings_stand_on_top_those_that_block_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +135,8 @@ def test_warnings_stand_on_top_those_that_block_first(tmp_path: Path, monkeypatc
     for text in (shown, page(run)):
         blocking, other = text.index("m is right on none"), text.index("few pixels")
         assert blocking < other
-        assert text.count("a gate will not pass") == 1
-        assert text.index("a gate will not pass") < blocking
+        assert text.count("Blocking warning") == 1
+        assert text.index("Blocking warning") < blocking
         assert "<script" not in text
         assert "&lt;script&gt;" in text
     assert shown.index("few pixels") < shown.index("data:image/webp")
@@ -145,7 +146,7 @@ def test_the_exported_page_has_the_errors_too(tmp_path: Path) -> None:
     run = screened(tmp_path)
     text = page(run)
     assert text.count("data:image/webp;base64,") == 24
-    assert "This job asked for no failure modes" in text
+    assert "This job did not look for failure modes" in text
     assert "confirmed failure modes" not in text
     assert "- {kind: discover}" in text
     for path in (tmp_path / "data").iterdir():
@@ -164,8 +165,8 @@ def test_the_overview_opens_by_its_documented_address(tmp_path: Path) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         shown = browser.new_page()
         shown.goto(f"{address}/overview")
-        expect(shown.get_by_role("heading", name="The surest errors")).to_be_visible(timeout=60_000)
-        expect(shown.get_by_role("alert").first).to_contain_text("a gate will not pass", timeout=60_000)
+        expect(shown.get_by_role("heading", name="Most confident errors")).to_be_visible(timeout=60_000)
+        expect(shown.get_by_role("alert").first).to_contain_text("Blocking warning", timeout=60_000)
         expect(shown.get_by_role("img", name="wrong on: 2.png")).to_be_visible(timeout=60_000)
         expect(shown.get_by_text("Page not found")).to_have_count(0)
         expect(shown.locator("canvas, svg.marks").first).to_be_visible(timeout=60_000)

@@ -216,7 +216,10 @@ UNUSABLE = {
     "several crops": (of("Gemma3ImageProcessor", do_pan_and_scan=True), "do_pan_and_scan is True"),
     "an unknown class": (vit(image_processor_type="NopeImageProcessor"), "image_processor_type 'NopeImageProcessor'"),
     "a class of another task": (of("DetrImageProcessor"), "image_processor_type is 'DetrImageProcessor'"),
-    "code of its own": (vit(auto_map={"AutoImageProcessor": "mine.Processor"}), "auto_map names code"),
+    "code of its own": (
+        vit(auto_map={"AutoImageProcessor": "mine.Processor"}),
+        "auto_map asks for the model's own code",
+    ),
 }
 
 
@@ -275,7 +278,7 @@ def test_a_load_compares_the_steps_with_the_processor(tmp_path: Path, monkeypatc
 
     preprocess_of(written(tmp_path, vit()))
     monkeypatch.setattr(PilBackend, "rescale", lambda self, image, scale, **_: image.astype(np.float32) * scale * 0.9)
-    with pytest.raises(ModelError, match="'rescale_factor' is read in another way"):
+    with pytest.raises(ModelError, match="they interpret 'image_mean', 'image_std' or 'rescale_factor' differently"):
         preprocess_of(tmp_path)
 
 
@@ -384,7 +387,7 @@ def test_a_model_of_one_channel_gives_the_library_s_logits_of_grey_images(tmp_pa
         (vit(size=32, image_mean=[0.5] * 3), {"num_channels": 1}, "image_mean is [0.5, 0.5, 0.5]"),
         (vit(size=32, image_mean=0.5, image_std=0.5, do_convert_rgb=True), {"num_channels": 1}, "do_convert_rgb"),
         (vit(size=32), {"num_channels": 4}, "takes images of 4 channels"),
-        (vit(size=64), {}, "(3, 64, 64), and config.json says image_size 32"),
+        (vit(size=64), {}, "(3, 64, 64); config.json says image_size 32"),
     ],
 )
 def test_a_model_that_does_not_take_what_its_processor_gives_is_refused_at_load(

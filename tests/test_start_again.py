@@ -99,7 +99,7 @@ def test_status_shows_warnings(tmp_path: Path) -> None:
     ]
     run.store.commit("w", "1-screen", {"warnings": warning_rows(warnings)})
     done = CliRunner().invoke(app, ["status", str(run.location)])
-    assert "warning, a gate will not pass: v: [red] order of classes (odd_order)" in done.stderr
+    assert "blocking warning: v: [red] order of classes (odd_order)" in done.stderr
     assert "warning: tiny (small)" in done.stderr
     told = json.loads(CliRunner().invoke(app, ["status", str(run.location), "--json"]).stdout)
     assert [(one["code"], one["blocks_gate"]) for one in told["warnings"]] == [("odd_order", True), ("small", False)]

@@ -129,7 +129,7 @@ def test_labels_of_the_file_stand_in_and_are_compared(tmp_path: Path) -> None:
     ]
     (warning,) = run.rows("select * from warnings where model_id = 'm'")
     assert (warning["code"], warning["items"], warning["blocks_gate"]) == ("labels_differ", 1, True)
-    assert "'cat' and 'dog' for '2.png'" in warning["message"]
+    assert "'cat' in the file and 'dog' in the data set for '2.png'" in warning["message"]
 
 
 def test_a_model_beside_it_is_screened_as_ever(tmp_path: Path, three: dict[str, str]) -> None:
@@ -166,12 +166,12 @@ def test_stages_that_need_a_forward_pass_refuse_it_before_any_work(stage: str, t
         "embedder": {"loader": "clip", "ref": "zoo:clip"},
     }
     before = [] if stage == "activations" else [{"kind": "screen"}, {"kind": "adequacy"}]
-    with pytest.raises(ConfigError, match="the model 'm' is known by its predictions alone"):
+    with pytest.raises(ConfigError, match="the model 'm' has stored predictions only"):
         check_order(parse_job(raw | {"stages": [*before, STAGES[stage]]}, tmp_path))
     if before:
         check_order(parse_job(raw | {"stages": before}, tmp_path))  # the other model can be asked
         alone = {**raw, "models": [stored], "stages": before}
-        with pytest.raises(ConfigError, match="adequacy: every model of the job is known by its predictions alone"):
+        with pytest.raises(ConfigError, match="adequacy: every model of the job has stored predictions only"):
             check_order(parse_job(alone, tmp_path))
 
 
@@ -184,7 +184,7 @@ def test_an_embedder_cannot_be_a_file_of_predictions(tmp_path: Path, three: dict
 
 def test_logits_become_probabilities_only_where_they_are_said_to_be_logits(tmp_path: Path) -> None:
     file = written(tmp_path / "p.csv", "item,cat,dog,fox\na.png,2,1,-inf\nb.png,-3,-1,-2\n")
-    with pytest.raises(ModelError, match=r"row 2: the scores are no probabilities.*'scores: logits'"):
+    with pytest.raises(ModelError, match=r"row 2: the scores are not probabilities.*'scores: logits'"):
         loaded(file)
     model = loaded(file, scores="logits")
     total = math.exp(2) + math.exp(1)
@@ -242,7 +242,7 @@ def lists(kind: pa.DataType) -> Callable[[Path], Path]:
 @pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.float32()), pa.list_(pa.float64(), 3)])
 def test_lists_of_scores_in_parquet(kind: pa.DataType, tmp_path: Path) -> None:
     file = lists(kind)(tmp_path / "p.parquet")
-    with pytest.raises(ModelError, match="nothing says which number is which class"):
+    with pytest.raises(ModelError, match="it is unknown which number is which class"):
         loaded(file)
     model = loaded(file, class_names=NAMES)
     said = [model.prediction(i, None) for i in range(3)]
@@ -251,7 +251,7 @@ def test_lists_of_scores_in_parquet(kind: pa.DataType, tmp_path: Path) -> None:
     assert said[0]["confidence"] == pytest.approx(0.7)
     assert [one["label"] for one in said] == ["dog", "cat", "dog"]
     assert loaded(file, class_names="data").class_names == NAMES
-    with pytest.raises(ModelError, match="row 1: 'scores' holds 3 numbers; expected 2, one a class name"):
+    with pytest.raises(ModelError, match="row 1: 'scores' holds 3 numbers; expected 2, one per class name"):
         loaded(file, class_names=("cat", "dog"))
 
 
@@ -276,7 +276,7 @@ def test_columns_of_classes_are_found(tmp_path: Path) -> None:
     width = written(tmp_path / "c.csv", "item,dog,cat,width\na,.2,.8,640\n")
     with pytest.raises(ModelError, match=r"values from 0.2 to 640"):
         loaded(width)
-    with pytest.raises(ModelError, match="the columns 'width' are no classes of the data set"):
+    with pytest.raises(ModelError, match="the columns 'width' are not classes of the data set"):
         loaded(width, scores="logits")
     assert loaded(width, scores="logits", class_names=("dog", "cat")).prediction(0, None)["predicted"] == "cat"
 
@@ -311,7 +311,7 @@ def test_predicted_classes_alone(tmp_path: Path) -> None:
         ("item,predicted\n", "has a header and no rows"),
         ("", "is empty"),
         ("a,b\n1,2\n", "no column that names images; it has a, b"),
-        ("image,path,predicted\n1,2,cat\n", "the columns 'image' and 'path': say which with 'item_column'"),
+        ("image,path,predicted\n1,2,cat\n", "the columns 'image' and 'path'; choose one with 'item_column'"),
         ("item,note\na,b\n", "no predictions that can be read: its columns are item, note"),
         ("item,predicted,predicted\na,cat,cat\n", "has the column 'predicted' twice"),
         ("item,cat,dog,fox\na,.5,.5,zero\n", "cannot be read.*zero"),
@@ -347,7 +347,7 @@ def test_none_of_the_rows_fitting_is_refused_with_both_beginnings(tmp_path: Path
     file = written(tmp_path / "p.csv", "image,predicted\nval_17.jpeg,cat\n")
     (summary,) = [s for s in run_serially(job(tmp_path, file), tmp_path / "run", 1) if s.error]
     assert summary.fatal == "config"
-    assert "begin with 'val_17.jpeg', the data with 'cat/1.png', 'cat/2.png'" in str(summary.error)
+    assert "name 'val_17.jpeg'; the first images of the data are 'cat/1.png', 'cat/2.png'" in str(summary.error)
 
 
 def places(*names: str, role: str = "data", root: str = "") -> list[Place]:

@@ -188,10 +188,10 @@ def test_images_beside_a_table_are_read_by_their_paths(bytes_column: bool, tmp_p
 @pytest.mark.parametrize(
     ("columns", "code", "says"),
     [
-        ({"img": BINARY, "label": LABELS}, "image_column_taken", "'img' is taken"),
-        ({"jpg bytes": BINARY, "label": LABELS}, "image_column_taken", "'jpg bytes' is taken"),
-        ({"image": BINARY, "labels": LABELS}, "label_column_taken", "Set label_column: labels"),
-        ({"image": BINARY, "fine_label": LABELS}, "label_column_taken", "Set label_column: fine_label"),
+        ({"img": BINARY, "label": LABELS}, "image_column_taken", "the column 'img' is used instead"),
+        ({"jpg bytes": BINARY, "label": LABELS}, "image_column_taken", "the column 'jpg bytes' is used instead"),
+        ({"image": BINARY, "labels": LABELS}, "label_column_taken", "set label_column: labels"),
+        ({"image": BINARY, "fine_label": LABELS}, "label_column_taken", "set label_column: fine_label"),
     ],
 )
 def test_columns_of_other_names(columns: dict[str, Any], code: str, says: str, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_several_keys_that_may_hold_the_label_are_refused(tmp_path: Path) -> Non
 def test_names_with_dots_of_their_own(tmp_path: Path) -> None:
     """As Kaggle's cat.0.jpg: at the first dot, all cats were one sample without an image."""
     members = samples("{label}.{i}", (".png", ""), (".cls", "LABEL"), (".mask.png", "a mask"))
-    with pytest.raises(DataError, match=r"8 files of several dots are images.*Set key: last_dot"):
+    with pytest.raises(DataError, match=r"8 files with several dots are images.*Set key: last_dot"):
         list(shard(tmp_path, *members).entries())
     source = shard(tmp_path, *members, key="last_dot")
     holds_all(source)

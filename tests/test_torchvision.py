@@ -63,7 +63,7 @@ def test_a_torchvision_for_another_torch_is_said_with_what_to_install(
         pytest.skip("this torchvision fits this torch")
     done = ran(beside, "-c", BROKEN.format(loader=loader, more=more))
     refused, doctor = done.stdout.strip().split("\n")
-    assert "does not import: operator torchvision::nms does not exist" in refused
+    assert "cannot be imported: operator torchvision::nms does not exist" in refused
     for said in (refused, doctor):
         assert re.search(r"pip install torchvision --index-url \S+/cpu", said)
     assert doctor.startswith("False 0.")
@@ -73,7 +73,7 @@ def test_a_torchvision_for_another_torch_is_said_with_what_to_install(
 def test_without_torchvision_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("timm", "torchvision", "torchvision.models"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModelError, match=r"timm does not import|needs timm: pip install 'audit\[timm\]'"):
+    with pytest.raises(ModelError, match=r"timm cannot be imported|needs timm: pip install 'audit\[timm\]'"):
         timm.load(timm.Options(ref="x"), ())
     with pytest.raises(ModelError, match=r"torchvision.*pip install torchvision"):
         torchvision.load(torchvision.Options(ref="resnet18", entry="ResNet18_Weights.DEFAULT"), ())

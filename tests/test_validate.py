@@ -157,7 +157,7 @@ def test_a_model_that_answers_differently_each_time_is_told_of(folder: Path) -> 
     done = CliRunner().invoke(app, ["validate", str(job(folder, "Random"))])
     assert done.exit_code == 0
     assert "fine" not in done.stdout
-    assert "will not pass on. Next: audit run" in " ".join(done.stdout.split())
+    assert "will not pass. Next: audit run" in " ".join(done.stdout.split())
     assert "another output for an image alone" in " ".join(done.stderr.split())
 
 
@@ -170,7 +170,9 @@ def test_images_that_cannot_be_read_are_counted_or_refused(folder: Path) -> None
     assert [(warning.code, warning.items) for warning in found.warnings] == [("unusable_images", 2)]
     for path in (folder / "data").glob("*/*.png"):
         path.write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"none of 5 images of the data .* unidentified \(5\); such as 'blue/0.png'"):
+    with pytest.raises(
+        DataError, match=r"none of 5 tested images of the data .* unidentified \(5\); for example 'blue/0.png'"
+    ):
         checked(folder)
 
 

@@ -183,7 +183,7 @@ def test_broken_folders_are_refused(tmp_path: Path) -> None:
             load(broken)
     for key, value, message in (
         ("architecture", "no_such_net", "cannot be loaded as a classifier of timm"),
-        ("architecture", None, "names no 'architecture'.*loader hf"),
+        ("architecture", None, "names no 'architecture'.*loader: hf"),
     ):
         broken = folder(f"config-{value}")
         config = json.loads((broken / "config.json").read_text())
@@ -273,7 +273,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         torchvision_of("resnet18", "ResNet50_Weights.IMAGENET1K_V1", path)
     with pytest.raises(ModelError, match=r"does not fit resnet50|lack"):
         torchvision_of("resnet50", "ResNet50_Weights.IMAGENET1K_V1", path, class_names=("a", "b"))
-    with pytest.raises(ModelError, match="which resnet18 lacks: it is of another architecture"):
+    with pytest.raises(ModelError, match="which resnet18 does not have: it belongs to another architecture"):
         torchvision_of("resnet18", V1, state_of("resnet34", 2, tmp_path / "x.pth"), class_names=("a", "b"))
     with pytest.raises(ModelError, match="no file of weights"):
         torchvision_of("resnet18", V1, tmp_path / "none.pth")

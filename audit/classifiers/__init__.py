@@ -35,8 +35,8 @@ __all__ = [
 class Classifier:
     """A classifier under audit.
 
-    `forward` maps preprocessed images (b, channels, *preprocess.size) to logits (b, classes). `warnings`: what its
-    loader could not know. `default_size`: whether nobody gave `preprocess.size` and the model takes others too.
+    `forward` maps preprocessed images (b, channels, *preprocess.size) to logits (b, classes). `warnings`: those of its
+    loader. `default_size`: whether `preprocess.size` was not given and the model accepts other sizes too.
     """
 
     class_names: tuple[str, ...]
@@ -51,7 +51,7 @@ class Classifier:
         return self.forward(self.preprocess(x)).float()
 
     def index_of(self, class_name: str) -> int:
-        """Position of a class: of the same text or, where only one fits, up to case and separators."""
+        """Position of a class: by equal text, else by folding if only one class fits."""
         return self.class_names.index(resolved(class_name, self.class_names, ModelError))
 
 
@@ -60,8 +60,8 @@ class Embedder(Classifier):
     """A zero-shot classifier whose two towers are of use by themselves; outputs have norm 1.
 
     Embeddings of texts are on the CPU, those of images where the images were. `scale`: what its logits multiply the
-    cosine of an image and a text by. `embed_preprocessed`: `embed_images` without the preprocessing, where it can be
-    had apart.
+    cosine of an image and a text by. `embed_preprocessed`: `embed_images` without the preprocessing, if the model
+    separates the two.
     """
 
     embed_images: Forward
@@ -73,11 +73,11 @@ class Embedder(Classifier):
 def names_for(
     given: Sequence[str] | str | None, own: Sequence[str], data: Sequence[str], count: int
 ) -> tuple[str, ...]:
-    """What the outputs of a model are called: as the job says, else as the model does, else ('data') as the data set's
-    classes in their order. `data`: these classes.
+    """The names of a model's outputs: those of the job, else the model's own. `given` = 'data' selects the data set's
+    classes in their order. data: these classes.
 
-    A model without names of its own gets the numbers of its outputs where the labels are numbers too, or WordNet ids
-    of ImageNet's 1,000 classes. Raises ModelError where the names do not fit the outputs, and where nothing names them.
+    A model without names of its own gets the numbers of its outputs if the labels are numbers too, or WordNet ids of
+    ImageNet's 1,000 classes. Raises ModelError if the names do not fit the outputs, or if there are no names.
     """
     if given == "data":
         chosen = numbered(data, count) if len(data) != count else tuple(data)
@@ -100,23 +100,24 @@ _NO_NAME = re.compile(r"LABEL_\d+")
 
 
 def _says_nothing(own: Sequence[str], data: Sequence[str]) -> bool:
-    """Whether a model's own names are none, or those that its library makes up, which the data set does not use."""
+    """Whether a model has no names, or only names such as LABEL_0 from its library that are no labels of the data
+    set."""
     return not own or (all(_NO_NAME.fullmatch(name) for name in own) and not set(own) & set(data))
 
 
 def numbered(data: Sequence[str], count: int) -> tuple[str, ...] | None:
-    """The numbers of the outputs, where labels are such numbers or ids of ImageNet's classes, or there are none."""
+    """The numbers of the outputs as names, if all labels are such numbers or ids of ImageNet's classes; else None."""
     numbers = are_integers(data) and all(0 <= int(name) < count for name in data)
     imagenet = count == len(imagenet_1k()) and all(name in imagenet_1k() for name in data)
     return tuple(map(str, range(count))) if numbers or imagenet or not data else None
 
 
 def _no_names(own: Sequence[str], data: Sequence[str], count: int) -> str:
-    called = f"calls its {count} outputs {beginning(own)}" if own else f"does not name its {count} outputs"
+    called = f"names its {count} outputs {beginning(own)}" if own else f"does not name its {count} outputs"
     return (
-        f"the model {called}, so which output stands for which label is unknown. Labels: {beginning(data)}. "
-        "Set class_names to one name per output, in the order of the outputs; or class_names: data, if the outputs "
-        "follow the data set's classes in the order in which 'audit validate' shows them"
+        f"the model {called}, so it is unknown which output stands for which label. Labels: {beginning(data)}. "
+        "Set class_names to one name per output, in the order of the outputs; or set class_names: data if the outputs "
+        "are in the order of the data set's classes, and check that order with 'audit validate'"
     )
 
 

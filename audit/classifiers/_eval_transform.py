@@ -19,7 +19,7 @@ MODES = ("nearest", "bilinear", "bicubic", "lanczos")
 
 @dataclass(frozen=True)
 class Fitted:
-    """Target of a resize: `scale` = (height, width), reached as `fit` says.
+    """Target of a resize to `scale` = (height, width), by one of four rules (`fit`).
 
     'shorter': the shorter side becomes the height, the longer one is rounded down; 'exact': both sides, whatever the
     aspect ratio; 'cover': the smallest size of the image's aspect ratio, rounded, that holds `scale`; 'contain': the
@@ -35,7 +35,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class FilledCrop:
-    """The centre of an image; where the image is smaller, `fill` (per channel, in [0, 1]) is around it."""
+    """Centre crop. A smaller image is padded with `fill` (per channel, in [0, 1])."""
 
     height: int
     width: int
@@ -90,7 +90,7 @@ def resized_size(height: int, width: int, scale: tuple[int, int], fit: Fit) -> t
 
 
 def mode_of(interpolation: str, where: str) -> str:
-    """A name of a resampling filter in the library, as `Resize` calls it. Raises ModelError; `where`: what has it."""
+    """The name that `Resize` uses for a resampling filter of the library. Raises ModelError. where: for the message."""
     if interpolation not in MODES:
         raise ModelError(f"{where}: interpolation {interpolation!r} is not supported; known: {', '.join(MODES)}")
     return interpolation

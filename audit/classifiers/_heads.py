@@ -1,7 +1,7 @@
-"""What a model's outputs are, as logits of classes that exclude each other.
+"""Turn a model's outputs into logits of classes that exclude each other.
 
-A softmax over the logits must be what the model says. One output of a sigmoid, and outputs that are probabilities
-already, are turned into such logits; what cannot be is refused.
+The softmax of these logits must give the model's probabilities. A single output, and outputs that are probabilities,
+are converted to such logits; other outputs are refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Head:
 
 
 def one_output(ref: str, names: Sequence[str]) -> RunWarning:
-    """What one output was taken for."""
-    message = f"{ref} has one output; it is read as the second of two classes, {names[1]!r}, against {names[0]!r}"
+    """The warning for a model of one output."""
+    message = f"{ref} has one output; it is read as the score of {names[1]!r} against {names[0]!r}"
     return RunWarning("one_output", message, blocks_gate=False)
 
 
@@ -61,9 +61,9 @@ def as_they_are(outputs: Tensor) -> Tensor:
 
 
 def head_of(outputs: Tensor, ref: str) -> Head:
-    """What the outputs (b, outputs) of a module are, by those for varied images. Raises ModelError.
+    """Classify the outputs (b, outputs) of a module from trial images. Raises ModelError.
 
-    `outputs`: with the graph of their computation, where there is one: its last operation tells a sigmoid for sure.
+    outputs: with their autograd graph, if there is one: a sigmoid is recognised by the last operation.
     """
     last, values = last_operation(outputs), outputs.detach()
     within = bool(((values >= 0) & (values <= 1)).all())
@@ -71,14 +71,14 @@ def head_of(outputs: Tensor, ref: str) -> Head:
         return _single(last, within, ref)
     if last == "Sigmoid":
         raise ModelError(
-            f"{ref}: the module ends in a sigmoid of each of {outputs.shape[1]} outputs: classes that do not exclude "
-            "each other (multi-label) cannot be audited. Where they do exclude each other, return what the sigmoid gets"
+            f"{ref}: the module applies a sigmoid to each of its {outputs.shape[1]} outputs. A multi-label model, "
+            "whose classes do not exclude each other, cannot be audited. If they exclude each other, return its inputs"
         )
     sums = values.double().sum(1)
     if within and torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=1e-4):
         message = (
-            f"{ref} returns probabilities (they are at least 0 and sum to 1), not logits; their logarithm is used, of "
-            "which the softmax gives the same probabilities. Searches go better where the module returns logits"
+            f"{ref} returns probabilities (at least 0, with a sum of 1), not logits. Their logarithms are used as "
+            "logits: the softmax of these is the same probabilities. Searches work better with a module of logits"
         )
         return Head(outputs.shape[1], from_probabilities, (RunWarning("probabilities", message, blocks_gate=False),))
     return Head(outputs.shape[1], as_they_are)
@@ -89,15 +89,15 @@ def _single(last: str | None, within: bool, ref: str) -> Head:
         return Head(2, from_probability)
     if within and last not in _UNBOUNDED:
         raise ModelError(
-            f"{ref}: the module's one output lies in [0, 1] for every trial image, so whether it is the probability of "
-            "the second class or its log-odds is unknown. Return the log-odds (what a sigmoid gets), or end the module "
-            "in torch.sigmoid"
+            f"{ref}: the module's one output lies in [0, 1] for every trial image, so it may be the probability of the "
+            "second class or its log-odds. Return the log-odds (the input of a sigmoid), or end the module in "
+            "torch.sigmoid"
         )
     return Head(2, two_classes)
 
 
 def last_operation(outputs: Tensor) -> str | None:
-    """Name of the operation that made the outputs, as autograd knows it ('Addmm', 'Sigmoid'); None where unknown."""
+    """Autograd's name of the operation that made the outputs ('Addmm', 'Sigmoid'); None if unknown."""
     node = outputs.grad_fn
     while node is not None:
         name = node.name().removeprefix("torch::autograd::").rstrip("0123456789").removesuffix("Backward")
@@ -113,14 +113,12 @@ def doubts(alone: Tensor, outputs: Tensor, ref: str) -> tuple[RunWarning, ...]:
     scale = values.abs().max().clamp_min(1e-3)
     found = []
     if len(values) > 1 and (values - values[:1]).abs().max() <= 1e-6 * scale:
-        message = (
-            f"{ref} gives the same output for {len(values)} very different trial images: it does not see its input"
-        )
+        message = f"{ref} returns the same output for {len(values)} very different trial images: it ignores its input"
         found.append(RunWarning("constant_output", message))
     if (one - values[:1]).abs().max() > 1e-3 * scale:
         message = (
-            f"{ref} gives another output for an image alone than for the same image among others: its results depend "
-            "on chance or on what shares a batch (dropout or batch statistics that eval() does not switch off?)"
+            f"{ref} returns another output for an image alone than for the same image in a batch: its results depend "
+            "on random numbers or on the batch (dropout or batch statistics that eval() does not switch off?)"
         )
         found.append(RunWarning("unstable_output", message))
     return tuple(found)

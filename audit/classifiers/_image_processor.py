@@ -1,7 +1,7 @@
-"""A model folder's own image processor, from the library transformers, as differentiable steps.
+"""The image processor of a model folder, from the library transformers, as differentiable steps.
 
-Which keys a processor reads, in which order, and what stands for a key that is left out, is a fact of its class. So the
-class itself reads the file, and each class's order of steps is written down here. `_processor_check` compares the two.
+The class of a processor decides which keys are read, in which order, and with which defaults. So the class itself reads
+the file; the order of steps of each class is defined here. `_processor_check` compares the two.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _UNUSABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError
 
 
 def preprocess_of(folder: Path, channels: int = 3) -> Preprocess:
-    """What the image processor of a folder does, as differentiable steps that were compared with it.
+    """Differentiable steps that do the same as the image processor of a folder.
 
-    `channels`: how many the network takes, 1 or 3. Raises ModelError, naming the key, where steps and processor differ,
-    or where no steps are known.
+    channels: of the network, 1 or 3. Raises ModelError, naming the key, if steps and processor differ, or if the
+    processor is not supported.
     """
     path, raw = _read(folder)
     try:
@@ -55,12 +55,12 @@ def preprocess_of(folder: Path, channels: int = 3) -> Preprocess:
         preprocess = _Reader(processor, path, channels).preprocess()
         check_processor(processor, preprocess, channels, path)
     except _UNUSABLE as error:
-        raise ModelError(f"{path} cannot be used, so how images enter the model is unknown: {error}") from error
+        raise ModelError(f"{path} cannot be used, so the model's preprocessing is unknown: {error}") from error
     return preprocess
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that holds the image processor, and what it says of it: that of a whole processor comes first."""
+    """The file with the image processor, and its content. processor_config.json is preferred."""
     nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
     for path in (nested, plain):
         if path.is_file():
@@ -68,12 +68,12 @@ def _read(folder: Path) -> tuple[Path, dict[str, Any]]:
                 raw = json.loads(path.read_text("utf-8"))
                 raw = raw.get("image_processor") if path == nested else raw
             except (ValueError, AttributeError) as error:
-                raise ModelError(f"{path} cannot be used, so how images enter the model is unknown: {error}") from error
+                raise ModelError(f"{path} cannot be used, so the model's preprocessing is unknown: {error}") from error
             if raw is not None:
                 return path, raw
     raise ModelError(
-        f"{folder} has no preprocessor_config.json, so how images enter the model is unknown. Copy the file from where "
-        "the model comes from, or save the image processor that it was trained with by its save_pretrained"
+        f"{folder} has no preprocessor_config.json, so the model's preprocessing is unknown. Copy the file from the "
+        "source of the model, or save the image processor that the model was trained with, by save_pretrained"
     )
 
 
@@ -81,8 +81,8 @@ def _check_form(raw: dict[str, Any], path: Path) -> None:
     own_code = sorted({"AutoImageProcessor", "AutoFeatureExtractor"} & (raw.get("auto_map") or {}).keys())
     if own_code:
         raise ModelError(
-            f"{path}: auto_map names code of the model's own for {own_code[0]}, which is never run, so how images "
-            "enter the model is unknown. Load such a model with loader: python, with its preprocessing in the module"
+            f"{path}: auto_map asks for the model's own code for {own_code[0]}. Such code is never run, so the model's "
+            "preprocessing is unknown. Load the model with loader: python, with its preprocessing in the module"
         )
     for key in ("size", "crop_size"):
         if not isinstance(raw.get(key), int | list | dict | None) or isinstance(raw.get(key), bool):
@@ -96,16 +96,16 @@ def _processor(folder: Path, path: Path, raw: dict[str, Any]) -> Any:
         return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
     except (*_UNUSABLE, OSError, ImportError, RuntimeError) as error:
         named = raw.get("image_processor_type") or raw.get("feature_extractor_type")
-        kind = f"image_processor_type {named!r}" if named else "an image_processor_type, which is left out,"
+        kind = f"image_processor_type {named!r}" if named else "a missing image_processor_type"
         raise ModelError(
-            f"{path}: {kind} gives no image processor of the installed transformers, so how images enter the model is "
-            f"unknown: {' '.join(str(error).split())[:160]}"
+            f"{path}: {kind} selects no image processor of the installed transformers, so the model's preprocessing "
+            f"is unknown: {' '.join(str(error).split())[:160]}"
         ) from error
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the steps off an image processor, whose attributes hold what the file says or the class's defaults."""
+    """Derives the steps from the attributes of an image processor: values of the file, or defaults of the class."""
 
     processor: Any
     path: Path
@@ -123,8 +123,8 @@ class _Reader:
             self.refuse(
                 key,
                 value,
-                "the size that the network gets depends on the image's, and nothing crops to one size. Where the model "
-                "was trained so, write do_center_crop: true and its crop_size, or a size of height and width",
+                "the size of the network's input would depend on the size of the image. Write the size that the model "
+                "was trained with: do_center_crop: true and its crop_size, or a size of height and width",
             )
         return Preprocess(sizes.pop(), steps=steps)
 
@@ -141,11 +141,11 @@ class _Reader:
         if self.kind in _ORDERS:
             return _ORDERS[self.kind](self)
         if not self._is_plain():
-            self.refuse("image_processor_type", self.kind, "an image processor of a kind that audit does not know")
+            self.refuse("image_processor_type", self.kind, "audit does not support this kind of image processor")
         return _plain(self)
 
     def _is_plain(self) -> bool:
-        """Whether the class does the common steps and nothing else."""
+        """Whether the class has only the common steps."""
         from transformers.image_processing_backends import PilBackend
 
         return all(getattr(type(self.processor), name, None) is getattr(PilBackend, name) for name in _OWN)
@@ -171,7 +171,7 @@ class _Reader:
         return Exact(*self.height_width("size"))
 
     def edge(self) -> int:
-        """`shortest_edge` of `size`, which the class cannot do without."""
+        """`shortest_edge` of `size`, which the class requires."""
         size = self.processor.size
         if not size or not size.shortest_edge:
             self.refuse("size", _shown(size), f"{self.kind} needs a number, or shortest_edge")
@@ -199,7 +199,7 @@ class _Reader:
         return [CentreCrop(*self.height_width("crop_size"))] if self.processor.do_center_crop else []
 
     def rescale(self, offset: float = 0.0) -> list[Step]:
-        """From [0, 1], where pixels of this library lie, by way of 0 to 255, where the processor's begin."""
+        """The rescaling of the processor, whose pixels are 0 to 255, for pixels in [0, 1]."""
         p = self.processor
         if not p.do_rescale:
             return [Scale(255.0)]
@@ -219,7 +219,9 @@ class _Reader:
             raise ValueError(f"{key} is {value!r}; expected numbers") from error
         if not isinstance(value, int | float) and len(numbers) != self.channels:
             what = f"the network takes {self.channels} channel{'s' if self.channels > 1 else ''}"
-            self.refuse(key, list(numbers), f"count {len(numbers)}, but {what}; write {self.channels}, or one number")
+            self.refuse(
+                key, list(numbers), f"these are {len(numbers)}, but {what}; write {self.channels}, or one number"
+            )
         if not all(map(math.isfinite, numbers)) or (key == "image_std" and 0 in numbers):
             self.refuse(key, list(numbers), "expected finite numbers" + (" other than 0" if key == "image_std" else ""))
         return numbers
@@ -248,7 +250,8 @@ def _plain(r: _Reader) -> list[Step]:
 
 
 def _convnext(r: _Reader) -> list[Step]:
-    """Below 384 pixels: the shorter side to size / crop_pct, and a centre crop. From there on: squashed to a square."""
+    """Below 384 pixels: resize the shorter side to size / crop_pct and crop the centre. From 384 on: resize to a
+    square."""
     rest = [*r.crop(), *r.rescale(), *r.normalise()]
     if not r.processor.do_resize:
         return rest
@@ -275,7 +278,7 @@ def _poolformer(r: _Reader) -> list[Step]:
 
 
 def _efficientnet(r: _Reader) -> list[Step]:
-    """`include_top` divides by the standard deviation once more."""
+    """`include_top` divides by the standard deviation a second time."""
     steps = [*r.resize(), *r.crop(), *r.rescale(-1.0 if r.processor.rescale_offset else 0.0), *r.normalise()]
     return [*steps, Normalise((0.0,), r.numbers("image_std"))] if r.processor.include_top else steps
 
@@ -308,7 +311,7 @@ def _textnet(r: _Reader) -> list[Step]:
 
 
 def _donut(r: _Reader) -> list[Step]:
-    r.off("do_align_long_axis", "images are turned by 90 degrees where they are wide")
+    r.off("do_align_long_axis", "wide images would be rotated by 90 degrees")
     height, width = r.height_width("size")
     steps = r.resize(ShortestEdge(min(height, width)))
     if r.processor.do_thumbnail:
@@ -346,7 +349,7 @@ _ORDERS: dict[str, Callable[[_Reader], list[Step]]] = {
     "TextNetImageProcessor": _textnet,
 }
 _REFUSED = {
-    "ImageGPTImageProcessor": "do_color_quantize makes each pixel the number of a colour, which has no gradient",
-    "Siglip2ImageProcessor": "images enter as patches with a mask, as many as max_num_patches, and not as pixels",
+    "ImageGPTImageProcessor": "do_color_quantize replaces each pixel by the index of a colour, which has no gradient",
+    "Siglip2ImageProcessor": "the model takes up to max_num_patches patches with a mask, not pixels",
     "TimmWrapperImageProcessor": "a model of timm; use loader: timm",
 }

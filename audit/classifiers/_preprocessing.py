@@ -1,6 +1,6 @@
-"""What happens to an image before a network, as a pipeline of differentiable steps.
+"""Preprocessing of images as a pipeline of differentiable steps.
 
-A step maps (b, c, h, w) to (b, c, h', w'), and tells from (h, w) alone which (h', w') it gives.
+A step maps (b, c, h, w) to (b, c, h', w'). Its `output_size` computes (h', w') from (h, w) alone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Exact:
 class ShortestEdge:
     """Target of a resize: the shorter side becomes `edge`, the longer one keeps the aspect ratio.
 
-    `longest`: a bound of the longer side, which wins over `edge`. `rounding`: of the longer side. Both sides are then
+    `longest`: limit of the longer side, which overrides `edge`. `rounding`: of the longer side. Both sides are then
     rounded up to a multiple of `divisor`.
     """
 
@@ -90,7 +90,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """Target of a resize: as `Within`, and never larger than the image."""
+    """Target of a resize: like `Within`, but never larger than the image."""
 
     height: int
     width: int
@@ -125,7 +125,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The centre of an image, with zeros around where the image is smaller."""
+    """Centre crop. A smaller image is padded with zeros."""
 
     height: int
     width: int
@@ -212,9 +212,9 @@ class Normalise(_KeepsSize):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What happens to RGB in [0, 1] before the network, differentiably: `steps`, one after another.
+    """Differentiable preprocessing of RGB in [0, 1]: `steps`, one after another.
 
-    `size`: (height, width) of what they give. Where no steps are given: resize so that the shorter side is `resize`
+    `size`: (height, width) of the result. If no steps are given: resize so that the shorter side is `resize`
     (or to exactly `size` where it is None), crop the centre to `size`, subtract `mean` and divide by `std` per channel.
     Every image goes through all steps, whatever its size.
     """
@@ -238,7 +238,7 @@ class Preprocess:
 
     @cached_property
     def side(self) -> int:
-        """Side of a square image that no step resamples, where there is one: the resolution that the network sees.
+        """Side of a square image that no step resamples, if there is one: the resolution of the network's input.
 
         Cutouts of a generated image have this side, so that what a search changes reaches the network unblurred.
         """
@@ -267,7 +267,7 @@ def _resampled(steps: Iterable[Step], side: int) -> bool:
 
 
 def digest_with_steps(digest: str) -> str:
-    """The digest of a model's weights, as one of what it computes by these steps."""
+    """Combine the digest of a model's weights with the version of these steps."""
     return hashlib.sha256(f"{digest}\0{VERSION}".encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A model's own image processor and the differentiable steps that stand for it, compared on a few pictures."""
+"""Compare a model's image processor with the differentiable steps that replace it, on a few pictures."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _PICTURES = {
 
 
 def check_processor(processor: Any, preprocess: Preprocess, channels: int, path: Path) -> None:
-    """Refuse steps that give other numbers than the processor, beyond what its rounding to 8 bits makes.
+    """Refuse steps that differ from the processor by more than its rounding to 8 bits.
 
-    Raises ModelError, naming the key of `path` that most likely is responsible.
+    Raises ModelError, naming the key of `path` that is most likely the cause.
     """
     step = _step_of(processor, preprocess, channels)
     for name, picture in pictures(preprocess.size):
@@ -39,20 +39,21 @@ def check_processor(processor: Any, preprocess: Preprocess, channels: int, path:
         ours = preprocess(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255)
         if theirs.shape != ours.shape:
             raise ModelError(
-                f"{path}: the model's image processor makes {tuple(theirs.shape[1:])} of a picture ({name}), the "
-                f"differentiable steps that stand for it {tuple(ours.shape[1:])}. Most likely 'size' or 'crop_size' is "
-                "read in another way"
+                f"{path}: for a test picture ({name}), the model's image processor returns the shape "
+                f"{tuple(theirs.shape[1:])}, but the audit's differentiable steps return {tuple(ours.shape[1:])}. Most "
+                "likely they interpret 'size' or 'crop_size' differently"
             )
         difference = float((ours - theirs).abs().mean())
         if not difference <= max(TOLERANCE, LEVELS * step):
             raise ModelError(
-                f"{path}: a picture ({name}) enters the model with other numbers than by its image processor: they "
-                f"differ by {difference:.3g} on average. Most likely {_suspect(ours, theirs)} is read in another way"
+                f"{path}: for a test picture ({name}), the audit's differentiable steps differ from the model's image "
+                f"processor by {difference:.3g} on average. Most likely they interpret {_suspect(ours, theirs)} "
+                "differently"
             )
 
 
 def pictures(size: tuple[int, int]) -> Iterator[tuple[str, Image.Image]]:
-    """RGB pictures of several sizes for an input size, with detail of a few pixels; the same at every call."""
+    """RGB test pictures of several sizes for an input size, with details of a few pixels; the same at every call."""
     random = np.random.default_rng(0)
     shrunk = min(1.0, LARGEST / max(size))
     for name, (tall, wide, is_grey) in _PICTURES.items():
@@ -63,13 +64,14 @@ def pictures(size: tuple[int, int]) -> Iterator[tuple[str, Image.Image]]:
 
 
 def processed(processor: Any, picture: Image.Image, channels: int) -> Tensor:
-    """What the processor makes of a picture, (1, c, h, w); a model of one channel is shown its grey values."""
+    """The processor's result for a picture, (1, c, h, w); for a model of one channel, the picture is converted to
+    grey."""
     shown = picture.convert("L") if channels == 1 else picture
     return torch.as_tensor(processor(images=shown, return_tensors="pt")["pixel_values"]).float()
 
 
 def _step_of(processor: Any, preprocess: Preprocess, channels: int) -> float:
-    """How far 1 / 255 of brightness moves what the processor gives."""
+    """The change of the processor's result for a change of brightness by 1 / 255."""
     ends = [processed(processor, Image.new("RGB", preprocess.size[::-1], (v, v, v)), channels) for v in (0, 255)]
     return float((ends[1] - ends[0]).abs().max()) / 255
 

@@ -33,7 +33,7 @@ def resample(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 
 def _nearest(x: Tensor, axis: int, length: int) -> Tensor:
-    """The pixel under each centre, at places summed up as Pillow does: one on a border falls the same way."""
+    """The nearest pixel of each centre. Positions are summed like in Pillow, so that ties are rounded the same way."""
     scale = x.shape[axis] / length
     places = np.floor(np.cumsum([scale / 2] + [scale] * (length - 1)))
     return x.index_select(axis, torch.from_numpy(places.clip(0, x.shape[axis] - 1)).long().to(x.device))
@@ -71,7 +71,8 @@ _KERNELS: dict[str, tuple[Callable[[NDArray[np.float64]], NDArray[np.float64]], 
 
 @lru_cache(maxsize=64)
 def _weights(mode: str, before: int, after: int) -> NDArray[np.float32]:
-    """(after, before): how much each pixel of a row of `before` adds to each of the `after` that it becomes."""
+    """(after, before): the weight of each of the `before` input pixels of a row in each of the `after` output
+    pixels."""
     kernel, reach = _KERNELS[mode]
     scale = before / after
     width = max(scale, 1.0)

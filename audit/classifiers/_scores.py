@@ -1,4 +1,4 @@
-"""Tables of predictions, CSV or Parquet, read batch by batch: of each row the most probable classes are kept."""
+"""Read tables of predictions, CSV or Parquet, in batches, and keep the most probable classes of each row."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class ScoreTable:
 
 
 def open_table(path: Path) -> ScoreTable:
-    """Read the header of a file. `numeric`: columns of numbers; in CSV, where the first row has a number.
+    """Read the header of a file. `numeric`: columns of numbers; in CSV, columns with a number in the first row.
 
-    Raises ModelError for a file that is no table, or has a column twice.
+    Raises ModelError if the file is not a table, or has a column twice.
     """
     try:
         columns, numeric = _parquet_header(path) if path.suffix == ".parquet" else _csv_header(path)
@@ -114,7 +114,7 @@ def _parquet(
 
 
 def _as_text(array: pa.Array) -> pa.Array:
-    """Text, and numbers as text; lists stay what they are."""
+    """Convert text and numbers to text; lists are unchanged."""
     if pt.is_dictionary(array.type):
         array = array.dictionary_decode()
     return array if _is_list(array.type) else pc.cast(array, pa.string())
@@ -130,16 +130,16 @@ def matrix(batch: pa.RecordBatch, columns: Sequence[str]) -> Floats:
 
 
 def width_of(batch: pa.RecordBatch, column: str) -> int:
-    """How many numbers the first list of a column has; 0 where there is none."""
+    """Length of the first list in a column; 0 if there is none."""
     none: list[float] = []
     first = next((value for value in batch.column(column).to_pylist() if value), none)
     return first.count(",") + 1 if isinstance(first, str) else len(first)
 
 
 def listed(
-    batch: pa.RecordBatch, column: str, count: int, where: Callable[[int], str], expected: str = "one a class name"
+    batch: pa.RecordBatch, column: str, count: int, where: Callable[[int], str], expected: str = "one per class name"
 ) -> Floats:
-    """A column of lists, or of lists in JSON, as (rows, count); NaN where a row has none.
+    """A column of lists, or of JSON lists, as an array (rows, count); NaN in rows without a list.
 
     Raises ModelError for a list of another length.
     """
@@ -173,10 +173,10 @@ def _numbers(text: str, where: str, column: str) -> list[float]:
 
 
 def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> Floats:
-    """Scores (rows, classes) as probabilities; NaN in rows that are not finite.
+    """Convert scores (rows, classes) to probabilities; NaN in rows that are not finite.
 
-    'auto': every row is in [0, 1] and sums to 1, within `SUM_TOLERANCE`. 'logits': softmax; -inf is a class that is
-    excluded. Raises ModelError naming the first row that does not fit, by `where`.
+    scale: 'auto' expects rows in [0, 1] with a sum of 1, within `SUM_TOLERANCE`; 'logits' applies a softmax, where -inf
+    excludes a class. Raises ModelError naming the first row that does not fit, by `where`.
     """
     scores = np.where(_finite(scores, scale)[:, None], scores, np.nan)
     if scale == "logits":
@@ -193,9 +193,9 @@ def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> 
             f"values from {scores[i].min():.4g} to {scores[i].max():.4g}" if outside[i] else f"a sum of {sums[i]:.4g}"
         )
         raise ModelError(
-            f"{where(i)}: the scores are no probabilities of classes that exclude one another: {found}. Where they are "
-            "logits, or logarithms of probabilities, say 'scores: logits'; scores of several labels an image, each in "
-            "[0, 1], cannot be used; rounded probabilities that sum to .95 to 1.05: 'scores: probabilities'"
+            f"{where(i)}: the scores are not probabilities of classes that exclude each other: {found}. For logits, or "
+            "logarithms of probabilities, set 'scores: logits'; for rounded probabilities with sums from .95 to 1.05, "
+            "set 'scores: probabilities'. Multi-label scores, each in [0, 1], cannot be used"
         )
     return scores
 
@@ -208,7 +208,7 @@ def _finite(scores: Floats, scale: Scale) -> NDArray[np.bool_]:
 
 
 def top_classes(values: Floats) -> tuple[NDArray[np.int32], Floats]:
-    """Of each row the up to `TOP` largest, largest first and of equal ones the first: indices and values (rows, k).
+    """Indices and values (rows, k) of the up to `TOP` largest scores of each row, in descending order; ties by index.
 
     A row of NaN gives -1 and NaN.
     """
@@ -225,7 +225,7 @@ def top_classes(values: Floats) -> tuple[NDArray[np.int32], Floats]:
 
 
 def text_cells(batch: pa.RecordBatch, column: str | None) -> list[Any]:
-    """Cells as text without spaces around it; None where they are empty, or there is no such column."""
+    """Cells as stripped text; None for empty cells, or if there is no such column."""
     if column is None:
         return [None] * batch.num_rows
     if _is_list(batch.schema.field(column).type):

@@ -1,4 +1,4 @@
-"""torchvision, which two loaders need and the rest does not: imported when it is used, with advice where it fails."""
+"""Import torchvision when a loader needs it, with advice on what to install if the import fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def imported(name: str) -> ModuleType:
         package = name.partition(".")[0]
         if getattr(error, "name", None) == package:
             raise ModelError(f"this loader needs {package}: pip install 'audit[{package}]'. {advice()}") from error
-        raise ModelError(f"{name} does not import: {str(error)[:200]}. {advice()}") from error
+        raise ModelError(f"{name} cannot be imported: {str(error)[:200]}. {advice()}") from error
 
 
 def advice() -> str:

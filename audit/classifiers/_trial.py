@@ -1,4 +1,4 @@
-"""What a module of the user's own takes and gives, found by showing it a few images."""
+"""Find the input shape and the outputs of a user's module by showing it a few images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIDES = (16, 28, 32, 48, 64, 96, 112, 128, 160, 192, 240, 256, 260, 288, 299, 3
 
 @dataclass(frozen=True)
 class Input:
-    """What a module takes: so many channels and pixels a side."""
+    """The input of a module: channels, and side in pixels."""
 
     channels: int
     side: int
@@ -34,9 +34,9 @@ class Input:
 
 
 def input_of(network: nn.Module, given: int | None, ref: str, errors: tuple[type[Exception], ...]) -> Input:
-    """The channels and the side that a module takes; the side is `given` where it is not None.
+    """Find the channels and the side of a module's input; `given` is the side, if it is not None.
 
-    `errors`: what a module raises that does not take an image. Raises ModelError, with what it raised.
+    errors: exceptions by which a module rejects an image. Raises ModelError with the module's own error.
     """
     trial = _Trial(network, errors)
     side = given or DEFAULT
@@ -61,16 +61,18 @@ def input_of(network: nn.Module, given: int | None, ref: str, errors: tuple[type
 def _advice(given: int | None) -> str:
     if given is not None:
         return ""
-    return f". input_size is not given, and no common side from {_SIDES[0]} to {_SIDES[-1]} works: give input_size"
+    return f". input_size is not given, and no common side from {_SIDES[0]} to {_SIDES[-1]} works: set input_size"
 
 
 def _by_default(ref: str, found: str) -> RunWarning:
-    message = f"{ref}: input_size is not given, and {found}. Give input_size: the side of the images it was trained on"
+    message = (
+        f"{ref}: input_size is not given, and {found}. Set input_size to the side of the images that it was trained on"
+    )
     return RunWarning("input_size_default", message)
 
 
 class _Trial:
-    """Shows a module grey images of several shapes, and keeps what it raised."""
+    """Shows a module grey images of several shapes, and keeps its errors."""
 
     def __init__(self, network: nn.Module, errors: tuple[type[Exception], ...]) -> None:
         self.network, self.errors = network, errors

@@ -101,13 +101,13 @@ def _outputs_of_weights(mismatched: Sequence[Any], count: int) -> int | None:
 def _mismatch(ref: str, mismatched: Sequence[Any], outputs: int | None, count: int) -> str:
     if outputs is not None:
         return (
-            f"{_unloadable(ref)}: the outputs of its weights are {outputs}, the names of id2label in its "
-            f"config.json {count}. Give class_names: one name per output, in the order of the outputs"
+            f"{_unloadable(ref)}: its weights have {outputs} outputs, but id2label in its config.json has {count} "
+            "names. Set class_names to one name per output, in the order of the outputs"
         )
     name, held, asked = sorted(mismatched, key=str)[0]
     return (
-        f"{_unloadable(ref)}: {name} has the shape {tuple(held)} in the weights and {tuple(asked)} by its config.json: "
-        "they are those of another architecture"
+        f"{_unloadable(ref)}: {name} has the shape {tuple(held)} in the weights, but {tuple(asked)} by its "
+        "config.json: the weights belong to another architecture"
     )
 
 
@@ -116,7 +116,7 @@ def _advice(folder: Path) -> str:
     held = [name for name in _PICKLED if (folder / name).is_file()]
     if not list(folder.glob("*.safetensors")) and held:
         return (
-            f". The folder holds {held[0]} instead, which is not read because loading it may run code. Where you "
+            f". The folder holds {held[0]} instead, which is not read because loading it may run code. If you "
             'trust it, convert it once: python -c "from transformers import AutoModelForImageClassification as A; '
             f"A.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
         )
@@ -141,9 +141,9 @@ def _outputs(network: nn.Module, preprocess: Preprocess, folder: Path) -> torch.
             raise TypeError(f"its logits are {type(logits).__name__}")
     except _FORWARD_ERRORS as error:
         size = getattr(network.config, "image_size", None)
-        known = f", and config.json says image_size {size}" if size else ""
+        known = f"; config.json says image_size {size}" if size else ""
         raise ModelError(
-            f"the model in {folder} does not take what its image processor gives, {tuple(x.shape[1:])}{known}: "
+            f"the model in {folder} does not accept its image processor's output, {tuple(x.shape[1:])}{known}: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         ) from error
     return logits
@@ -152,12 +152,12 @@ def _outputs(network: nn.Module, preprocess: Preprocess, folder: Path) -> torch.
 def _names(options: Options, config: Any, id2label: Mapping[Any, Any], data_classes: Sequence[str]) -> tuple[str, ...]:
     """Names of the classes, two where the model has one output. Raises ModelError for heads of another kind."""
     if config.problem_type == "regression":
-        raise ModelError(f"{options.ref} is a regression (problem_type in config.json): its outputs are no classes")
+        raise ModelError(f"{options.ref} is a regression (problem_type in config.json): its outputs are not classes")
     if config.problem_type == "multi_label_classification":
         raise ModelError(
             f"{options.ref} is a multi-label model (problem_type in config.json): its classes do not exclude each "
-            "other, while an audit compares one label with the one class predicted. Audit one class alone: a Python "
-            "loader that returns that class's output as (b, 1), with class_names: [not it, it]"
+            "other, but an audit compares one label with one predicted class. To audit a single class, use loader: "
+            "python with a module that returns the output of this class as (b, 1), and class_names: [not it, it]"
         )
     if config.num_labels == 1:
         return _two_names(options, id2label, data_classes)
@@ -166,14 +166,14 @@ def _names(options: Options, config: Any, id2label: Mapping[Any, Any], data_clas
 
 
 def _two_names(options: Options, id2label: Mapping[Any, Any], data_classes: Sequence[str]) -> tuple[str, ...]:
-    what = f"{options.ref} has one output: the log-odds of the second of two classes, or a regression"
+    what = f"{options.ref} has one output: either the log-odds of the second of two classes, or a regression"
     if options.class_names is None and len(id2label) != 2:
-        raise ModelError(f"{what}. If it is the former, give class_names: [negative, positive]")
+        raise ModelError(f"{what}. In the first case, give class_names: [negative, positive]")
     own = own_names(id2label, 2, options.ref) if options.class_names is None else []
     try:
         return names_for(options.class_names, own, data_classes, 2)
     except ModelError as error:
-        raise ModelError(f"{what}. If it is the former, give class_names: [negative, positive] ({error})") from error
+        raise ModelError(f"{what}. In the first case, give class_names: [negative, positive] ({error})") from error
 
 
 def own_names(id2label: Mapping[Any, Any], count: int, ref: str) -> list[str]:

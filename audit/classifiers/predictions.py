@@ -1,4 +1,4 @@
-"""Predictions alone, `path: predictions.csv` or `.parquet`: a model of which only what it said of each image is known.
+"""Stored predictions, `path: predictions.csv` or `.parquet`: a model of which only the predictions are known.
 
 A row names its image and holds one number a class (a column each, or one column of lists), or the predicted class and
 its confidence. Stages that need a forward pass refuse such a model.
@@ -57,26 +57,27 @@ class Options(Frozen):
     )
     match: Rule = Field(
         "auto",
-        description="how rows find their images: 'path' (its end, with folders), 'stem' (without suffix), 'name' (the "
-        "file name alone), 'sha256'; 'auto': that of path, stem and sha256 by which most images have a row",
+        description="how rows and images are matched: 'path' (by the end of the path), 'stem' (the same without "
+        "suffix), 'name' (by the file name alone), 'sha256'; 'auto': the one of path, stem, sha256 that matches most "
+        "images",
     )
     label_column: str | None = Field(None, description="default: the one named label, if there is one")
-    scores_column: str | None = Field(None, description="of lists, one number a class name; default: scores, if there")
+    scores_column: str | None = Field(
+        None, description="of lists, one number per class name; default: scores, if present"
+    )
     score_prefix: str | None = Field(
         None, description="of the columns of the classes, such as 'p_' for p_cat and p_dog; default: found"
     )
     predicted_column: str | None = Field(None, description="of predicted classes; default: the one named predicted")
     confidence_column: str | None = Field(
-        None, description="of the probability of the predicted class, where there are no scores"
+        None, description="of the probability of the predicted class, if the file has no scores"
     )
     embedding_column: str | None = Field(
         None,
-        description="of lists, the images' embeddings, which are stored where the job has no embedder; discovery needs "
-        "one all the same, for words; default: the column named embedding, if there is one",
+        description="of lists, the images' embeddings, which are used if the job has no embedder; discovery still "
+        "needs an embedder, for texts; default: the column named embedding, if there is one",
     )
-    scores: Scale = Field(
-        "auto", description="probabilities or logits; 'auto': probabilities, which every row's sum of 1 shows"
-    )
+    scores: Scale = Field("auto", description="probabilities or logits; 'auto': probabilities, if every row sums to 1")
     class_names: ClassNames | None = Field(
         None, description="names of the scores in their order, or 'data'; default: the names of the columns"
     )
@@ -91,7 +92,7 @@ class Options(Frozen):
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where a file has what. `columns`: of the classes, in the order of `names`; or `scores`: a column of lists."""
+    """The columns of a file. `columns`: one per class, in the order of `names`; or `scores`: a column of lists."""
 
     item: str
     label: str | None
@@ -142,8 +143,8 @@ def load(options: Options, data_classes: tuple[str, ...]) -> StoredPredictions:
     classes = np.concatenate([part.classes for part in parts])
     if (classes[:, 0] < 0).all():
         raise ModelError(
-            f"{options.path}: every row is empty, NaN or infinite; where -inf excludes a class, these are "
-            "logits: say 'scores: logits'"
+            f"{options.path}: every row is empty, NaN or infinite; if -inf excludes a class, these are "
+            "logits: set 'scores: logits'"
         )
     return StoredPredictions(
         tuple(names),
@@ -180,8 +181,8 @@ def _layout(table: ScoreTable, options: Options, data_classes: tuple[str, ...]) 
         names = _given(options, data_classes)
         if not names:
             raise ModelError(
-                f"{table.path}: {scores!r} holds a list for each image, and nothing says which number is which class. "
-                "Set class_names to their names in order, or to 'data' for the data set's labels"
+                f"{table.path}: {scores!r} holds a list for each image, but it is unknown which number is which class. "
+                "Set class_names to the names in this order, or to 'data' for the data set's labels"
             )
         return _Layout(item, label, predicted, names, scores=scores)
     return _by_columns(table, options, data_classes, base) or _by_answer(table, options, data_classes, base)
@@ -200,7 +201,7 @@ def _column(table: ScoreTable, asked: str | None, obvious: Sequence[str], option
         return asked
     there = [name for name in table.columns if name.lower() in obvious]
     if len(there) > 1:
-        raise ModelError(f"{table.path} has the columns {' and '.join(map(repr, there))}: say which with {option!r}")
+        raise ModelError(f"{table.path} has the columns {' and '.join(map(repr, there))}; choose one with {option!r}")
     return there[0] if there else None
 
 
@@ -243,7 +244,7 @@ def _named_columns(
 def _unprefixed(
     table: ScoreTable, options: Options, data_classes: tuple[str, ...], base: _Layout, left: dict[str, str]
 ) -> dict[str, str]:
-    """Columns without a prefix are classes where their names are, or where nothing else can be meant."""
+    """Columns without a prefix count as classes if they are named like classes, or if they can be nothing else."""
     known = {name for name in left if resolve(name, data_classes) is not None}
     numeric = {name: column for name, column in left.items() if column in table.numeric or name in known}
     others = [name for name in numeric if name not in known]
@@ -251,7 +252,7 @@ def _unprefixed(
         return {}
     if others and options.scores == "logits":
         raise ModelError(
-            f"{table.path}: the columns {', '.join(map(repr, others[:5]))} are no classes of the data set. If they "
+            f"{table.path}: the columns {', '.join(map(repr, others[:5]))} are not classes of the data set. If they "
             "are classes of the model, list all of its classes with class_names, or give their columns a prefix such "
             "as 'score_'; if not, leave them out of the file"
         )
@@ -259,19 +260,19 @@ def _unprefixed(
 
 
 def _by_answer(table: ScoreTable, options: Options, data_classes: tuple[str, ...], base: _Layout) -> _Layout:
-    """Predicted classes, and how sure the model is where the file says so."""
+    """Predicted classes, with confidences if the file has them."""
     if base.predicted is None:
         raise ModelError(
             f"{table.path} has no predictions that can be read: its columns are {', '.join(table.columns)}. What "
-            "works: a column of numbers for each class, named after it; a column 'scores' of lists, with class_names; "
-            "or 'predicted', and 'confidence' where it is known"
+            "works: for each class a column of numbers with the name of the class; a column 'scores' of lists, with "
+            "class_names; or 'predicted', with 'confidence' if it is known"
         )
     confidence = _column(table, options.confidence_column, _CONFIDENCE, "confidence_column")
     return _Layout(base.item, base.label, base.predicted, _given(options, data_classes), confidence=confidence)
 
 
 def _parts(table: ScoreTable, layout: _Layout, names: dict[str, int], options: Options) -> Iterator[_Part]:
-    """The file batch by batch. `names` grows by the predicted classes where nothing names the classes before."""
+    """Read the file in batches. If the class names are not known before, predicted classes are added to `names`."""
     grows, start = not layout.names, 0
     for batch in table.batches(layout.texts(), layout.numbers()):
         first = start
@@ -364,8 +365,8 @@ def _refuse_other_answers(
         if name is not None and classes[i, 0] >= 0 and _index(name, names, where(i)) != classes[i, 0]:
             raise ModelError(
                 f"{where(i)}: {layout.predicted!r} says {name!r}, but the highest score is that of "
-                f"{layout.names[classes[i, 0]]!r}: are the classes in the order of the scores? Otherwise leave "
-                f"{layout.predicted!r} out of the file"
+                f"{layout.names[classes[i, 0]]!r}. Check that the classes are in the order of the scores, or "
+                f"leave {layout.predicted!r} out of the file"
             )
 
 

@@ -63,7 +63,7 @@ class Options(Frozen):
     input_size: int | None = Field(
         None,
         ge=1,
-        description="side that images are resized to before the module; default: the one that it takes, or 224",
+        description="side that images are resized to before the module; default: the side that it accepts, or 224",
     )
     class_names: ClassNames = Field("data", description="names of the outputs, or 'data'")
 
@@ -104,7 +104,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
 
 
 def _outputs(network: nn.Module, preprocess: Preprocess, ref: str) -> tuple[Tensor, Tensor]:
-    """What the module gives for one image and for it among others, (b, outputs), with the graph of its computation."""
+    """Outputs (b, outputs) for one image alone and for the same image in a batch, with their autograd graph."""
     x = images(preprocess.size[0]).requires_grad_(True)
     try:
         alone, together = network(preprocess(x[:1].detach())), network(preprocess(x))

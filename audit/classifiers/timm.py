@@ -71,8 +71,8 @@ def _config(folder: Path, ref: str) -> dict[str, Any]:
         raise ModelError(f"{folder / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ModelError(
-            f"{ref} is no folder of timm's: its config.json names no 'architecture'. Models of transformers are loaded "
-            "by: loader hf"
+            f"{ref} is no folder of timm's: its config.json names no 'architecture'. For a model of transformers, use "
+            "loader: hf"
         )
     if not (folder / _WEIGHTS).is_file():
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
@@ -90,7 +90,9 @@ def _network(timm: ModuleType, folder: Path, ref: str) -> Any:
     check_whole(ref, loaded.missing_keys)
     extra = [key for key in loaded.unexpected_keys if key.rpartition(".")[2] in ("weight", "bias")]
     if extra:
-        raise ModelError(f"{ref} holds {extra[0]!r}, which its architecture lacks: its config.json is of another model")
+        raise ModelError(
+            f"{ref} holds {extra[0]!r}, which its architecture does not have: its config.json belongs to another model"
+        )
     if network.num_classes < 1:
         raise ModelError(f"{ref} has no head: its config.json says num_classes {network.num_classes}")
     assert isinstance(network, nn.Module)
@@ -125,7 +127,7 @@ def _names(options: Options, config: dict[str, Any], data_classes: tuple[str, ..
     if not own and not asked:
         raise ModelError(
             f"{options.ref} names no classes: its config.json has no label_names. Set class_names to one name per "
-            "output in their order, to 'data', or to imagenet-1k where these are its outputs"
+            "output in their order, to 'data', or to imagenet-1k if these are its outputs"
         )
     return names_for(asked, own, data_classes, count)
 

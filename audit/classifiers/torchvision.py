@@ -34,7 +34,7 @@ _SETTINGS: dict[str, dict[str, bool]] = {"googlenet": _INCEPTION, "inception_v3"
 class Options(Frozen):
     ref: str = Field(description="architecture as torchvision names it, such as resnet50")
     entry: str = Field(
-        description="torchvision's name of the weights, or of those that yours began from, such as "
+        description="torchvision's name of the weights, or of the weights that yours were fine-tuned from, such as "
         "ResNet50_Weights.IMAGENET1K_V2: it decides preprocessing and class names"
     )
     weights: LocalPath | None = Field(
@@ -115,7 +115,9 @@ def _network(models: Any, options: Options, state: Mapping[str, Tensor]) -> tupl
     check_whole(str(where), loaded.missing_keys)
     extra = [key for key in loaded.unexpected_keys if not key.lower().startswith("aux")]
     if extra:
-        raise ModelError(f"{where} holds {extra[0]!r}, which {options.ref} lacks: it is of another architecture")
+        raise ModelError(
+            f"{where} holds {extra[0]!r}, which {options.ref} does not have: it belongs to another architecture"
+        )
     return network.float().eval().requires_grad_(False), count
 
 
@@ -124,7 +126,7 @@ def _preprocess(entry: Any) -> Preprocess:
     made = entry.transforms()
     if type(made).__name__ != "ImageClassification":
         raise ModelError(
-            f"torchvision's {entry} has transforms of the kind {type(made).__name__}; it is no classifier's"
+            f"torchvision's {entry} has transforms of the kind {type(made).__name__}, which is not for classifiers"
         )
     (crop,), (resize,) = made.crop_size, made.resize_size
     mode = mode_of(made.interpolation.value, f"torchvision's {entry}")

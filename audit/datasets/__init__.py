@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from audit.results.warnings import RunWarning
 
-# Codes of warnings that say nothing of a pool, whose images need no labels.
+# Codes of warnings that do not apply to a pool, whose images need no labels.
 ABOUT_LABELS = ("no_label", "no_label_column", "several_labels", "fractional_labels", "label_outside_names")
 
 
@@ -31,12 +31,12 @@ class DataSource(Protocol):
     """What a plugin's `open_source(options)` returns."""
 
     def classes(self) -> tuple[str, ...]:
-        """The classes that the data set itself declares, in its own order, also those without images (a ClassLabel's
-        names, `class_names` of the options); empty where it declares none."""
+        """The classes that the data set declares, in its own order, with or without images (the names of a ClassLabel,
+        the option `class_names`); empty if it declares none."""
 
     def warnings(self) -> tuple[RunWarning, ...]:
-        """What the last listing left unclear, without a role: complete once `entries` has been walked to its end, and
-        empty before."""
+        """Warnings of the last listing, without a role; complete only after `entries` has been read to its end, and
+        empty before that."""
 
     def where(self, uri: str) -> str:
         """The full path or address of an item, for people."""
@@ -55,7 +55,7 @@ class DataSource(Protocol):
 
 
 def warnings_of(source: DataSource, role: str) -> tuple[RunWarning, ...]:
-    """What the last listing of a source left unclear, for this role: a pool needs no labels."""
+    """Warnings of the last listing of a source for a role. For a pool, warnings about labels are left out."""
     return tuple(
         replace(warning, role=role)
         for warning in source.warnings()

@@ -1,4 +1,4 @@
-"""Which column of a table holds the images, and which the labels, where the option is left at its default."""
+"""Find the columns of images and of labels in a table, if the options have their defaults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHOWN = 20
 
 
 def folded(name: str) -> str:
-    """A column's name up to case, surrounding spaces, and '-', '_' and ' ' between its words."""
+    """A column's name without differences of case, of surrounding spaces, and of '-', '_' and ' ' between words."""
     return re.sub(r"[-_\s]+", "_", unicodedata.normalize("NFC", name).strip().casefold())
 
 
@@ -41,9 +41,9 @@ def shown(names: Iterable[str]) -> str:
 def image_column(
     asked: str, names: Sequence[str], known: frozenset[str], *, where: str, notes: Notes, default: str = IMAGE
 ) -> str:
-    """The column of images. `known`: folded names that may stand for it where the option has its default.
+    """The column of images. known: folded names that are accepted if the option has its default.
 
-    Raises DataError where there is none, or where several may be it.
+    Raises DataError if no column fits, or if several fit.
     """
     found = find(asked, asked == default, names, known, option="image_column", where=where, notes=notes)
     if found is None:
@@ -54,9 +54,9 @@ def image_column(
 
 
 def label_column(asked: str | None, names: Sequence[str], *, where: str, notes: Notes) -> str | None:
-    """The column of labels; None where there is none, which the notes then say.
+    """The column of labels; None if there is none, with a note.
 
-    Raises DataError where a column other than the default is asked for and not there, or where several may be it.
+    Raises DataError if the option names a column that is missing, or if several columns fit.
     """
     if asked is None:
         return None
@@ -72,8 +72,8 @@ def label_column(asked: str | None, names: Sequence[str], *, where: str, notes: 
 def find(
     asked: str, default: bool, names: Sequence[str], known: frozenset[str], *, option: str, where: str, notes: Notes
 ) -> str | None:
-    """The column that is asked for, else the only one of its name up to case and spaces, else, for a default, the only
-    one that is known to stand for it."""
+    """The column named `asked`, else the only column with this name after folding, else, if the option has its default,
+    the only column with a name in `known`."""
     if names.count(asked) == 1:
         return asked
     fits = [name for name in names if folded(name) == folded(asked)]
@@ -87,8 +87,8 @@ def find(
     if fits and fits[0] != asked:
         notes.say(
             f"{option}_taken",
-            f"{where} has no column {asked!r}; {printable(fits[0])!r} is taken for it. Set {option}: "
-            f"{printable(fits[0])} to say so",
+            f"{where} has no column {asked!r}; the column {printable(fits[0])!r} is used instead. To confirm, set "
+            f"{option}: {printable(fits[0])}",
             blocks_gate=False,
         )
     return fits[0] if fits else None

@@ -1,4 +1,4 @@
-"""Encoded images as columns of Arrow tables hold them: bytes of any layout, Base64, or the path of a file."""
+"""Encoded images in columns of Arrow tables: bytes in several layouts, Base64, or the path of a file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _HEAD = 32  # characters of Base64, which are 24 bytes
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a cell holds: `data`, the bytes of a file, or the `path` of one; neither where it is empty or something
-    else."""
+    """The content of a cell: `data`, the bytes of a file, or the `path` of a file; both None for an empty or unusable
+    cell."""
 
     data: bytes | None = None
     path: str | None = None
@@ -53,7 +53,7 @@ def _is_list_of_bytes(kind: pa.DataType) -> bool:
 
 
 def cell_of(scalar: pa.Scalar) -> Cell:
-    """What one value of such a column holds."""
+    """The content of one value of such a column."""
     if not scalar.is_valid:
         return Cell()
     if isinstance(scalar, pa.StructScalar):
@@ -69,7 +69,7 @@ def cell_of(scalar: pa.Scalar) -> Cell:
 
 
 def _of_struct(scalar: pa.StructScalar) -> Cell:
-    """Hugging Face's {bytes, path}: the path counts where there are no bytes."""
+    """Hugging Face's {bytes, path}: the path is used if there are no bytes."""
     names = [field.name for field in scalar.type]
     inner = cell_of(scalar["bytes"]) if "bytes" in names else Cell()
     path = scalar["path"].as_py() if inner.data is None and "path" in names else None
@@ -86,8 +86,8 @@ def _of_value(value: Any) -> Cell:
 
 
 def decoded(text: str) -> bytes | None:
-    """The bytes of an image that Base64 stands for, with or without 'data:image/...;base64,' before it; None for text
-    that stands for none."""
+    """Decode an image from Base64, with or without the prefix 'data:image/...;base64,'; None if the text is not an
+    image in Base64."""
     prefix = _DATA_URI.match(text)
     body = text[prefix.end() :] if prefix else text
     try:

@@ -129,12 +129,12 @@ class Folder:
                 wanted.leave_out(path)
 
     def _is_image(self, path: str) -> bool:
-        """Whether a file without a suffix is an image, or one that is not looked into since it is elsewhere."""
+        """Whether a file without a suffix is an image, or is outside the folder and therefore not read."""
         reason = self.reason(path)
         return reason == "link_out_of_root" or (reason is None and is_image(self._start_of(path)))
 
     def _start_of(self, name: str) -> bytes:
-        """The first bytes of a file; none where it cannot be read."""
+        """The first bytes of a file; empty if it cannot be read."""
         return self._asked(name, lambda: part(self._opened(name), 0, HEAD)) or b""
 
     def reason(self, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Links to folders, met on a walk: which are followed, and which only named."""
+"""Links to folders in a walk: which are followed, and which are only listed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from audit.datasets._selection import Selection
 
 
 class FolderLinks:
-    """Of one walk. A folder is followed to by one link at most, so that a walk ends whatever links there are."""
+    """The links of one walk. At most one link to each folder is followed, so that every walk ends."""
 
     def __init__(self, root: Path, follow: bool) -> None:
         self.root, self.follow = root, follow
@@ -23,7 +23,7 @@ class FolderLinks:
         return bool(patiently(whole, lambda: _is_linked_folder(whole)))
 
     def listed(self, path: str, wanted: Selection) -> Iterator[tuple[str, str | None, bool]]:
-        """What a link to a folder is listed as: its path, why it is not walked, and whether it is walked."""
+        """The entry of a link to a folder: its path, the reason if it is not walked, and whether it is walked."""
         target = _identity(self.root / path)
         if target in self._above(path):
             if wanted.notes is not None:
@@ -39,7 +39,7 @@ class FolderLinks:
         yield path, reason, reason is None
 
     def _above(self, path: str) -> set[tuple[int, int] | None]:
-        """The folders that a path is in, from the root on."""
+        """The folders that contain a path, including the root."""
         return {_identity(self.root / folder) for folder in PurePosixPath(path).parents} - {None}
 
 

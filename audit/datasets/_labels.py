@@ -1,8 +1,8 @@
-"""Labels of any type as text, by one rule for all sources.
+"""Convert labels of any type to text, by one rule for all sources.
 
 Text is normalised to NFC and loses the spaces at its ends; bytes are UTF-8; whole numbers lose their '.0'; true and
-false become 'true' and 'false'; nothing, NaN and blank text are no label. A list, an object, bytes that are no text and
-what is longer than 1,000 characters are reasons not to use an item.
+false become 'true' and 'false'; null, NaN and blank text are no label. An item is not used if its label is a list,
+an object, bytes that are not text, or longer than 1,000 characters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WHOLE = re.compile(r"[-+]?\d+\.0*")
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """`text`: None where there is none. `reason`: why the item cannot be used with it."""
+    """`text`: None if there is no label. `reason`: why the item cannot be used, if its label is invalid."""
 
     text: str | None = None
     reason: str | None = None
@@ -47,7 +47,7 @@ def label_of(value: Any, notes: Notes) -> Label:
 
 
 def named(text: str, notes: Notes) -> Label:
-    """A name as a label: of a folder, of a class, of a cell."""
+    """Convert a name to a label: the name of a folder or a class, or the text of a cell."""
     if len(text) > LONGEST:
         return BAD
     plain = normal(text)
@@ -87,8 +87,8 @@ def _number(value: float | Decimal, notes: Notes) -> str | Label | None:
 
 
 def of_class(names: Sequence[str], value: Any, notes: Notes) -> Label:
-    """The label of a value where numbers stand for names. A number that stands for none is no label; what is no number
-    is a name by itself."""
+    """The label of a value that may be an index into `names`. A number without a name is no label; other values are
+    labels themselves."""
     if isinstance(value, list | tuple):
         return label_of([names[i] if _is_number(i) and 0 <= i < len(names) else i for i in value], notes)
     if isinstance(value, float) and value == value and value == int(value):
@@ -106,10 +106,10 @@ def _is_number(value: Any) -> bool:
 
 
 def is_whole_number(text: str) -> bool:
-    """Whether text is an integer with a fraction of zero, as tables have it that were written from floats."""
+    """Whether text is an integer with a zero fraction, such as '3.0', as in tables written from floats."""
     return _WHOLE.fullmatch(text.strip()) is not None
 
 
 def classes_of(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as they stand in labels."""
+    """Class names in the form of labels."""
     return tuple(printable(normal(name)) for name in names)

@@ -1,4 +1,4 @@
-"""Which folder of a path is the label, and what the folders of a data set leave unclear about that."""
+"""Select the folder of a path that is the label, and warn if another folder may be meant."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _SHOWN, _STEMS = 4, 2000
 
 
 def label_at(folders: tuple[str, ...], level: Level) -> str | None:
-    """The folder that is the label. `folders`: those that an image is in, from the root; `level`: of them the last
-    (parent), the first, or the one at this depth, from 1 on. None where an image lies less deep."""
+    """The folder that is the label. folders: those that contain an image, from the root. level: the last folder
+    (parent), the first, or the one at this depth, from 1. None if the image is less deep."""
     if level == "parent":
         return folders[-1] if folders else None
     depth = 1 if level == "first" else level
@@ -32,10 +32,10 @@ def label_at(folders: tuple[str, ...], level: Level) -> str | None:
 
 
 class Levels:
-    """The folders of one listing whose names are labels. Holds a few names of each, and a few thousand numbers."""
+    """The folders of one listing whose names are labels. Holds a few names per level, and a few thousand hashes."""
 
     def __init__(self, level: Level | None) -> None:
-        """`level`: None where the job does not say it."""
+        """level: None if the job does not set it."""
         self.level = level
         self._depths: dict[int, str] = {}
         self._first: dict[str, None] = {}
@@ -63,44 +63,45 @@ class Levels:
             stems.add(stem)
 
     def say(self, notes: Notes) -> None:
-        """What the folders leave unclear."""
+        """Warn of ambiguous folders."""
         for folder, stems in self._masks.items():
             if len(stems & self._stems) * 2 >= min(len(stems), len(self._stems)) > 0:
                 notes.say(
                     "folder_of_masks",
-                    f"the folder {printable(folder)!r} holds images named as those of other folders: masks are "
-                    "moved out, or named in the column 'mask' of metadata.csv; now they are used as images",
+                    f"the folder {printable(folder)!r} holds images with the same names as images of other folders, "
+                    "and they are used as images. If they are masks, move them out of the data set, or name them in "
+                    "the column 'mask' of metadata.csv",
                 )
         if len(self._splits) > 1:
             notes.say(
                 "several_splits",
-                f"the folders {_shown(self._splits)} look like splits of one data set, and the images of all are used; "
-                "set path to one of them",
+                f"the folders {_shown(self._splits)} look like splits of one data set, and all their images are used; "
+                "to use one split, set path to its folder",
             )
         if self.level is None and self._is_unclear():
             notes.say("label_level", self._levels())
 
     def _is_unclear(self) -> bool:
-        """Whether another level could be meant: images lie in folders of folders, which are not all splits."""
+        """Whether another level may be meant: images are in nested folders, and the first level is not only splits."""
         nested = max(self._depths, default=0) > 1
         return nested and not (set(self._depths) == {2} and {name.casefold() for name in self._first} <= SPLITS)
 
     def _levels(self) -> str:
         depths = " and ".join(f"{depth} ({printable(self._depths[depth])})" for depth in sorted(self._depths)[:3])
         return (
-            f"images lie in folders of depth {depths}; the label is the folder that an image is in: "
-            f"{_shown(self._last)}. label_level: first takes {_shown(self._first)}, a number the folder at that depth, "
-            "and label_level: parent says that this is right"
+            f"images lie in folders of depth {depths}; the label of an image is the folder that contains it: "
+            f"{_shown(self._last)}. Set label_level: parent to confirm this; label_level: first for "
+            f"{_shown(self._first)}; or a number for the folder at that depth"
         )
 
 
 def folders_of(relative: str) -> tuple[str, ...]:
-    """The folders that a path is in, from the root on."""
+    """The folders that contain a path, from the root."""
     return PurePosixPath(relative).parts[:-1]
 
 
 def splits_of(names: Iterable[str], notes: Notes) -> None:
-    """Say it where the files of a data set look like those of several splits. `names`: of its files."""
+    """Warn if the files of a data set look like several splits. names: of the files."""
     found: dict[str, None] = {}
     for name in names:
         parts = [*PurePosixPath(name).parts[:-1], re.split(r"[-_.\d]", PurePosixPath(name).stem)[0]]
@@ -108,8 +109,8 @@ def splits_of(names: Iterable[str], notes: Notes) -> None:
     if len(found) > 1:
         notes.say(
             "several_splits",
-            f"the files of {_shown(found)} look like splits of one data set, and the images of all are used; set path "
-            "to a pattern of those of one",
+            f"the files of {_shown(found)} look like splits of one data set, and all their images are used; "
+            "to use one split, set path to a pattern for its files",
         )
 
 

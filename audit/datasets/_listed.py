@@ -1,4 +1,4 @@
-"""What all data sources share: a listing that is sampled, and the warnings that it leaves."""
+"""Common part of all data sources: sampling of the listing, and its warnings."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from audit.results.warnings import RunWarning
 
 
 class ListedSource(ABC):
-    """Base of data sources. `notes`: of the last listing; reading adds to it and nobody looks."""
+    """Base of data sources. `notes`: of the last listing; notes that reading adds later are not reported."""
 
     def __init__(self, part: Part) -> None:
         self.part, self.notes = part, Notes()
 
     @abstractmethod
     def _all(self) -> Iterator[Entry]:
-        """All entries of the data set; counts in `notes` what it meets."""
+        """All entries of the data set; counts doubtful ones in `notes`."""
 
     def entries(self) -> Iterator[Entry]:
         self.notes = Notes(self.labels_expected())
         return sampled(self.notes.watched(self._all()), self.part)
 
     def labels_expected(self) -> bool:
-        """Whether images without a label are worth a warning."""
+        """Whether to warn of images without a label."""
         return True
 
     def classes(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a listing leaves unclear, counted while it goes on and put into one line each at its end."""
+"""Doubts about a listing, counted while it goes on and turned into one warning per kind at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXAMPLES, _SUFFIXES = 3, 8
 
 @dataclass(slots=True)
 class _Count:
-    """How often something was met, and the first few examples of it."""
+    """How often something occurred, with the first few examples."""
 
     items: int = 0
     examples: list[str] = field(default_factory=list)
@@ -38,42 +38,51 @@ class _Kind:
 
 _KINDS = {
     "several_labels": _Kind(
-        "{items} items have a list of labels ({examples}) and are not used: a classifier of one class per image is "
-        "audited; leave one label per image"
+        "{items} items have a list of labels ({examples}) and are not used: an audit needs one label per image"
     ),
     "fractional_labels": _Kind(
-        "{items} labels are numbers with a fraction ({examples}), which are no classes; name the column of classes "
-        "with 'label_column'"
+        "{items} labels are numbers with a fraction ({examples}), which are not classes; set 'label_column' to the "
+        "column of classes"
     ),
     "label_outside_names": _Kind(
-        "{items} labels are numbers that stand for no class name ({examples}); these images have no label"
+        "{items} labels are numbers without a class name ({examples}); these images have no label"
     ),
     "label_spaces": _Kind("{items} labels had spaces at their ends ({examples}), which were removed", False),
-    "label_in_json": _Kind("{items} labels come from the key {examples} of .json files; 'label_key' names it", False),
-    "label_suffix_taken": _Kind("{items} labels come from files named *.{examples}; 'label_suffix' names them", False),
+    "label_in_json": _Kind(
+        "{items} labels come from the key {examples} of .json files; set 'label_key' to confirm", False
+    ),
+    "label_suffix_taken": _Kind(
+        "{items} labels come from files named *.{examples}; set 'label_suffix' to confirm", False
+    ),
     "labels_from_folders": _Kind(
-        "{items} samples have no label of their own; the folder in the shard is their label ({examples}). Set "
-        "label_suffix and label_key to null for no labels",
+        "{items} samples have no label of their own; their folder in the shard is used as label ({examples}). To use "
+        "no labels, set label_suffix and label_key to null",
         False,
     ),
     "labels_from_partitions": _Kind("{items} labels come from the folders of the files ({examples})", False),
     "dotted_names": _Kind(
-        "{items} images in shards belong to no sample ({examples}), since the name of a sample ends at the first dot; "
-        "set key: last_dot where names have dots of their own"
+        "{items} images in shards belong to no sample ({examples}), since the name of a sample ends at its first dot; "
+        "if file names contain dots of their own, set key: last_dot"
     ),
     "linked_folder": _Kind(
-        "{items} folders are links and were not followed ({examples}): what is in them is not part of this run; set "
+        "{items} folders are links and were not followed ({examples}): their files are not part of this run; set "
         "follow_links: true to follow them"
     ),
     "linked_again": _Kind("{items} links lead to folders that were already listed by another link ({examples})"),
-    "link_loop": _Kind("{items} links lead to a folder that they are in ({examples}); they were not followed", False),
-    "hidden": _Kind("{items} hidden files and folders, or of other software, were skipped ({examples})", False),
+    "link_loop": _Kind(
+        "{items} links lead to a folder that contains the link ({examples}); they were not followed", False
+    ),
+    "hidden": _Kind("{items} hidden files and folders, or files of other software, were skipped ({examples})", False),
     "links_out": _Kind(
         "{items} links lead out of the data set and were not followed ({examples}): set follow_links: true to follow "
         "them"
     ),
-    "images_not_read": _Kind("{items} files look like images of a kind that is not read ({examples})", True, _SUFFIXES),
-    "files_not_listed": _Kind("{items} files are no images by name and were not listed ({examples})", False, _SUFFIXES),
+    "images_not_read": _Kind(
+        "{items} files look like images of a format that is not read ({examples})", True, _SUFFIXES
+    ),
+    "files_not_listed": _Kind(
+        "{items} files do not look like images and were not listed ({examples})", False, _SUFFIXES
+    ),
     "not_in_metadata": _Kind(
         "{items} images are not named in the metadata ({examples}); their label is the folder that they are in, if any"
     ),
@@ -81,7 +90,7 @@ _KINDS = {
 
 
 class Notes:
-    """What one listing met. `labels_expected`: whether items without a label are worth a word."""
+    """The doubts of one listing. `labels_expected`: whether to warn of items without a label."""
 
     def __init__(self, labels_expected: bool = True) -> None:
         self.labels_expected = labels_expected
@@ -92,18 +101,18 @@ class Notes:
         self._unlabelled = _Count()
 
     def count(self, code: str, example: str, items: int = 1) -> None:
-        """Count one thing of a kind that has a message here."""
+        """Count one occurrence of a kind in `_KINDS`."""
         self._counts.setdefault(code, _Count()).add(example, items, _KINDS[code].examples)
 
     def counted(self, code: str) -> int:
         return self._counts[code].items if code in self._counts else 0
 
     def say(self, code: str, message: str, items: int | None = None, *, blocks_gate: bool = True) -> None:
-        """Say something once. What is said again under the same code is left out."""
+        """Add a warning. Later warnings with the same code are ignored."""
         self._said.setdefault(code, RunWarning(code, message, items=items, blocks_gate=blocks_gate))
 
     def include(self, other: Notes) -> None:
-        """Count and say what other notes do."""
+        """Add the counts and warnings of other notes."""
         for code, count in other._counts.items():
             mine = self._counts.setdefault(code, _Count())
             mine.items += count.items
@@ -112,7 +121,7 @@ class Notes:
         self.missing_column = self.missing_column or other.missing_column
 
     def watched(self, entries: Iterator[Entry]) -> Iterator[Entry]:
-        """The same entries, of which those that can be used and have no label are counted."""
+        """Pass the entries on, and count usable entries without a label."""
         for entry in entries:
             if entry.reason is None:
                 self._listed += 1
@@ -123,7 +132,7 @@ class Notes:
             yield entry
 
     def warnings(self) -> tuple[RunWarning, ...]:
-        """One warning of each kind that was met, those that block a gate first."""
+        """One warning per kind, those that block a gate first."""
         found = [*self._said.values(), *self._about_labels()]
         for code, count in self._counts.items():
             kind = _KINDS[code]
@@ -141,7 +150,7 @@ class Notes:
             yield RunWarning("no_label_column", message, items=count)
             return
         message = (
-            f"{count:,} of {self._listed:,} images have no label ({self._unlabelled.shown()}) and count in no "
-            f"accuracy{lacks}"
+            f"{count:,} of {self._listed:,} images have no label ({self._unlabelled.shown()}) and are left out "
+            f"of all accuracies{lacks}"
         )
         yield RunWarning("no_label", message, items=count)

@@ -19,8 +19,8 @@ _SPECIAL = re.compile(r"[*?\[{]")
 
 
 def matching(place: Location, suffix: str) -> tuple[Files, list[str]]:
-    """The files that an option's path stands for: a file; all in a folder that end so, and where there are none those
-    in its sub-folders; or those of a pattern. Hidden files are left out.
+    """The files that an option's path selects: a file; all files of a folder with this suffix, or those of its
+    sub-folders if the folder has none; or the files that match a pattern. Hidden files are left out.
 
     A pattern has *, ? and [] as in a shell, {000..099} for numbers and {a,b} for words. Names are sorted, but for
     braces, which keep their order. Raises DataError where nothing matches.

@@ -1,7 +1,7 @@
 """A part of a data set: the first items of its listing, or a seeded sample of all of them.
 
-Which items a sample has follows from the seed and their uris alone: each gets a number by hashing both, and those with
-the lowest numbers are taken. So a sample is the same whoever lists, and a larger one contains a smaller one.
+A sample depends only on the seed and on the uris of the items: each item gets a number by hashing both, and the items
+with the lowest numbers are taken. So every listing gives the same sample, and a larger one contains a smaller one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from audit.datasets import Entry
 
 
 class Part(Frozen):
-    """How much of a data set is used. Base of the options of all sources."""
+    """The part of a data set that is used. Base of the options of all sources."""
 
-    limit: int | None = Field(None, ge=1, description="use a seeded sample of so many items of the whole listing")
+    limit: int | None = Field(None, ge=1, description="number of items in a seeded sample of the whole listing")
     per_class: int | None = Field(
-        None, ge=1, description="use a seeded sample of so many items of each label, and of those without one"
+        None, ge=1, description="number of items of each label, and of the items without a label, in a seeded sample"
     )
-    first: int | None = Field(None, ge=1, description="use the first so many items, and list no more")
-    sample_seed: int = Field(0, description="of limit and per_class")
+    first: int | None = Field(
+        None, ge=1, description="number of items at the beginning of the listing; the rest is not listed"
+    )
+    sample_seed: int = Field(0, description="seed of limit and per_class")
 
     @model_validator(mode="after")
     def _one_way(self) -> Part:
@@ -36,8 +38,7 @@ class Part(Frozen):
 
 
 def sampled(entries: Iterator[Entry], part: Part) -> Iterator[Entry]:
-    """The entries that are used, in the order of the listing. Holds as many as a sample has, of however many there
-    are."""
+    """The entries that are used, in the order of the listing. Holds only the sample in memory."""
     if part.first is not None:
         return islice(entries, part.first)
     size = part.limit or part.per_class

@@ -1,6 +1,7 @@
-"""Which files of a folder or a prefix are listed: those with certain endings, without what other software leaves there.
+"""Select the files of a folder or a prefix that are listed: those with certain suffixes, without files of other
+software.
 
-Nothing is left out without a count: of hidden files and folders, of images of a kind that is not read, of other files.
+All other files are counted: hidden files and folders, images of formats that are not read, other files.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ HEAD = 16  # bytes that tell an image
 
 
 class Selection:
-    """What is listed of a folder. `endings`: in lower case; `notes`: where the rest is counted, None where nobody asks
-    for it; then hidden files are listed too, and files without a suffix are not."""
+    """Selects the files of a folder. `endings`: suffixes in lower case. `notes`: counts the other files. Without
+    `notes`, hidden files are listed too, and files without a suffix are not."""
 
     def __init__(self, endings: tuple[str, ...], notes: Notes | None = None, follow_links: bool = False) -> None:
         self.endings, self.notes, self.follow_links = endings, notes, follow_links
@@ -42,11 +43,11 @@ class Selection:
         return self._is_wanted(path, f"{path}/")
 
     def may_be_folder(self, name: str) -> bool:
-        """Whether a link of this name is looked at as a folder."""
+        """Whether a link of this name may be a link to a folder."""
         return self.notes is not None and not name.lower().endswith(self.endings) and not is_leftover(name)
 
     def wants(self, path: str) -> bool | None:
-        """Whether a file is listed; None where only its content can tell, since its name has no suffix."""
+        """Whether a file is listed; None if its name has no suffix, so that its content decides."""
         if not self._is_wanted(path, path):
             return False
         name = os.path.basename(path)
@@ -64,7 +65,7 @@ class Selection:
         return False
 
     def leave_out(self, name: str) -> None:
-        """Count a file that is not listed by its suffix."""
+        """Count a file that is not listed, by its suffix."""
         if self.notes is None or name.lower() in _OWN:
             return
         suffix = os.path.splitext(name)[1].lower()[:_LONGEST_SUFFIX] or "no suffix"
@@ -73,7 +74,7 @@ class Selection:
         self._suffixes[suffix] += 1
 
     def finish(self) -> None:
-        """Put the counts of suffixes into the notes, at the end of a walk."""
+        """Add the counts of suffixes to the notes, at the end of a walk."""
         for suffix, items in self._suffixes.most_common():
             if self.notes is not None:
                 code = "images_not_read" if suffix in _UNREAD_IMAGES else "files_not_listed"
@@ -86,12 +87,12 @@ def _works(suffix: str) -> str:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder is hidden, or is one that other software leaves among images."""
+    """Whether a file or folder is hidden, or belongs to other software."""
     return name.startswith(".") or name.lower() in (*_LEFTOVERS, *_LEFTOVER_FILES)
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that begins so is an image of a format that is read."""
+    """Whether a file with these first bytes is an image of a format that is read."""
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x4f\xff\x51")):
         return True
     if head[:4] == b"RIFF" or head[4:8] == b"ftyp":

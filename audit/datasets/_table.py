@@ -1,7 +1,7 @@
-"""Rows of a table in text, one at a time: values between separators with a header, or a JSON object a line.
+"""Read the rows of a text table one by one: CSV or TSV with a header, or one JSON object per line.
 
-Of CSV, the separator is the one that the header has most of: ',' ';' '|' or a tab. Spaces at the ends of names and of
-cells are no part of them.
+The separator of CSV is the most frequent one in the header: ',' ';' '|' or a tab. Spaces at the ends of names and cells
+are removed.
 """
 
 from __future__ import annotations

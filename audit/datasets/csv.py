@@ -36,10 +36,10 @@ class Options(Part):
         None, description="folder or s3://bucket/prefix that paths are relative to; default: where the manifest is"
     )
     image_column: str = Field(
-        "image", description="of paths or s3:// URIs; where the manifest lacks it, the only one named like it is taken"
+        "image", description="of paths or s3:// URIs; if missing, the only column with a similar name is used"
     )
     label_column: str | None = Field(
-        "label", description="where the manifest lacks it, the only one named like it is taken; null: no labels"
+        "label", description="if missing, the only column with a similar name is used; null: no labels"
     )
     caption_column: str | None = Field("caption", description="ignored where the manifest lacks it")
     mask_column: str | None = Field(

@@ -32,7 +32,7 @@ _FILE_NAME = "file_name"
 
 def _depth(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-        raise ValueError(f"{value} is no depth; the folders right in the root are at depth 1")
+        raise ValueError(f"{value} is not a depth; the folders directly below the root have depth 1")
     return value
 
 
@@ -43,18 +43,20 @@ class Options(Part):
     )
     label_level: Annotated[Level, BeforeValidator(_depth)] | None = Field(
         None,
-        description="the folder that is the label: parent (that an image is in), first (right in the root), or its "
-        "depth from 1 on; default: parent, with a warning where another could be meant",
+        description="the folder whose name is the label: parent (the one that contains the image), first (directly "
+        "below the root), or its depth from 1; default: parent, with a warning if another one is plausible",
     )
     image_column: str = Field("file_name", description="of the metadata: paths in the folder")
     label_column: str | None = Field(
-        "label", description="of the metadata; where they lack it, the only one named like it is taken; null: none"
+        "label", description="of the metadata; if missing, the only column with a similar name is used; null: none"
     )
     caption_column: str | None = Field("caption", description="of the metadata; ignored where it lacks it")
     mask_column: str | None = Field(
         "mask", description="of the metadata: paths in the folder, of images that are white where the object is"
     )
-    follow_links: bool = Field(False, description="whether links to folders, and links that lead out, are followed")
+    follow_links: bool = Field(
+        False, description="whether to follow links to folders, and links that lead out of the folder"
+    )
 
 
 class _Told(NamedTuple):
@@ -105,7 +107,8 @@ class FolderSource(ListedSource):
             raise DataError(f"no images in {self.root}; looked for {', '.join(READ)}{linked}{left_out}")
         levels.say(self.notes)
         self.notes.missing_column = self.notes.missing_column or (
-            "labels are the names of sub-folders, a column of metadata.csv, or found in file names by 'label_pattern'"
+            "labels are read from names of sub-folders, from a column of metadata.csv, or from file names by "
+            "'label_pattern'"
         )
 
     def _of_metadata_read(self) -> Notes:

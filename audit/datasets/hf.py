@@ -55,10 +55,10 @@ class Options(Part):
     revision: str | None = Field(None, description="of a hub id: the commit hash, 40 digits")
     config: str | None = Field(None, description="of a data set with several: the folder that its files are in")
     split: str | None = Field(None, description="such as train; needed where there are several")
-    image_column: str = Field("image", description="where there is none, the only one that can be it is taken")
+    image_column: str = Field("image", description="if missing, the only column that can hold images is used")
     label_column: str | None = Field(
         "label",
-        description="where there is none, the only one named like it is taken; numbers become class names; null: no "
+        description="if missing, the only column with a similar name is used; numbers become class names; null: no "
         "labels",
     )
     name_column: str | None = Field("name", description="ignored where there is none")

@@ -45,11 +45,11 @@ class Options(Part):
         description="a file, a folder of *.parquet, or a pattern such as data/train-*.parquet; local or s3://bucket/..."
     )
     image_column: str = Field(
-        "image", description="of encoded images; where the files lack it, the only one that can be it is taken"
+        "image", description="of encoded images; if missing, the only column that can hold images is used"
     )
     label_column: str | None = Field(
         "label",
-        description="where the files lack it, the only one named like it is taken, or a folder such as label=cat; "
+        description="if missing, the only column with a similar name is used, or a folder such as label=cat; "
         "numbers of a Hugging Face ClassLabel become its names; null: no labels",
     )
     name_column: str | None = Field("name", description="ignored where the files lack it")
@@ -345,7 +345,7 @@ def columns_of(schema: pa.Schema, options: Any, where: str, notes: Notes, *, ask
     names = class_names(schema, label)
     if len({normal(name) for name in names}) < len(names):
         twice = next(name for i, name in enumerate(names) if normal(name) in map(normal, names[:i]))
-        notes.say("class_twice", f"{where} names two classes {twice!r}: they cannot be told from one another")
+        notes.say("class_twice", f"{where} names two classes {twice!r}, which cannot be told apart")
     return Columns(image, label, names)
 
 

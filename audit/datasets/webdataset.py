@@ -48,18 +48,19 @@ class Options(Part):
         description="of a sample's files, what follows the dot; the first that a sample has is its image",
     )
     key: Literal["first_dot", "last_dot"] = Field(
-        "first_dot", description="where the name of a sample ends; last_dot: where names such as cat.0.jpg have dots"
+        "first_dot",
+        description="where the name of a sample ends; last_dot: for names that contain dots, such as cat.0.jpg",
     )
     label_suffix: str | None = Field(
         "cls",
-        description="of a file that holds a class name, or a number; where there is none, label or class is taken",
+        description="of a file that holds a class name or a number; if missing, label or class is used",
     )
     class_names: NamedClasses = Field((), description="names of the classes that numbers stand for")
     caption_suffix: str | None = Field("txt", description="of a file that holds a caption")
     label_key: str | None = Field(
         "label",
-        description="in a .json file, where the sample has no file with its label; where there is none, the only one "
-        "named like it is taken; without both, the folder of a sample is its label. null here and as label_suffix: no "
+        description="in a .json file, used if the sample has no file with its label; if missing, the only key with a "
+        "similar name is used; without both, the folder of a sample is its label. null here and as label_suffix: no "
         "labels",
     )
     caption_key: str | None = Field("caption", description="in a .json file, where it has no file with its caption")
@@ -120,8 +121,8 @@ class WebDatasetSource(ListedSource):
                 images += entry.reason != "no_image"
         if not images and self.notes.counted("dotted_names"):
             raise DataError(
-                f"no sample in {self.options.path} has an image, but {self.notes.counted('dotted_names')} files of "
-                "several dots are images: the name of a sample ends at its first dot. Set key: last_dot"
+                f"no sample in {self.options.path} has an image, but {self.notes.counted('dotted_names')} files "
+                "with several dots are images: the name of a sample ends at its first dot. Set key: last_dot"
             )
         if listed == lost:
             damage = f", and {lost} of its shards are damaged or no tar files" if lost else ""

@@ -96,7 +96,7 @@ def warnings_of(job: Job, gpus: int) -> list[RunWarning]:
     if plugin is None or job.compute.gpus or not gpus or plugin.dump().get("ref", "").startswith("zoo:"):
         return []
     message = (
-        f"the generator {plugin.dump().get('ref', plugin.name)} will run on the CPU, where one search takes hours: "
+        f"the generator {plugin.dump().get('ref', plugin.name)} will run on the CPU, on which one search takes hours: "
         f"compute.gpus is 0, and this machine has {gpus} GPU{'s' * (gpus > 1)}. Set compute: {{gpus: {gpus}}}"
     )
     return [RunWarning("gpu_not_used", message, blocks_gate=False)]

@@ -182,8 +182,8 @@ def _check_autoencoder(ref: str, config: Any) -> None:
         if value is not None and any(part != neutral for part in values):
             raise ModelError(
                 f"the autoencoder of {ref} has {key}: {value}. StableDiffusionPipeline ignores it and other pipelines "
-                "do not, so with which latents the U-Net was trained cannot be known. Remove the key from "
-                "vae/config.json if it was trained without"
+                "do not, so it is unknown with which latents the U-Net was trained. If it was trained without the key, "
+                "remove the key from vae/config.json"
             )
     scale = config.scaling_factor
     if not isinstance(scale, int | float) or not math.isfinite(scale) or scale <= 0:
@@ -212,7 +212,8 @@ def _check_complete(ref: str, part: str, missing: Any, surplus: Any) -> None:
             first, more = sorted(keys)[:3], f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ModelError(
                 f"the weights of {part} of {ref} {verb} {', '.join(first)}{more}, which {part}/config.json "
-                f"{'asks for' if verb == 'lack' else 'does not have'}: they are another network's, or not all of them"
+                f"{'asks for' if verb == 'lack' else 'does not have'}: they belong to another network, or are "
+                "incomplete"
             )
 
 
@@ -225,5 +226,5 @@ def _index(ref: str, folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{index} is no JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{index} is no object of JSON, but a {type(found).__name__}")
+        raise ModelError(f"{index} is not a JSON object, but a {type(found).__name__}")
     return found

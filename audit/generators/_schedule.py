@@ -28,8 +28,8 @@ def declared(ref: str, folder: Path, name: str) -> Any:
     known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not known:
         raise ModelError(
-            f"{ref} has the scheduler {name}, which diffusers {diffusers.__version__} lacks here, or a package that it "
-            f"needs. {WORKS}"
+            f"{ref} has the scheduler {name}, which the installed diffusers {diffusers.__version__} does not have, or "
+            f"for which a package is missing. {WORKS}"
         )
     try:
         scheduler = kind.from_pretrained(folder / "scheduler", local_files_only=True)
@@ -39,8 +39,8 @@ def declared(ref: str, folder: Path, name: str) -> Any:
     own = kind.load_config(folder / "scheduler", local_files_only=True).get("_class_name", name)
     if own != name and not _equal(declared(ref, folder, own), scheduler):
         raise ModelError(
-            f"model_index.json of {ref} names the scheduler {name}, its scheduler_config.json {own}, and the two have "
-            "different noise schedules. Name the one that the U-Net was trained with in both files"
+            f"model_index.json of {ref} names the scheduler {name}, but its scheduler_config.json names {own}, and the "
+            "two have different noise schedules. Name the one that the U-Net was trained with in both files"
         )
     return scheduler
 
@@ -55,10 +55,10 @@ def ddim(ref: str, scheduler: Any) -> Any:
     try:
         made = DDIMScheduler.from_config(config, **{key: config[key] for key in _TRAINED if key in config})
     except LOAD_ERRORS as error:
-        raise ModelError(f"the noise schedule of {ref} has no form for DDIM: {error}") from error
+        raise ModelError(f"the noise schedule of {ref} cannot be used with DDIM: {error}") from error
     if not _equal(made, scheduler):
         raise ModelError(
-            f"the noise schedule of {ref}, a {type(scheduler).__name__}, is not the one that DDIM makes of its "
+            f"the noise schedule of {ref}, a {type(scheduler).__name__}, is not the one that DDIM computes from its "
             f"scheduler_config.json. {WORKS}"
         )
     return made
@@ -70,7 +70,7 @@ def _check(ref: str, name: str, scheduler: Any) -> None:
     if alphas is None:
         raise ModelError(
             f"{ref} has the scheduler {name}, which has no cumulative alphas: flow matching and continuous noise "
-            f"levels are other models than noise prediction. {WORKS}"
+            f"levels are not supported. {WORKS}"
         )
     if name in _DISTILLED:
         raise ModelError(
@@ -79,12 +79,13 @@ def _check(ref: str, name: str, scheduler: Any) -> None:
         )
     for key, values in _REFUSED.items():
         if config.get(key) in values:
-            raise ModelError(f"the scheduler of {ref} has {key}: {config[key]}, which cannot be followed. {WORKS}")
+            raise ModelError(f"the scheduler of {ref} has {key}: {config[key]}, which is not supported. {WORKS}")
     steps = config.num_train_timesteps
     if len(alphas) != steps or not _falls(alphas):
         raise ModelError(
             f"the scheduler of {ref} has num_train_timesteps: {steps} and {len(alphas)} cumulative alphas from "
-            f"{float(alphas[0]):.3g} to {float(alphas[-1]):.3g}; they are to fall from near 1 to near 0, one a timestep"
+            f"{float(alphas[0]):.3g} to {float(alphas[-1]):.3g}; expected one per timestep, falling from near 1 to "
+            "near 0"
         )
 
 

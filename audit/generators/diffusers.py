@@ -41,7 +41,9 @@ class Options(Frozen):
     ref: ModelRef = Field(description="folder, zoo:<name>, or hub id with a revision")
     revision: str | None = None
     variant: str | None = Field(
-        None, pattern=r"^\w+$", description="of the weights' files, such as fp16; a part without has its plain ones"
+        None,
+        pattern=r"^\w+$",
+        description="variant of the weight files, such as fp16; a part without it is loaded from its plain files",
     )
     dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the U-Net; the rest runs in fp32")
     steps: int | None = Field(None, ge=1, description="DDIM steps; default: those of each stage's preset, else 25")
@@ -119,7 +121,7 @@ class DiffusersGenerator:
             return ()
         message = (
             f"{self._steps} steps of {self._ref} start at timestep {first} of {trained}, where the model expects less "
-            "noise than it is given, and images lose contrast. Give 10 to 50 steps, or 'timestep_spacing': 'trailing' "
+            "noise than it gets, so images lose contrast. Set steps to 10 to 50, or 'timestep_spacing': 'trailing' "
             "in scheduler_config.json"
         )
         return (RunWarning("generator_starts_late", message, blocks_gate=False),)

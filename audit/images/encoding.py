@@ -1,4 +1,4 @@
-"""Images in memory, of any common kind, as the bytes of a file: what a data set on disk would hold."""
+"""Encode images in memory, of any common type, as bytes of a file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from PIL import Image
 from audit.errors import DataError
 
 _PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-_NORMALISED = (
-    "where the data set normalises its images, give it without that transform, and give the transform as transform="
-)
+_NORMALISED = "if the data set normalises its images, remove that transform from it and pass it as transform="
 
 
 def as_bytes(image: Any, where: str) -> bytes:
@@ -79,7 +77,7 @@ def _shaped(array: NDArray[Any], channels_first: bool, where: str) -> NDArray[An
         if not channels_first and array.shape[0] in (1, 3, 4):
             return _last(np.moveaxis(array, 0, -1))
     if array.ndim == 4:
-        raise DataError(f"{where} has shape {array.shape}, a batch; give the data set itself, not a DataLoader of it")
+        raise DataError(f"{where} has shape {array.shape}, a batch; pass the data set itself, not a DataLoader")
     expected = "(c, h, w)" if channels_first else "(h, w), (h, w, 3)"
     raise DataError(f"{where} has shape {array.shape}, expected an image of shape {expected}")
 

@@ -13,13 +13,13 @@ _AGREE = 0.9  # share of a model's names that must be ImageNet's own before its 
 
 @cache
 def imagenet_1k() -> dict[str, str]:
-    """From the WordNet id of each class to its words, with commas between them, in the order of the ids."""
+    """Map the WordNet id of each class to its words, separated by commas, in the order of the ids."""
     lines = (Path(__file__).parent / "imagenet_1k.tsv").read_text("utf-8").splitlines()
     return dict(line.split("\t") for line in lines if not line.startswith("#"))
 
 
 def in_imagenet_order(outputs: Sequence[str]) -> bool:
-    """Whether outputs are the 1,000 classes in the usual order, as far as their names say; numbers say no other."""
+    """Whether outputs may be the 1,000 classes in the usual order: by their names, or by numbers from 0."""
     table = imagenet_1k()
     if len(outputs) != len(table):
         return False
@@ -34,7 +34,7 @@ def in_imagenet_order(outputs: Sequence[str]) -> bool:
 
 @cache
 def alternatives(name: str) -> frozenset[str]:
-    """The names that commas separate in one, folded; the whole too.
+    """The parts of a name that are separated by commas, and the whole name, all folded.
 
     >>> sorted(alternatives("tench, Tinca tinca"))
     ['tench', 'tench,tincatinca', 'tincatinca']

@@ -1,4 +1,4 @@
-"""Which output of a model stands for which label of the data set: matched once, by rules that are safe, or refused."""
+"""Match the outputs of a model with the labels of the data set: once, by unambiguous rules, or with an error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from audit.labels.imagenet import alternatives, imagenet_1k, in_imagenet_order
 
 @dataclass(frozen=True)
 class DataClasses:
-    """The classes of a data set: `labels` that its images have, in the order of its classes, and all classes that it
-    `declared` itself, in its own order, if it did."""
+    """The classes of a data set. `labels`: those of its images, in the order of its classes. `declared`: all classes
+    that the data set declares, in its own order; empty if it declares none."""
 
     labels: tuple[str, ...] = ()
     declared: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class DataClasses:
         return self.declared or self.labels
 
     def label_of(self, label: str) -> str:
-        """A label as the data set writes it, where it is another spelling of one; else as it is."""
+        """A label as the data set spells it; unchanged if the data set has no such label."""
         return _label_of(label, self.labels)
 
 
@@ -40,12 +40,12 @@ Classes = DataClasses | tuple[str, ...]  # labels alone, where no class is decla
 
 
 def as_classes(classes: Classes) -> DataClasses:
-    """Labels alone as the classes of a data set that declares none."""
+    """Turn plain labels into the classes of a data set that declares none."""
     return classes if isinstance(classes, DataClasses) else DataClasses(tuple(classes))
 
 
 def classes_of(labels: Iterable[str], declared: Sequence[str] = ()) -> DataClasses:
-    """The classes of a data set with these labels, in any order, that declares these classes itself."""
+    """The classes of a data set from its labels, in any order, and the classes that it declares."""
     there = set(labels)
     others = in_order(there - set(declared))
     all_of = (*declared, *others) if declared else ()
@@ -54,9 +54,9 @@ def classes_of(labels: Iterable[str], declared: Sequence[str] = ()) -> DataClass
 
 @dataclass(frozen=True)
 class Matching:
-    """`names`: what each output stands for, a label as the data set writes it wherever one is matched; no name twice.
-    `rules`: by label, what matched it. `excused`: labels that the job says the model does not know.
-    `own`: what the model calls its outputs. `unpredicted`: labels that a file of predictions never names.
+    """`names`: the name of each output: the label that it is matched with, as the data set spells it, else its own
+    name; no name occurs twice. `rules`: by label, the rule that matched it. `excused`: labels that the job maps to
+    null. `own`: the model's own names of its outputs. `unpredicted`: labels that a file of predictions never names.
     """
 
     names: tuple[str, ...]
@@ -70,14 +70,14 @@ class Matching:
         self._asked.update({**{name: name for name in self.names}, **dict.fromkeys(self.excused)})
 
     def other_spellings(self) -> list[tuple[str, str, str]]:
-        """Labels that the model calls otherwise: the label, the model's name of it, and the rule that matched them."""
+        """Labels that the model spells differently: the label, the model's name, and the rule that matched them."""
         pairs = zip(self.names, self.own, strict=True)
         return [(name, own, self.rules[name]) for name, own in pairs if name in self.rules and name != own]
 
     def class_of(self, label: str) -> str | None:
-        """What the model would have to predict for a label to be right; None where it has no such class.
+        """The prediction that is right for a label; None if the model has no such class.
 
-        Labels of the data set are matched already. A label of another data set, the pool, is matched by itself.
+        Labels of the data set are matched already. A label of the pool is matched on its own.
         """
         if label not in self._asked:
             found = _matched([label], self.own)
@@ -95,15 +95,17 @@ def match(
 ) -> Matching:
     """Match the labels of a data set with the outputs of a model.
 
-    `given`: what the job says, from a label to an output's name, its number from 0, or None for a label that the model
-    does not know; or 'by_position' for labels that are the numbers of the outputs. All other labels are matched by the
-    first of these rules that fits, and only where it means one label and one output: the same text (Unicode NFC); the
-    same but for case, spaces, underscores and inner hyphens; one of several names with commas between them; the WordNet
-    id of one of ImageNet's 1,000 classes. Raises ModelError where a label is left without an output.
+    given: the option `labels` of the job. It maps a label to the name or the number (from 0) of an output, or to None
+    if the model does not have the class; or it is 'by_position': each label is the number of its output. Each other
+    label is matched by the first of these rules that links it to exactly one output, and this output to no other label:
+    equal text (Unicode NFC); equal text after folding (case, spaces, underscores, inner hyphens); one of several names
+    that are separated by commas; the WordNet id of one of ImageNet's 1,000 classes.
 
-    declared: classes of the data set that no image need have; what the job says of them is passed over.
-    complete: whether `outputs` are all classes of the model. Where they are only those that it ever predicted, and each
-    of them is a label, the labels that are left are classes that it never predicted.
+    declared: classes of the data set, with or without images; entries of `given` for classes without images are
+    ignored. complete: whether `outputs` are all classes of the model. If not, they are the classes that it ever
+    predicted; if each of these is a label, the remaining labels count as classes that it never predicted.
+
+    Raises ModelError if a label is left without an output.
     """
     outputs = [composed(name) for name in outputs]
     chosen, excused = _given(labels, outputs, given, declared)
@@ -130,7 +132,7 @@ def _given(
     given: Mapping[str, str | int | None] | str | None,
     declared: Sequence[str],
 ) -> tuple[Found, list[str]]:
-    """What the job says itself. Raises ModelError for a label or an output that there is not."""
+    """Matches that the job gives. Raises ModelError for an unknown label or output."""
     if given is None:
         return {}, []
     if isinstance(given, str):
@@ -162,7 +164,7 @@ def _number(text: str, outputs: Sequence[str]) -> int:
 
 
 def _place(name: str, outputs: Sequence[str]) -> int:
-    """The output of a name; of outputs that share it, 'crane (517)' is the one at place 517."""
+    """The number of the output with a name. 'crane (517)' is output 517, if several outputs are named 'crane'."""
     if composed(name) in outputs and outputs.count(composed(name)) == 1:
         return outputs.index(composed(name))
     told = _distinct(outputs)
@@ -176,7 +178,7 @@ def _place(name: str, outputs: Sequence[str]) -> int:
 def _matched(
     left: Sequence[str], outputs: Sequence[str], labels: Sequence[str] | None = None, taken: Iterable[int] = ()
 ) -> Found:
-    """Rule after rule, each for the labels and outputs that those before it left. `labels`: all of them."""
+    """Apply the rules in order, each to the labels and outputs that are still unmatched. `labels`: all labels."""
     found: Found = {}
     used = set(taken)
     every = list(labels) if labels is not None else list(left)
@@ -206,7 +208,7 @@ def _one_of_several(left: Sequence[str], labels: Sequence[str], outputs: Sequenc
 def _by_keys(
     left: Sequence[str], labels: Sequence[str], outputs: Sequence[str], keys: Callable[[str], Collection[str]]
 ) -> dict[str, int]:
-    """Labels and outputs that share a key, where the label shares keys with one output only, and it with one label."""
+    """Pairs of a label and an output that share a key, and share keys with no other label or output."""
     by_key: dict[str, set[int]] = defaultdict(set)
     for place, name in enumerate(outputs):
         for key in keys(name):
@@ -221,7 +223,7 @@ def _by_keys(
 
 
 def _by_wordnet(left: Sequence[str], labels: Sequence[str], outputs: Sequence[str]) -> dict[str, int]:
-    """From a WordNet id to the output at its place in ImageNet's order, or with its words; and the other way round."""
+    """Match WordNet ids with outputs by their place in ImageNet's order, or by their words; and words with ids."""
     table = imagenet_1k()
     ids = [label for label in left if label in table]
     if ids and in_imagenet_order(outputs):
@@ -238,7 +240,7 @@ def _by_wordnet(left: Sequence[str], labels: Sequence[str], outputs: Sequence[st
 
 
 def _is_only(words: str, table: Mapping[str, str]) -> bool:
-    """Whether no other class of ImageNet shares one of the words, as both kinds of crane do."""
+    """Whether no other class of ImageNet shares one of these names. (Two classes are named crane.)"""
     keys = alternatives(words)
     return sum(not keys.isdisjoint(alternatives(other)) for other in table.values()) == 1
 
@@ -258,19 +260,19 @@ def _refuse_shared(found: Found, outputs: Sequence[str]) -> None:
     for place, own in by_place.items():
         if len(own) > 1:
             raise ModelError(
-                f"labels: {', '.join(map(repr, own))} all lead to the output {outputs[place]!r}; one label an output. "
-                "Give labels that mean one class the same text in the data set"
+                f"labels: {', '.join(map(repr, own))} are all matched with the output {outputs[place]!r}, which can "
+                "have one label only. Give labels that mean one class the same text in the data set"
             )
 
 
 def _distinct(outputs: Sequence[str]) -> list[str]:
-    """Names of outputs; a name that several outputs share gets their places added, an empty one is replaced."""
+    """Distinct names of outputs: a shared name gets the number of its output, an empty name is replaced."""
     twice = set(repeated(outputs))
     return [f"{name} ({i})" if name in twice else name or f"output {i}" for i, name in enumerate(outputs)]
 
 
 def _apart(names: Sequence[str], matched: Mapping[int, str]) -> list[str]:
-    """The names, but for outputs without a label that are called as another output's label is."""
+    """Rename each unmatched output whose name is the label of another output."""
     labels = set(matched.values())
     return [f"{name} (output {i})" if i not in matched and name in labels else name for i, name in enumerate(names)]
 
@@ -278,7 +280,7 @@ def _apart(names: Sequence[str], matched: Mapping[int, str]) -> list[str]:
 def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[str]) -> str:
     shared = set(repeated(outputs))
     near = {label: nearest(label, dict.fromkeys(outputs)) for label in lacking[:3]}
-    hints = [f"{label!r} is near {', '.join(map(repr, names))}" for label, names in near.items() if names]
+    hints = [f"{label!r} is similar to {', '.join(map(repr, names))}" for label, names in near.items() if names]
     ambiguous = [label for label in lacking if shared & set(outputs) & {label}]
     told = (
         f"{len(lacking)} of {len(labels)} labels match no output of the model. Labels: {beginning(lacking)}. "
@@ -287,7 +289,7 @@ def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[st
     if ambiguous:
         places = [i for i, name in enumerate(outputs) if name == ambiguous[0]]
         hints.append(
-            f"{len(places)} outputs are named {ambiguous[0]!r}, so write which one: labels: "
+            f"{len(places)} outputs are named {ambiguous[0]!r}; choose one of them by its number: labels: "
             f"{{{ambiguous[0]}: {places[0]}}}"
         )
     told += ("; ".join(hints) + ". ") if hints else ""
@@ -297,10 +299,10 @@ def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[st
 def _advice(lacking: Sequence[str]) -> str:
     if all(re.fullmatch("[0-9]+", label) for label in lacking):
         return (
-            "If a label is the number of its output, add to the model: labels: by_position. Otherwise say what each "
-            "label is called by the model: labels: {label: output}, or null for a class that it does not have"
+            "If a label is the number of its output, add to the model: labels: by_position. Otherwise map "
+            "each label to an output: labels: {label: output}, or to null for a class that the model does not have"
         )
     return (
-        "Say on the model what each of these labels is called there: labels: {label: output}, a file of such pairs, or "
-        "null for a class that the model does not have; or name the outputs with class_names"
+        "Map each of these labels to an output of the model: labels: {label: output}, or a file of such "
+        "pairs, with null for a class that the model does not have; or name the outputs with class_names"
     )

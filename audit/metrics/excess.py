@@ -1,27 +1,27 @@
-"""How much more often a model errs on images with a feature than on control images, before and after a change.
+"""The excess error rate of a model on images with a feature over control images, before and after a change.
 
 The excess is a standardised risk difference: in each stratum s (a class) the error rate of the images with the feature
 minus that of the control images, weighted by w_s, the share of the images with the feature that are in s,
 
     e = sum_s w_s (p_s1 - p_s0),          arm 1: with the feature, arm 0: controls.
 
-Its 95 % interval puts together Wilson's intervals (l, u) of the rates by MOVER (Zou and Donner 2008, eq. 6), with
+Its 95 % interval combines Wilson's intervals (l, u) of the rates by MOVER (Zou and Donner 2008, eq. 6), with
 delta_sa the distance of a rate from the end of its interval:
 
     low  = e - sqrt(sum_s w_s^2 ((p_s1 - l_s1)^2 + (u_s0 - p_s0)^2))
     high = e + sqrt(sum_s w_s^2 ((u_s1 - p_s1)^2 + (p_s0 - l_s0)^2))
 
-Both models answered the same images, so the change of the excess is a difference of paired differences,
+Both models predict the same images, so the change of the excess is a difference of paired differences,
 
     c = sum_s w_s (d_s1 - d_s0),          d_sa = q_sa - p_sa: the rate after minus the rate before on the same images,
 
-of which each d_sa has Newcombe's interval for paired rates (1998, method 10), with phi the correlation of the two
-answers, corrected for continuity:
+Each d_sa has Newcombe's interval for paired rates (1998, method 10), where phi is the correlation of the errors of the
+two models, corrected for continuity:
 
     L = d - sqrt((q - l_q)^2 - 2 phi (q - l_q)(u_p - p) + (u_p - p)^2)
     U = d + sqrt((u_q - q)^2 - 2 phi (u_q - q)(p - l_p) + (p - l_p)^2)
 
-and MOVER puts these together as above. No resampling, so the same images give the same interval.
+MOVER combines these as above. There is no resampling, so the same images give the same interval.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _Z = float(stats.norm.ppf(0.975))
 
 @dataclass(frozen=True)
 class Excess:
-    """One model: its error rate on images with the feature, the rate of the controls weighted as those images are, and
-    the difference of the two with its 95 % interval; all in [-1, 1]."""
+    """One model: its error rate on images with the feature, its rate on the controls with the same weights of the
+    strata, and their difference with its 95 % interval; all in [-1, 1]."""
 
     rate: float
     control_rate: float
@@ -51,8 +51,8 @@ class Excess:
 
 @dataclass(frozen=True)
 class PairedExcess:
-    """Two models on the same images. `images` with the feature and `control_images`: of the strata that hold both;
-    `errors` of each model on `images`; `change`: the excess after minus the excess before."""
+    """Two models on the same images. `images` (with the feature) and `control_images`: counts in the strata that have
+    both. `errors`: of each model on `images`. `change`: the excess after minus the excess before."""
 
     images: int
     control_images: int
@@ -64,8 +64,8 @@ class PairedExcess:
 
 @dataclass(frozen=True)
 class _Arm:
-    """The images of one arm by stratum (s,): how many there are, and how many both models, the model before and the
-    model after are wrong on."""
+    """The images of one arm by stratum (s,): their number, and how many of them both models, the model before, and the
+    model after get wrong."""
 
     n: Array
     both: Array
@@ -96,8 +96,8 @@ class _Arm:
 def paired_excess(before: Bools, after: Bools, shows: Bools, strata: Names) -> PairedExcess | None:
     """Compare the errors of two models, `before` and `after`, on images with a feature (`shows`) and on controls.
 
-    All (p,). `strata`: the class of each image; one that lacks images of either kind counts for nothing. None where no
-    stratum has both.
+    All (p,). strata: the class of each image; a stratum without images of both kinds is left out. None if no stratum
+    has both.
     """
     _, code = np.unique(strata.astype(str), return_inverse=True)
     arms = [_arm(before, after, code, shows == side) for side in (True, False)]

@@ -19,15 +19,15 @@ from audit.models.prediction_rows import Place
 from audit.models.stored import Matched, StoredPredictions, matched
 
 ONLY_STORED = (
-    "is known by its predictions alone (loader predictions), and this needs a model that can be shown images; name one "
-    "that can be loaded, such as loader hf, timm or python"
+    "has stored predictions only (loader predictions), but this needs a model that predicts new images; name one with "
+    "another loader, such as hf, timm or python"
 )
 
 
 class Models:
-    """`data_classes`: the labels of the data set, in the order of its classes. Models whose names are the data set's
-    use all classes that it declares. Labels and outputs are matched when a model is loaded, so that its `class_names`
-    are the data set's wherever both mean one class.
+    """`data_classes`: the labels of the data set, in the order of its classes. A model with `class_names: data` uses
+    all classes that the data set declares. Labels and outputs are matched when a model is loaded; a matched output then
+    has the name of its label in `class_names`.
 
     Models live on `device`: by default on the GPU that the process was given, where the job asks for GPUs, else on the
     CPU.
@@ -47,27 +47,27 @@ class Models:
         return self.classes.labels
 
     def classifier(self, model_id: str) -> Classifier:
-        """A model of the job that can be shown images. Raises ModelError for one that is known by predictions alone."""
+        """A model of the job that predicts images. Raises ModelError for a model with stored predictions only."""
         loaded = self.model(model_id)
         if isinstance(loaded, StoredPredictions):
             raise ModelError(f"the model {model_id!r} {ONLY_STORED}")
         return loaded
 
     def classifiers(self) -> Iterator[tuple[str, Classifier]]:
-        """The models that can be shown an image. No other model is loaded."""
+        """The models that predict images. No other model is loaded."""
         for model_id, plugin in self.job.models.items():
             if can_predict(plugin):
                 yield model_id, self.classifier(model_id)
 
     def stored(self) -> Iterator[tuple[str, StoredPredictions]]:
-        """The models that are known by their predictions alone. No other model is loaded."""
+        """The models with stored predictions only. No other model is loaded."""
         for model_id in (model_id for model_id, plugin in self.job.models.items() if not can_predict(plugin)):
             loaded = self.model(model_id)
             if isinstance(loaded, StoredPredictions):
                 yield model_id, loaded
 
     def matched(self, model_id: str, stored: StoredPredictions, places: Callable[[], Iterable[Place]]) -> Matched:
-        """Which row of a file of predictions belongs to which image of the job; found once."""
+        """Which row of a file of predictions belongs to which image of the job. The result is cached."""
         if model_id not in self._matched:
             self._matched[model_id] = matched(stored, model_id, list(places()))
         return self._matched[model_id]
@@ -152,12 +152,12 @@ class Models:
 
 
 def can_predict(plugin: Plugin) -> bool:
-    """Whether a model can be shown an image; False where only its predictions are known."""
+    """Whether a model predicts images; False if it has stored predictions only."""
     return bool(getattr(registry.plugin("classifiers", plugin.name), "FORWARD", True))
 
 
 def _knows_all(loaded: Classifier | StoredPredictions) -> bool:
-    """Whether every class of a model is known, also those that it never predicts."""
+    """Whether all classes of a model are known, including classes that it never predicts."""
     return not isinstance(loaded, StoredPredictions) or loaded.complete
 
 
@@ -170,7 +170,7 @@ def open_source(job: Job, role: str) -> DataSource:
 
 
 def folder_of(job: Job, role: str) -> str:
-    """The local folder that the names of a data set are relative to, '' where there is none."""
+    """The local folder to which the names of a data set are relative; '' if there is none."""
     plugin = job.data if role == "data" else job.pool
     options = plugin.options if plugin is not None else None
     root = getattr(options, "root", None) or getattr(options, "path", None)

@@ -1,4 +1,4 @@
-"""What a unit's numbers depend on beside its inputs: the batch, the device and the number of threads."""
+"""Conditions that affect the results of a unit: batch size, device, number of threads, deterministic mode."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a unit was computed. Equal conditions give equal bytes; under others, numbers are rounded otherwise.
+    """How a unit was computed. Equal conditions give equal bytes; other conditions change the rounding.
 
-    `batch_size`: items that a search has side by side. `device`: its kind and what it is. `threads`: of torch on the
-    CPU. `deterministic`: `exact` was on.
+    `batch_size`: items of a search in one batch. `device`: kind and name. `threads`: of torch on the CPU.
+    `deterministic`: whether `exact` was on.
     """
 
     batch_size: int
@@ -26,7 +26,7 @@ class Conditions:
 
     @classmethod
     def now(cls, batch_size: int, device: str | torch.device) -> Conditions:
-        """Those of this process, for models on a device."""
+        """The conditions of this process, for models on a device."""
         if torch.device(device).type == "cuda":
             name = f"cuda ({torch.cuda.get_device_name(device)})"
         else:
@@ -40,11 +40,11 @@ class Conditions:
 
 @contextmanager
 def exact(wanted: bool, threads: int | None = None) -> Iterator[None]:
-    """While the block lasts, use torch's deterministic algorithms and one thread, where this is `wanted`; else
-    `threads`, where a number is given.
+    """Inside the block: with `wanted`, torch's deterministic algorithms on one thread; without, `threads` threads if
+    given.
 
-    A CUDA operator without a deterministic form runs as it is, with a warning: the pooling of cutouts has none for its
-    gradient. What the process had before is restored.
+    A CUDA operator without a deterministic form still runs, with a warning; the gradient of the pooling of cutouts is
+    one. At the end of the block, the earlier settings are restored.
     """
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warns, benchmark = torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark

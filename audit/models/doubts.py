@@ -20,7 +20,7 @@ from audit.results.warnings import RunWarning
 def warnings_of_models(models: Models, sides: Sequence[int]) -> list[RunWarning]:
     """Warnings of every model of a job, and of its generator before it is loaded. Loads the models.
 
-    `sides`: the shorter sides of images of the data set, in pixels.
+    sides: the shorter sides of images of the data set, in pixels.
     """
     found: list[RunWarning] = []
     for model_id, plugin in models.job.models.items():
@@ -40,17 +40,17 @@ def _of_labels(models: Models, model_id: str) -> list[RunWarning]:
         words = f"the model has no class for {beginning(matching.excused)}: images with that label count as unlabelled"
         found.append(RunWarning("labels_without_output", words, model_id=model_id, blocks_gate=False))
     if matching.unpredicted:
-        words = f"the file has no prediction of {beginning(matching.unpredicted)}: these count as classes of the model"
+        words = f"no row of the file predicts {beginning(matching.unpredicted)}; they count as classes of the model"
         found.append(RunWarning("classes_never_predicted", words, model_id=model_id, blocks_gate=False))
     by_number = [label for label, rule in matching.rules.items() if rule == "WordNet id" and matching.own[:1] == ("0",)]
     if by_number:
-        words = "the model names no class; its outputs are taken for ImageNet's 1,000 classes in the order of their ids"
+        words = "the model names no classes; its outputs are assumed to be ImageNet's 1,000 classes in WordNet id order"
         found.append(RunWarning("imagenet_order_assumed", words, model_id=model_id, blocks_gate=False))
     return found
 
 
 def _of_names(models: Models) -> list[RunWarning]:
-    """Classes that two models write in two ways: the models count as disagreeing on them even where both are right."""
+    """Classes that two models spell differently: the models count as disagreeing on them even if both are right."""
     found = []
     loaded = [(model_id, models.model(model_id)) for model_id in models.job.models]
     for (first, a), (second, b) in combinations(loaded, 2):
@@ -63,8 +63,8 @@ def _of_names(models: Models) -> list[RunWarning]:
         if apart:
             one, other = next(iter(apart.items()))
             words = (
-                f"{first} and {second} write {len(apart)} classes in two ways, such as {one!r} and {other!r}, and "
-                "count as disagreeing on them; give both models the same class_names"
+                f"{first} and {second} spell {len(apart)} classes differently, such as {one!r} and {other!r}, so they "
+                "count as disagreeing on these classes; give both models the same class_names"
             )
             found.append(RunWarning("names_differ", words))
     return found

@@ -1,7 +1,7 @@
 """Which row of a file of predictions belongs to which image of a job.
 
-A row names its image by a path, a file name without its suffix, or the sha256 of the image's bytes. A row that fits
-several images is given to none of them.
+A row names its image by a path, a file name without suffix, or the sha256 of the image's bytes. A row that fits
+several images belongs to none of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 @dataclass
 class Matching:
     """`rows`: the row of each matched image, by item id. `unused`: rows that fit no image. `ambiguous`: rows that fit
-    several, each with two of them. `rule`: how rows and images were compared."""
+    several images, each with two of these images. `rule`: how rows and images were compared."""
 
     rule: Rule
     rows: dict[str, int] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Matching:
 
 
 def by_digest(keys: Sequence[str], rule: Rule = "auto") -> bool:
-    """Whether rows may name images by the sha256 of their bytes, so that no listing tells which row fits which."""
+    """Whether rows may name images by the sha256 of their bytes, so that they cannot be matched with a listing."""
     return rule == "sha256" or (rule == "auto" and any(map(_is_sha256, keys[:100])))
 
 
@@ -54,9 +54,9 @@ def match(keys: Sequence[str], places: Sequence[Place], rule: Rule = "auto", sou
     """The row of each image. `places`: in the order of the listings. `source`: the file, for messages.
 
     'path': the row's path ends in the image's path within its data set, or the image's whole path ends in the row's.
-    'stem': the same, where rows leave out the suffix of the file name. 'name': the last part of both is equal, whatever
-    the folders. 'sha256': of the image's bytes. 'auto': that of 'sha256', 'path' and 'stem' by which most images have a
-    row; the first of them where several have equally many.
+    'stem': the same without the suffix of the file name. 'name': equal file names in any
+    folders. 'sha256': of the image's bytes. 'auto': the one of 'sha256', 'path' and 'stem' that gives most images a
+    row; on a tie, the first of them.
 
     Raises ModelError where two rows belong to one place of the data set.
     """
@@ -67,7 +67,7 @@ def match(keys: Sequence[str], places: Sequence[Place], rule: Rule = "auto", sou
 
 
 def normal(key: str) -> str:
-    """A path as it is compared: NFC, '/' between its parts, without './'."""
+    """A path in the form that is compared: NFC, '/' between its parts, without './'."""
     return posixpath.normpath(unicodedata.normalize("NFC", key.strip()).replace("\\", "/"))
 
 
@@ -122,7 +122,7 @@ def _by_stem(places: Sequence[Place]) -> _Candidates:
 
 
 def _by_end(places: Sequence[Place], shown: Callable[[str], str]) -> _Candidates:
-    """Equal paths first, else whole paths that end in the row's, else rows that end in an image's path."""
+    """Equal paths, else images whose whole path ends in the row's path, else images whose path ends the row's path."""
     names = [[shown(name) for name in _names(place)] for place in places]
     wholes = [
         [shown(normal(f"{p.root}/{n}")) for n in _names(p)] if p.root else own
@@ -149,7 +149,7 @@ _BY_RULE: dict[Rule, Callable[[Sequence[Place]], _Candidates]] = {
 
 
 def _names(place: Place) -> list[str]:
-    """What a place may be called: its path, its name for people, and its uri as it stands."""
+    """The names of a place: its path, its display name, and its uri."""
     path = as_name(place.uri.partition("#mask=")[0])
     return list(dict.fromkeys(normal(name) for name in (path, place.display_name, place.uri)))
 
@@ -164,7 +164,7 @@ def _indexed(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
 
 
 def without_row(matching: Matching, places: Iterable[Place]) -> Iterator[Place]:
-    """The images that can be screened and have no row, each once."""
+    """The usable images without a row, each once."""
     seen: set[str] = set()
     for place in places:
         if place.usable and place.item_id not in matching.rows and place.item_id not in seen:

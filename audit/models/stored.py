@@ -1,4 +1,4 @@
-"""A model that is known by its predictions alone: nothing can be asked of it but what it has said already."""
+"""A model with stored predictions only: it cannot predict any other image."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SHOWN = 3  # of a list, in a message
 
 @dataclass(frozen=True)
 class StoredPredictions:
-    """Predictions of n images, as a file has them.
+    """Predictions of n images, from a file.
 
-    `source`: the file, for messages. `keys`: what names the image of each row. `classes`: indices into `class_names`
-    (n, k), the most probable first; -1 in all k where a row's scores are not finite. `confidences`: their probabilities
-    (n, k); NaN where the file gives none. `labels`: the file's own, None where it has none. `match`: how rows and
-    images are compared. `embeddings`: of the images (n, d), NaN in rows without one, where the file has any.
-    `complete`: whether `class_names` are all of the model's, and not those alone that it predicted of some image.
-    `warnings`: what its loader could not know.
+    `source`: the file, for messages. `keys`: the image of each row, by path, name or sha256. `classes`: indices into
+    `class_names` (n, k), the most probable first; -1 in all k where a row's scores are not finite. `confidences`: their
+    probabilities (n, k); NaN where the file gives none. `labels`: the file's own, None where it has none. `match`: how
+    rows and images are matched. `embeddings`: of the images (n, d), NaN in rows without one, where the file has any.
+    `complete`: whether `class_names` are all classes of the model, or only those that it predicted for some image.
+    `warnings`: those of its loader.
     """
 
     class_names: tuple[str, ...]
@@ -47,7 +47,7 @@ class StoredPredictions:
     warnings: tuple[RunWarning, ...] = field(default=(), kw_only=True)
 
     def matching(self, places: Sequence[Place]) -> Matching:
-        """Which row belongs to which image. Raises ModelError where no row does, or none to an image of a role."""
+        """Match rows and images. Raises ModelError if no row belongs to an image of a role that has usable images."""
         found = match(self.keys, places, self.match, self.source)
         for role in dict.fromkeys(place.role for place in places if place.usable):
             own = [place for place in places if place.usable and place.role == role]
@@ -64,15 +64,16 @@ class StoredPredictions:
             several = f"; {len(found.ambiguous)} rows fit several images, such as {self.keys[row]!r}, which fits "
             several += f"{one.display_name!r} of the {one.role} and {other.display_name!r} of the {other.role}"
         return (
-            f"{self.source}: no row belongs to an image of the {role}. Its rows begin with {rows}, the {role} with "
-            f"{images}{several}. A row names its image by the path in the data set or a longer one, by the file name, "
-            "or by the sha256 of its bytes; 'match: name' compares file names alone"
+            f"{self.source}: no row belongs to an image of the {role}. The first rows name {rows}; the first images of "
+            f"the {role} are {images}{several}. A row must name its image by its path in the data set or a longer "
+            "path, by its file name, or by the sha256 of its bytes; 'match: name' compares file names alone"
         )
 
     def prediction(self, row: int, label: str | None, class_of: Callable[[str], str | None] = str) -> dict[str, Any]:
-        """What `predictions` says of a row. `label`: the data set's; the file's own stands in where there is none.
-        `class_of`: what the model would have to predict for a label to be right; None where it has no such class; by
-        default the label itself.
+        """Columns of the table `predictions` for a row.
+
+        label: of the data set; if None, the label in the file is used. class_of: maps a label to the prediction that is
+        right for it, or to None if the model has no such class; by default, to the label itself.
         """
         label = self.labels[row] if label is None else label
         if self.classes[row, 0] < 0:
@@ -88,11 +89,11 @@ class StoredPredictions:
         return said
 
     def before_a_run(self, model_id: str, places: Sequence[Place], *, pool: bool) -> list[RunWarning]:
-        """What the data's listing tells of the file before an image is read. `pool`: whether the job has a pool, to
-        which rows that fit no image of the data may belong.
+        """Warnings about the file that follow from the listing of the data, before any image is read.
 
-        Empty where rows name images by the sha256 of their bytes, or fit several images that may be copies of one.
-        Raises ModelError where no row belongs to an image of the data, or two to one.
+        Empty if rows name images by sha256, or if a row fits several images, which may be copies of one. pool: whether
+        the job has a pool; then rows that fit no image of the data may belong to the pool. Raises ModelError if no row
+        belongs to an image of the data, or if two rows belong to one image.
         """
         if by_digest(self.keys, self.match):
             return []
@@ -106,7 +107,7 @@ class StoredPredictions:
         ]
 
     def doubts(self, model_id: str, places: Sequence[Place], found: Matching) -> list[RunWarning]:
-        """What does not fit between the file and the data sets."""
+        """Warnings about differences between the file and the data sets."""
         return [
             *self._without_prediction(model_id, places, found),
             *self._without_image(model_id, found),
@@ -144,7 +145,7 @@ class StoredPredictions:
             yield RunWarning("not_finite", message, model_id, items=len(rows))
 
     def _other_labels(self, model_id: str, places: Sequence[Place], found: Matching) -> Iterator[RunWarning]:
-        """A label that differs between file and data set: the rows may be those of other images."""
+        """Labels that differ between file and data set: the rows may belong to other images."""
         labels = {place.item_id: place.label for place in reversed(places) if place.label is not None}
         differing = [
             (row, labels[item_id])
@@ -154,8 +155,9 @@ class StoredPredictions:
         if differing:
             row, label = differing[0]
             message = f"{self.source}: images whose label differs from the data set's: {len(differing):,}, such as "
-            message += f"{self.labels[row]!r} and {label!r} for {self.keys[row]!r}: are they the same images? The data "
-            yield RunWarning("labels_differ", message + "set's labels are used", model_id, items=len(differing))
+            message += f"{self.labels[row]!r} in the file and {label!r} in the data set for {self.keys[row]!r}. Check "
+            message += "that the rows belong to these images; the labels of the data set are used"
+            yield RunWarning("labels_differ", message, model_id, items=len(differing))
 
 
 def _differs(own: str | None, label: str) -> bool:
@@ -164,7 +166,7 @@ def _differs(own: str | None, label: str) -> bool:
 
 @dataclass(frozen=True)
 class Matched:
-    """A model's rows found: which row each image has, what does not fit, and the first image of each role."""
+    """The matched rows of a model, its warnings, and the first usable image of each role."""
 
     matching: Matching
     warnings: tuple[RunWarning, ...]
@@ -172,7 +174,8 @@ class Matched:
 
 
 def matched(stored: StoredPredictions, model_id: str, places: Sequence[Place]) -> Matched:
-    """Raises ModelError where no row belongs to an image of a role, or two to one image."""
+    """Match the rows of a model. Raises ModelError if no row belongs to an image of a role, or two rows to one
+    image."""
     found = stored.matching(places)
     first: dict[str, str] = {}
     for place in places:
@@ -184,12 +187,12 @@ def matched(stored: StoredPredictions, model_id: str, places: Sequence[Place]) -
 def rows_of_stored(
     models: Models, role: str, named: Sequence[tuple[str, str | None]], places: Callable[[], Iterable[Place]]
 ) -> Rows:
-    """Predictions, and warnings, of the models of a job that are known by their predictions alone.
+    """Rows of the models with stored predictions only: predictions, embeddings and warnings.
 
-    named: (item_id, label) of each image. places: lists all images of the job, asked for once a process. Embeddings are
-    those of the first model whose file has any, and none where the job has an embedder, since those of two models
-    cannot be compared. The warnings come with the first image of their role, those about the whole job with the first
-    image of the data.
+    named: (item_id, label) of each image. places: lists all images of the job; called once per process. Embeddings are
+    those of the first model whose file has any. If the job has an embedder, they are left out, since embeddings of two
+    models cannot be compared. Warnings are returned with the first image of their role, or of the data if they have no
+    role.
     """
     predictions: list[dict[str, Any]] = []
     arrays: list[dict[str, Any]] = []

@@ -75,7 +75,9 @@ def not_asked(run: Run) -> list[NotAsked]:
     missing = []
     if "discover" not in there:
         lines = (*embedder, "stages:", "  - ...", "  - {kind: discover}")
-        missing.append(NotAsked("failure modes: what the wrong images share, with a name and a test on others", lines))
+        missing.append(
+            NotAsked("failure modes: features that wrong images share, each named and tested on other images", lines)
+        )
     if not there & SEARCHES:
         first, second = [*(job.get("models") or {}), "<a second model>", "<a second model>"][:2]
         search = f"  - {{kind: disagreement, maximise: {first}, minimise: {second}}}"

@@ -47,27 +47,30 @@ TABLES: dict[str, pa.Schema] = {
             "error": (_S, "why it was quarantined"),
             "batch_size": (
                 _I,
-                "items that the stage draws or optimises side by side; what only looks at images takes up to 64, and "
-                "one where deterministic",
+                "items that the stage draws or optimises in one batch; stages that only look at images take up to 64, "
+                "or one if deterministic",
             ),
-            "device": (_S, "device of the models: its kind, and in brackets which one, or what the CPU can do"),
+            "device": (
+                _S,
+                "device of the models: its kind, and in brackets the name of the GPU or the instruction set of the CPU",
+            ),
             "threads": (_I, "threads of torch on the CPU"),
             "deterministic": (_B, "deterministic algorithms, one item at a time, one thread"),
         },
     ),
     "warnings": _table(
-        "what a job cannot know or doubts about its models and data",
+        "what the audit cannot determine, or doubts, about models and data",
         {
-            "code": (_S, "short stable word for its kind"),
+            "code": (_S, "short stable word for the kind of warning"),
             "message": (_S, "one line for people"),
-            "model_id": (_S, "model that it is about; NULL for all"),
-            "role": (_S, "data or pool, where it is about one of them"),
-            "items": (_I, "how many images it is about"),
-            "blocks_gate": (_B, "whether a gate refuses to pass while it stands"),
+            "model_id": (_S, "model that it concerns; NULL for all"),
+            "role": (_S, "data or pool, if it concerns one of them"),
+            "items": (_I, "number of images that it concerns"),
+            "blocks_gate": (_B, "whether a gate does not pass because of it"),
         },
     ),
     "classes": _table(
-        "a class that the data set itself declares, also one without images",
+        "a class that the data set declares, with or without images",
         {
             "class_name": (_S, "its name"),
             "position": (_I, "its place in the data set's own order, from 0"),
@@ -289,20 +292,20 @@ TABLES: dict[str, pa.Schema] = {
         },
     ),
     "compared_images": _table(
-        "of a confirmed failure mode, the images with its feature and the control images on which it is compared with "
-        "another run",
+        "for a confirmed failure mode, the images with its feature and the control images on which it is compared "
+        "with another run",
         {
             "failure_mode_id": (_S, "failure_modes.failure_mode_id"),
             "item_ids": (
                 pa.list_(_S),
-                "real images of the affected classes that were asked, whether a model is wrong or right: with the "
-                "feature and without it, of each the first 1000 by id",
+                "real images of the affected classes that were tested, right or wrong: with the feature and without "
+                "it, the first 1000 of each by id",
             ),
             "shows": (pa.list_(_B), "whether each has the feature"),
             "strata": (
                 pa.list_(_S),
-                "class of each, as its label or the embedder has it, within which error rates are compared; empty "
-                "where the classes themselves are the feature",
+                "class of each, by its label or the embedder, within which error rates are compared; empty "
+                "if the classes themselves are the feature",
             ),
         },
     ),

@@ -1,4 +1,4 @@
-"""What a job cannot know or doubts about its models and data, in one line each: rows of the table `warnings`."""
+"""Warnings about models and data, in one line each: rows of the table `warnings`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunWarning:
-    """One thing that a reader of a run's numbers must know.
+    """A warning that a reader of a run's numbers must know.
 
-    `code`: a short stable word, by which a gate's rules accept it. `message`: one line that names what was found and
-    what would help. `model_id`, `role`: what it is about; None for the whole job. `items`: how many images it is about.
-    `blocks_gate`: whether a gate refuses to pass while it stands.
+    `code`: a short stable word, which a gate's rules may accept. `message`: one line with the finding and its remedy.
+    `model_id`, `role`: what it concerns; None for the whole job. `items`: the number of images that it concerns.
+    `blocks_gate`: whether a gate does not pass because of it.
     """
 
     code: str

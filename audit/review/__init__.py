@@ -1,1 +1,1 @@
-"""What is decided about a run: what it could not know, and what people and rules make of it."""
+"""Decisions about a run: its warnings, the status of its failure modes, and how findings are named."""

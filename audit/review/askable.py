@@ -1,7 +1,8 @@
-"""Whether a finished run could have confirmed a failure mode at all: else that it has none means nothing.
+"""Test whether a finished run could have confirmed a failure mode at all. If not, its lack of failure modes proves
+nothing.
 
-A claim is that a model calls images of something else a class. The condition is necessary, not sufficient: what is
-refused here could not have been confirmed, whatever the model does.
+A claim is that a model predicts a class for images of something else. The condition is necessary, not sufficient: if it
+fails, no claim could have been confirmed, whatever the model predicts.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ FEWEST = 3  # images of the discovery split from which a name is proposed
 
 @dataclass(frozen=True)
 class _Images:
-    """Usable images of one role: with an embedding, an answer of every model and, in the data set, a label.
+    """Usable images of one role: with an embedding, a prediction of every model and, in the data set, a label.
 
-    `proposing`: of the half that proposes names; `asked`: of the half on which they are tested.
+    `proposing`: number in the half that proposes names. `asked`: number in the half that tests them.
     """
 
     role: str
@@ -31,15 +32,15 @@ class _Images:
 
 
 def unaskable(run: Run, models: Sequence[str], classes: Sequence[str] | None = None) -> str | None:
-    """Why no claim could be asked about one of these models, in one line; None where at least one could of each.
+    """Why no claim about one of these models could be tested, in one line; None if every model has at least one claim.
 
-    classes: of claims about these classes alone.
+    classes: restrict the claims to these classes.
     """
     wanted = [str(row["name"]) for row in run.rows(_CLASSES)]
     if not wanted:
         return "none of its images has a label, and the data set declares no classes"
     if not run.rows(f"{_EMBEDDED} and values is not null limit 1"):
-        return "it has no embedding of a real image that could confirm any"
+        return "no real image has an embedding"
     return _too_few(run) or next((why for model in models if (why := _no_names(run, model, wanted, classes))), None)
 
 
@@ -58,10 +59,7 @@ def _too_few(run: Run) -> str | None:
     if any(each.proposing >= FEWEST and math.comb(each.asked, each.asked // 2) * level > 1 for each in usable):
         return None
     counts = ", ".join(f"{each.proposing + each.asked} of the {each.role}" for each in usable) or "none"
-    return (
-        "too few real images have an embedding, an answer of every model and, in the data set, a label to confirm any: "
-        f"{counts}"
-    )
+    return f"too few real images have an embedding, a prediction of every model and, in the data set, a label: {counts}"
 
 
 def _usable(run: Run, models: int) -> list[_Images]:
@@ -81,13 +79,13 @@ def _usable(run: Run, models: int) -> list[_Images]:
 
 
 def _no_names(run: Run, model: str, wanted: list[str], classes: Sequence[str] | None) -> str | None:
-    """Names that never meet: the model's answers and the data set's classes, or those classes that are meant."""
+    """Why the model's predictions and the data set's classes, or the chosen classes, have no name in common."""
     answers = {row["name"] for row in run.rows(_ANSWERS, [model, model])}
     if not answers:
-        return f"{model} answered no real image"
+        return f"{model} has no prediction for a real image"
     if answers.isdisjoint(wanted):
         return (
-            f"no answer of {model} is a class of the data set: it says {_some(answers)}, the labels are {_some(wanted)}"
+            f"{model} predicts no class of the data set: it predicts {_some(answers)}, the labels are {_some(wanted)}"
         )
     scored = run.rows(
         "select count(*) as labelled, count(correct) as scored from predictions "
@@ -95,10 +93,10 @@ def _no_names(run: Run, model: str, wanted: list[str], classes: Sequence[str] | 
         [model],
     )[0]
     if scored["labelled"] and not scored["scored"]:
-        return f"of none of the {scored['labelled']} labelled images is it known whether {model} is right"
+        return f"{model} has no class for the label of any of the {scored['labelled']} labelled images"
     meant = [meant for name in classes or () if (meant := resolve(name, wanted))]
     if meant and answers.isdisjoint(meant):
-        return f"{model} has {_some(meant)} for no image among its five most probable classes"
+        return f"{_some(meant)} is never among the five most probable classes of {model}"
     return None
 
 

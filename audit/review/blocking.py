@@ -1,4 +1,4 @@
-"""The warnings of a run for which a gate does not pass."""
+"""The warnings of a run that block a gate."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from audit.review.warnings import warnings_of
 
 
 def blocking(run: Run, accepted: Collection[str], models: Collection[str] | None) -> list[str]:
-    """The warnings of a run that block a gate, in words, but for those whose code is `accepted`.
+    """The warnings of a run that block a gate, as text, without those whose code is `accepted`.
 
-    models: about which the gate's rules are; None for all.
+    models: those that the gate's rules concern; None for all.
     """
     return [words_of(warning) for warning in warnings_of(run) if _blocks(warning, accepted, models)]
 
 
 def words_of(warning: RunWarning) -> str:
-    """A warning in one line, with its code and what it is about."""
+    """A warning in one line, with its code, model and role."""
     about = ", ".join(name for name in (warning.model_id, warning.role) if name)
     return f"{warning.code}{f' ({about})' if about else ''}: {warning.message}"
 

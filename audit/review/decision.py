@@ -1,7 +1,7 @@
-"""From the excess of two models to a status: new, fixed, unchanged or unclear.
+"""Derive a status from the excess of two models: new, fixed, unchanged or unclear.
 
-The excess is how much more often a model errs on images with a feature than on control images. Both models answered the
-same images, so the change of the excess is a paired difference of risk differences. All intervals are 95 % intervals.
+The excess is a model's error rate on images with a feature minus that on control images. Both models predict the same
+images, so the change of the excess is a paired difference of risk differences. All intervals are 95 % intervals.
 The equivalence margin is half of the excess (`MARGIN`). The rule, in this order:
 
 - `new`: the run after confirmed the failure mode, the interval of the change lies above 0, and the excess before is
@@ -9,11 +9,11 @@ The equivalence margin is half of the excess (`MARGIN`). The rule, in this order
 - `fixed`: the run before confirmed it and the run after did not, the interval of the change lies below 0, and the
   excess after is less than half of the excess before.
 - `unchanged`: both runs confirmed it.
-- `unclear`: the runs share too few images to compare; or on these the interval of the excess in the run that confirmed
-  it reaches 0; or the interval of the excess in the other run reaches 0 and that excess is less than half of the
-  *lower* end of the first one. The lower end, because a mode was confirmed for its excess, which is therefore less in
-  truth, and less in an equal model that was trained again (winner's curse).
-- `unchanged`: all others. No change is shown, or what is left is more than half.
+- `unclear`: the runs share too few images to compare; or the interval of the excess in the run that confirmed it
+  reaches 0; or the interval of the excess in the other run reaches 0 and that excess is less than half of the
+  *lower* end of the first one. The lower end is used because of the winner's curse: a mode is confirmed for a
+  large measured excess, so its true excess, and that of an equal model that is trained again, is likely smaller.
+- `unchanged`: all other cases. No change is shown, or more than half of the excess is left.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from audit.metrics.excess import PairedExcess
 
 Status = Literal["new", "fixed", "unchanged", "unclear"]
 
-MARGIN = 0.5  # share of the larger excess below which the smaller one may count as gone
+MARGIN = 0.5  # share of the larger excess below which the smaller one counts as gone
 
 
 def status_of(was: bool, now: bool, excess: PairedExcess) -> Status:
-    """The status of a failure mode that at least one run confirmed; was, now: whether the run before and after did."""
+    """The status of a failure mode that at least one run confirmed. was, now: whether the run before and after
+    confirmed it."""
     before, after, change = excess.before.excess, excess.after.excess, excess.change
     if now and change.low > 0 and before.value < MARGIN * after.value:
         return "new"
@@ -47,24 +48,24 @@ def reason_for(excess: PairedExcess) -> str:
     """The figures behind a status, in one line."""
     before, after = excess.before, excess.after
     return (
-        f"with it ({excess.images} images) it happens to {before.rate:.0%} before and {after.rate:.0%} after; without "
-        f"it ({excess.control_images} images of the same classes) to {before.control_rate:.0%} and "
-        f"{after.control_rate:.0%}; excess {_percent(before.excess)} before and {_percent(after.excess)} after, "
-        f"change {_percent(excess.change)}"
+        f"error rate on {excess.images} images with the feature: {before.rate:.0%} before, {after.rate:.0%} after; on "
+        f"{excess.control_images} control images of the same classes: {before.control_rate:.0%} before, "
+        f"{after.control_rate:.0%} after; excess: {_percent(before.excess)} before, {_percent(after.excess)} after; "
+        f"change: {_percent(excess.change)}"
     )
 
 
 def not_comparable(images: int, controls: int, confirmed: Literal["first", "second"]) -> str:
-    """Why a mode that only one run confirmed cannot be compared; images, controls: how many that run names."""
+    """Why a mode that only one run confirmed cannot be compared. images, controls: their numbers in that run."""
     other = "second" if confirmed == "first" else "first"
     unconfirmed = f"the {other} run did not confirm it, and"
     if not images:
         return (
-            f"{unconfirmed} the {confirmed} run names no images to compare: run its discovery again with this version"
+            f"{unconfirmed} the {confirmed} run stores no images to compare: run its discovery again with this version"
         )
     return (
-        f"{unconfirmed} has screened too few of the {images} images with it and {controls} without it on which the "
-        f"{confirmed} run confirmed it"
+        f"{unconfirmed} screened too few of the images on which the {confirmed} run confirmed it "
+        f"({images} with the feature, {controls} without)"
     )
 
 

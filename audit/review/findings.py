@@ -1,4 +1,4 @@
-"""Findings by what people call them: an id, the beginning of one, a rank in the list, or a name."""
+"""Find findings by what a user types: an id or its beginning, a rank in the list, or a name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from audit.sentences import claim
 
 Row = dict[str, Any]
 
-SHORTEST = 4  # characters of an id that stand for it, where no other begins so
+SHORTEST = 4  # characters of an id that are enough, if no other id begins with them
 LISTED = 20  # findings that an error names
 
 
@@ -18,26 +18,27 @@ def mode_id(run: Run, text: str) -> str:
     """The id of a failure mode. `text`: its id or a beginning of it, its rank in `Run.failure_modes` from 1, its name,
     or a beginning of the name, whatever the case.
 
-    Raises ConfigError where none or several are called so.
+    Raises ConfigError if none or several match.
     """
     found = _of_modes(run, text) or _by_id(run, text, ("failure_modes",))
     return _only(run, found, text, "failure mode")
 
 
 def subject_id(run: Run, text: str) -> str:
-    """The id of a failure mode, called as in `mode_id`, or of an explanation or a neuron, by its id or a beginning.
+    """The id of a failure mode, by any text that `mode_id` takes, or of an explanation or a neuron, by its id or its
+    beginning.
 
-    Raises ConfigError where none or several are called so.
+    Raises ConfigError if none or several match.
     """
     found = _exact(run, text) or _of_modes(run, text) or _by_id(run, text, tuple(_IDS))
     return _only(run, found, text, "failure mode, explanation or neuron")
 
 
 def explanation_id(run: Run, text: str) -> str:
-    """The id of an explanation, by its id or a beginning; of a failure mode, called as in `mode_id`, that of its most
-    typical search.
+    """The id of an explanation, by its id or its beginning; or the id of the most typical search of a failure mode, by
+    any text that `mode_id` takes.
 
-    Raises ConfigError where none or several are called so, and for a failure mode that rests on no search.
+    Raises ConfigError if none or several match, and for a failure mode that is based on no search.
     """
     found = _by_id(run, text, ("explanations",))
     if found:
@@ -47,8 +48,8 @@ def explanation_id(run: Run, text: str) -> str:
     rows = run.rows("select exemplars[1] as first from failure_modes where failure_mode_id = ?", [chosen])
     if not rows[0]["first"]:
         raise ConfigError(
-            f"the failure mode {text!r} rests on no search, so there is no explanation to make again; the run's are in "
-            "the table explanations"
+            f"the failure mode {text!r} is based on no search, so it has no explanation to reproduce; the explanations "
+            "of the run are in the table explanations"
         )
     return str(rows[0]["first"])
 
@@ -61,13 +62,13 @@ _IDS = {
 
 
 def _exact(run: Run, text: str) -> list[str]:
-    """The id itself, where a finding has it."""
+    """The id itself, if a finding has it."""
     queries = [f"select {column} as id from {table} where {column} = ?" for table, column in _IDS.items()]
     return [row["id"] for row in run.rows(f"{' union all '.join(queries)} limit 1", [text] * len(queries))]
 
 
 def _by_id(run: Run, text: str, tables: tuple[str, ...]) -> list[str]:
-    """Ids that are, or begin with, the text; no more of them than an error names."""
+    """Ids that equal the text or begin with it, at most as many as an error lists."""
     found = []
     for table in tables:
         column = _IDS[table]
@@ -80,7 +81,7 @@ def _by_id(run: Run, text: str, tables: tuple[str, ...]) -> list[str]:
 
 
 def _of_modes(run: Run, text: str) -> list[str]:
-    """Failure modes of this id, rank or name, or whose name begins so: the first of these that any has."""
+    """Failure modes by id, rank, name, or beginning of the name: the first of these rules that finds any."""
     modes = run.failure_modes()
     wanted = text.strip().casefold()
     if wanted.isdecimal() and 1 <= int(wanted) <= len(modes):
@@ -104,14 +105,16 @@ def _only(run: Run, found: list[str], text: str, what: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(f"several are called {text!r}; give the rank or more of the id:\n{_listed(run, found)}")
+        raise ConfigError(
+            f"several findings match {text!r}; give the rank or a longer part of the id:\n{_listed(run, found)}"
+        )
     modes = [mode["failure_mode_id"] for mode in run.failure_modes()]
     known = f"failure modes of this run:\n{_listed(run, modes)}" if modes else "this run lists no failure modes"
     raise ConfigError(f"{run.location} has no {what} {text!r}; give an id, a rank or a name. {known}")
 
 
 def _listed(run: Run, ids: list[str]) -> str:
-    """A line each: rank, id and what it says of failure modes; of others the id."""
+    """One line per finding: rank, id and claim of a failure mode; the id of another finding."""
     ranked = {mode["failure_mode_id"]: (rank, mode) for rank, mode in enumerate(run.failure_modes(), 1)}
     lines = []
     for one in ids[:LISTED]:

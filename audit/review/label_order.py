@@ -1,4 +1,4 @@
-"""Whether outputs may be named in another order: classes at chance level, and the best permutation of the outputs."""
+"""Test the order of the outputs' names: classes at chance level, and the best permutation of the outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from audit.results.sql import Run
 from audit.results.warnings import RunWarning
 
 LEVEL = 0.01
-FEWEST = 10  # labelled images of a class, with which a recall at chance is reported
+FEWEST = 10  # labelled images that a class needs to be tested
 Counts = NDArray[np.int64]
 
-# Images are split into halves by hashes of their ids, so that what one half proposes the other one tests.
+# Images are split into halves by hashes of their ids: one half proposes a permutation, the other half tests it.
 _CONFUSIONS = (
     "select model_id, label, predicted, ('0x' || left(md5(item_id), 8))::bigint % 2 as half, count(*) as images "
     "from predictions where role = 'data' and correct is not null group by all order by all"
@@ -51,7 +51,7 @@ def confusions(run: Run) -> dict[str, Confusion]:
 
 
 def warnings_of_order(run: Run) -> list[RunWarning]:
-    """What confusion matrices say against the names of outputs."""
+    """Warnings from the confusion matrices about the names of outputs."""
     found: list[RunWarning] = []
     for model_id, confusion in confusions(run).items():
         permuted = _permuted(model_id, confusion)
@@ -61,9 +61,9 @@ def warnings_of_order(run: Run) -> list[RunWarning]:
 
 
 def assigned(counts: Counts) -> NDArray[np.int64]:
-    """For each label the prediction, each at most once, that makes the most images right (assignment problem).
+    """The assignment of distinct predictions to labels that makes the most images right (assignment problem).
 
-    counts: (labels, predictions) with as many predictions as labels at least. Ties go to the label's own prediction.
+    counts: (labels, predictions), with at least as many predictions as labels. Ties go to the label's own prediction.
     """
     tie = np.zeros(counts.shape)
     np.fill_diagonal(tie, 0.5 / max(1, len(counts)))
@@ -72,7 +72,7 @@ def assigned(counts: Counts) -> NDArray[np.int64]:
 
 
 def _gains(proposing: Counts, testing: Counts) -> tuple[int, int]:
-    """Images of the second half that only the permutation of the first half makes right, and that only the names do."""
+    """Images of the second half that are right only with the permutation of the first half, and only with the names."""
     columns, own = assigned(proposing), np.arange(len(proposing))
     moved = columns != own
     right = testing[own[moved], columns[moved]].sum()
@@ -80,7 +80,8 @@ def _gains(proposing: Counts, testing: Counts) -> tuple[int, int]:
 
 
 def _permuted(model_id: str, confusion: Confusion) -> RunWarning | None:
-    """A permutation found on one half of the images is tested on the other (McNemar's exact test), both ways round."""
+    """A permutation is found on one half of the images and tested on the other (McNemar's exact test); then vice
+    versa."""
     halves = confusion.counts
     p_values = []
     for proposing, testing in ((halves[0], halves[1]), (halves[1], halves[0])):
@@ -91,23 +92,24 @@ def _permuted(model_id: str, confusion: Confusion) -> RunWarning | None:
     total = halves.sum(0)
     columns, own = assigned(total), np.arange(len(total))
     pairs = [
-        f"{confusion.predicted[column]!r} for {confusion.labels[row]!r}"
+        f"{confusion.predicted[column]!r} should be {confusion.labels[row]!r}"
         for row, column in zip(own, columns, strict=True)
         if row != column
     ]
     accuracy, better = total[own, own].sum() / total.sum(), total[own, columns].sum() / total.sum()
     words = (
-        f"accuracy is {accuracy:.1%} as outputs are named, and {better:.1%} if {len(pairs)} of them were named "
-        f"otherwise ({', '.join(pairs[:3])}{', ...' if len(pairs) > 3 else ''}): class_names are probably in another "
-        "order than the outputs"
+        f"accuracy is {accuracy:.1%} with the present names of the outputs, and would be {better:.1%} if {len(pairs)} "
+        f"of them had other names ({', '.join(pairs[:3])}{', ...' if len(pairs) > 3 else ''}): class_names are "
+        "probably not in the order of the outputs"
     )
     return RunWarning("outputs_permuted", words, model_id=model_id, role="data", items=int(total.sum()))
 
 
 def _at_chance(model_id: str, confusion: Confusion) -> list[RunWarning]:
-    """Classes that the model predicts no more often for their own images than for all others, beyond chance.
+    """Classes that the model does not predict more often for their own images than for all others, beyond chance.
 
-    Fisher's exact test for each class, one-sided: a model that guesses is above the rate of the others half the time.
+    One-sided Fisher's exact test for each class. Comparing rates alone would pass half of the classes of a guessing
+    model.
     """
     total = confusion.counts.sum(0)
     images, said = total.sum(1), total[:, : len(total)].sum(0)
@@ -121,7 +123,7 @@ def _at_chance(model_id: str, confusion: Confusion) -> list[RunWarning]:
     names: Sequence[str] = [f"{confusion.labels[i]} ({recall[i]:.0%})" for i in low]
     every = len(low) == sum(images >= FEWEST)
     words = (
-        f"{len(low)} of {len(total)} classes are predicted no more often for their own images than chance explains: "
+        f"{len(low)} of {len(total)} classes are predicted no better than by chance (recall in brackets): "
         f"{beginning(names)}; check class_names, preprocessing and labels"
     )
     return [

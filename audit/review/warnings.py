@@ -1,4 +1,4 @@
-"""All warnings of a run: those that its stages wrote, and those that its tables show."""
+"""All warnings of a run: those that its stages wrote, and those that follow from its tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def warnings_of(run: Run) -> list[RunWarning]:
 
 
 def _of_pool(run: Run) -> list[RunWarning]:
-    """Images of the pool with a label that no class of a model stands for."""
+    """Warn of images of the pool with a label that is no class of a model."""
     found = []
     unknown = run.rows(
         "select model_id, count(*) as images, count(distinct label) as labels, min(label) as label from predictions "
@@ -23,8 +23,8 @@ def _of_pool(run: Run) -> list[RunWarning]:
     )
     for row in unknown:
         words = (
-            f"{row['images']} images of the pool have one of {row['labels']} labels, such as {row['label']!r}, that "
-            "the model has no class for, and count as unlabelled"
+            f"{row['images']} images of the pool have one of {row['labels']} labels, such as {row['label']!r}, for "
+            "which the model has no class; they count as unlabelled"
         )
         found.append(
             RunWarning("pool_labels_unknown", words, row["model_id"], "pool", row["images"], blocks_gate=False)
