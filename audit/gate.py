@@ -215,7 +215,7 @@ def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str
     doubtful = [change for change in once if excused.isdisjoint(change.ids)]
     if doubtful:
         them = tuple(f"{_words(change.shown)} ({change.reason})" for change in doubtful)
-        return _unknown(rule, f"it is unknown whether {len(doubtful)} confirmed failure modes are new", them)
+        return _unknown(rule, f"confirmed failure modes that may be new or old: {len(doubtful)}", them)
     outcome = _outcome(
         rule,
         float(len(changes)),
@@ -224,11 +224,9 @@ def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str
     if outcome.passed and "new" in wanted.status and WORSE_CLASS not in rules.accept_warnings:
         worse = _unexplained(compared, wanted, run)
         if worse:
-            why = (
-                "classes that got worse and for which no new failure mode was found may have one that discovery cannot "
-            )
-            why += f"name; look at their errors, or name {WORSE_CLASS} in accept_warnings"
-            return _unknown(rule, why, tuple(map(str, worse)))
+            why = f"classes that got worse without a new failure mode that explains it: {len(worse)}. Discovery finds "
+            why += "only what its embedder and its vocabulary describe. Look at the errors of these classes, or set "
+            return _unknown(rule, f"{why}accept_warnings: [{WORSE_CLASS}]", tuple(map(str, worse)))
     return outcome
 
 

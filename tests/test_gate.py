@@ -338,7 +338,7 @@ def test_a_rule_on_new_ones_fails_where_the_runs_share_no_images_to_compare(tmp_
     rule = "- {name: r, failure_modes: {status: [new]%s}, at_most: 0}"
     (outcome,) = outcomes(tmp_path, rule % "", after, before)
     assert (outcome.passed, outcome.value) == (False, None)
-    assert outcome.message == "the run cannot decide this rule: it is unknown whether 1 confirmed failure modes are new"
+    assert outcome.message == "the run cannot decide this rule: confirmed failure modes that may be new or old: 1"
     assert "(5 with the feature, 20 without)" in outcome.modes[0]
     assert outcomes(tmp_path, rule % ", classes: [boat]", after, before)[0].passed  # it is none of these
     assert outcomes(tmp_path, NO_NEW, after, before)[0].value == 1  # the rule counts what is unclear itself

@@ -127,7 +127,7 @@ def check_whole(ref: str, missing: Iterable[str]) -> None:
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         raise ModelError(
-            f"the weights of {ref} lack {', '.join(lacking[:3])}{more}, which its config.json asks for: they are "
+            f"the weights of {ref} lack {', '.join(lacking[:3])}{more}, which the model has: they are "
             "those of another architecture, or of the model without its head"
         )
 
