@@ -22,6 +22,7 @@ from audit.errors import ConfigError, ModelError
 from audit.methods import check_order
 from audit.models.prediction_rows import Place, match
 from audit.results.sql import Run
+from audit.review.warnings import warnings_of
 from pipelines.serial import run_serially
 from tests.in_process import done
 
@@ -130,6 +131,18 @@ def test_labels_of_the_file_stand_in_and_are_compared(tmp_path: Path) -> None:
     (warning,) = run.rows("select * from warnings where model_id = 'm'")
     assert (warning["code"], warning["items"], warning["blocks_gate"]) == ("labels_differ", 1, True)
     assert "'cat' and 'dog' for '2.png'" in warning["message"]
+
+
+def test_labels_of_the_file_are_spelled_as_the_classes_that_they_mean(tmp_path: Path) -> None:
+    """Else a model that is right on every image seems to have its outputs in another order."""
+    names = [f"{i}.png" for i in range(40)]
+    images(tmp_path / "data", names)
+    rows = [f"{name},{('Cat', 'Hot_dog')[i % 2]},{('cat', 'hot dog')[i % 2]}" for i, name in enumerate(names)]
+    file = written(tmp_path / "p.csv", "\n".join(["image,label,predicted", *rows, ""]))
+    run = done(job(tmp_path, file), tmp_path / "run", 1)
+    found = run.rows("select label, predicted, count(*) as n from predictions where correct group by all order by all")
+    assert [(r["label"], r["predicted"], r["n"]) for r in found] == [("cat", "cat", 20), ("hot dog", "hot dog", 20)]
+    assert [warning.code for warning in warnings_of(run)] == ["no_label_column"]
 
 
 def test_a_model_beside_it_is_screened_as_ever(tmp_path: Path, three: dict[str, str]) -> None:

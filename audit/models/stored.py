@@ -70,11 +70,13 @@ class StoredPredictions:
         )
 
     def prediction(self, row: int, label: str | None, class_of: Callable[[str], str | None] = str) -> dict[str, Any]:
-        """What `predictions` says of a row. `label`: the data set's; the file's own stands in where there is none.
-        `class_of`: what the model would have to predict for a label to be right; None where it has no such class; by
-        default the label itself.
+        """What `predictions` says of a row. `label`: the data set's; the file's own stands in where there is none,
+        spelled as the class that it means. `class_of`: what the model would have to predict for a label to be right;
+        None where it has no such class; by default the label itself.
         """
-        label = self.labels[row] if label is None else label
+        meant = label or self.labels[row]
+        right = class_of(meant) if meant else None
+        label = label or right or meant
         if self.classes[row, 0] < 0:
             return {"label": label, "status": "failed", "reason": "not_finite"}
         top = [self.class_names[i] for i in self.classes[row]]
@@ -82,7 +84,6 @@ class StoredPredictions:
         said: dict[str, Any] = {"label": label, "predicted": top[0], "status": "ok", "top_classes": top}
         said["confidence"] = float(self.confidences[row, 0]) if known else None
         said["top_confidences"] = self.confidences[row].tolist() if known else None
-        right = None if label is None else class_of(label)
         if right is not None:
             said["correct"] = top[0] == right
         return said
