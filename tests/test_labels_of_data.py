@@ -17,7 +17,7 @@ import pytest
 
 from audit.config import parse_job, restored
 from audit.datasets import DataSource
-from audit.datasets._labels import label_of
+from audit.datasets._labels import label_of, of_class
 from audit.datasets._notes import Notes
 from audit.errors import ConfigError
 from audit.results.sql import Run
@@ -66,6 +66,30 @@ DAY = datetime.date(2026, 1, 2)
 def test_one_rule_for_labels(value: Any, text: str | None, reason: str | None) -> None:
     found = label_of(value, Notes())
     assert (found.text, found.reason) == (text, reason)
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "reason"),
+    [
+        (0, "cat", None),
+        (1.0, "dog", None),
+        (2, None, None),
+        (-1, None, None),
+        (float("nan"), None, None),
+        (float("inf"), None, "bad_label"),
+        (None, None, None),
+        (0.5, "0.5", None),
+        (True, "true", None),  # of a column of booleans, not the second class
+        ("dog", "dog", None),
+        ([1], None, "several_labels"),
+    ],
+)
+def test_numbers_that_stand_for_class_names(value: Any, text: str | None, reason: str | None) -> None:
+    notes = Notes()
+    found = of_class(("cat", "dog"), value, notes)
+    assert (found.text, found.reason) == (text, reason)
+    codes = [warning.code for warning in notes.warnings()]
+    assert ("label_outside_names" in codes) == (value in (2, -1))
 
 
 COLUMNS: dict[str, tuple[Any, list[str | None]]] = {
