@@ -81,7 +81,17 @@ def head_of(outputs: Tensor, ref: str) -> Head:
             "which the softmax gives the same probabilities. Searches go better where the module returns logits"
         )
         return Head(outputs.shape[1], from_probabilities, (RunWarning("probabilities", message, blocks_gate=False),))
-    return Head(outputs.shape[1], as_they_are)
+    doubt = (_unit_interval(outputs.shape[1], ref),) if within and last not in _UNBOUNDED else ()
+    return Head(outputs.shape[1], as_they_are, doubt)
+
+
+def _unit_interval(count: int, ref: str) -> RunWarning:
+    message = (
+        f"{ref}: all {count} outputs lie in [0, 1] for every trial image and do not sum to 1, so whether they are "
+        "logits, as which they are read, or a sigmoid of each class is unknown. Return what the sigmoid gets, or end "
+        "the module in its last linear layer"
+    )
+    return RunWarning("outputs_in_unit_interval", message)
 
 
 def _single(last: str | None, within: bool, ref: str) -> Head:
