@@ -95,11 +95,12 @@ def match(
 ) -> Matching:
     """Match the labels of a data set with the outputs of a model.
 
-    `given`: what the job says, from a label to an output's name, its number from 0, or None for a label that the model
-    does not know; or 'by_position' for labels that are the numbers of the outputs. All other labels are matched by the
-    first of these rules that fits, and only where it means one label and one output: the same text (Unicode NFC); the
-    same but for case, spaces, underscores and inner hyphens; one of several names with commas between them; the WordNet
-    id of one of ImageNet's 1,000 classes. Raises ModelError where a label is left without an output.
+    `given`: what the job says, from a label to an output's name, its number from 0 (also as text, where no name is a
+    number), or None for a label that the model does not know; or 'by_position' for labels that are the numbers of the
+    outputs. All other labels are matched by the first of these rules that fits, and only where it means one label and
+    one output: the same text (Unicode NFC); the same but for case, spaces, underscores and inner hyphens; one of
+    several names with commas between them; the WordNet id of one of ImageNet's 1,000 classes. Raises ModelError where a
+    label is left without an output, or is given twice.
 
     declared: classes of the data set that no image need have; what the job says of them is passed over.
     complete: whether `outputs` are all classes of the model. Where they are only those that it ever predicted, and each
@@ -141,12 +142,14 @@ def _given(
         label = resolve(asked, labels)
         if label is None and resolve(asked, declared) is not None:
             continue
+        if label in found or label in excused:
+            raise ModelError(f"labels: {label!r} is given twice, the second time as {asked!r}; give it one output")
         if label is None:
             near = f"; nearest: {', '.join(nearest(asked, labels))}" if nearest(asked, labels) else ""
             raise ModelError(f"labels: the data set has no label {asked!r}{near}. It has {beginning(labels)}")
         if to is None:
             excused.append(label)
-        elif isinstance(to, int):
+        elif isinstance(to, int) or (_is_number(to) and not any(map(_is_number, outputs))):
             found[label] = _number(str(to), outputs), "the job"
         else:
             found[label] = _place(to, outputs), "the job"
@@ -159,6 +162,10 @@ def _number(text: str, outputs: Sequence[str]) -> int:
             f"labels: {text!r} is not the number of an output; the model has {len(outputs)}, numbered from 0"
         )
     return int(text)
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch("[0-9]+", name) is not None
 
 
 def _place(name: str, outputs: Sequence[str]) -> int:
@@ -295,7 +302,7 @@ def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[st
 
 
 def _advice(lacking: Sequence[str]) -> str:
-    if all(re.fullmatch("[0-9]+", label) for label in lacking):
+    if all(map(_is_number, lacking)):
         return (
             "If a label is the number of its output, add to the model: labels: by_position. Otherwise say what each "
             "label is called by the model: labels: {label: output}, or null for a class that it does not have"
