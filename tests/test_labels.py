@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from audit.classifiers import names_for
 from audit.config import LabelOptions, checked
 from audit.errors import ConfigError, ModelError
 from audit.labels.imagenet import imagenet_1k, in_imagenet_order
-from audit.labels.matching import DataClasses, classes_of, match
+from audit.labels.matching import DataClasses, Matching, classes_of, match
+from audit.models.doubts import _of_labels, _of_names
 
 IMAGENET = list(imagenet_1k().values())  # as the configuration of a model on the hub writes its names
 NFD = unicodedata.normalize("NFD", "café")
@@ -337,3 +339,53 @@ def test_integers_are_ordered_by_value_and_other_names_by_text() -> None:
     assert not are_integers([])
     assert not are_integers(["1", "01"])
     assert not are_integers(["1", ""])
+
+
+def models_of(**matchings: Matching) -> Any:
+    """Models of a job, as far as warnings about their names look at them."""
+    loaded = {name: SimpleNamespace(class_names=found.names) for name, found in matchings.items()}
+    return SimpleNamespace(
+        job=SimpleNamespace(models=dict.fromkeys(matchings)), matching=matchings.get, model=loaded.__getitem__
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "codes"),
+    [
+        (match(["cat"], ["cat", "dog"]), []),
+        (match(["cat", "zebra"], ["cat"], {"zebra": None}), ["labels_without_output"]),
+        (match(["cat", "dog"], ["cat"], complete=False), ["classes_never_predicted"]),
+        (match(["n01440764"], [str(i) for i in range(1000)]), ["imagenet_order_assumed"]),
+        (match(["n01440764"], IMAGENET), []),  # whose outputs say what they are
+        (match(["n01440764"], ["tench", "heron"]), []),
+        (match(["0", "999"], [str(i) for i in range(1000)]), []),
+    ],
+)
+def test_what_matching_leaves_open_is_said_and_blocks_no_gate(found: Matching, codes: list[str]) -> None:
+    warnings = _of_labels(models_of(m=found), "m")
+    assert [(w.code, w.model_id, w.blocks_gate) for w in warnings] == [(code, "m", False) for code in codes]
+    for label in ("zebra", "dog"):
+        if label in found.excused or label in found.unpredicted:
+            assert repr(label) in warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pair"),
+    [
+        (("cat", "ice cream"), ("cat", "ice_cream"), "'ice cream' and 'ice_cream'"),
+        (("cat", "dog"), ("dog", "fox"), None),
+        (("A", "a"), ("A", "a"), None),  # two classes, which both models tell apart
+        (("A", "a"), ("a", "A"), None),
+        (("a",), ("A", "a"), None),
+        (("A", "a"), ("a",), None),
+        (("A",), ("a",), "'A' and 'a'"),
+    ],
+)
+def test_models_that_write_a_class_in_two_ways_are_doubted(
+    first: tuple[str, ...], second: tuple[str, ...], pair: str | None
+) -> None:
+    found = _of_names(models_of(v=match([], first), w=match([], second)))
+    assert [(w.code, w.blocks_gate) for w in found] == ([("names_differ", True)] if pair else [])
+    assert pair is None or f"v and w write 1 classes in two ways, such as {pair}" in found[0].message
+    mixed = models_of(v=match(["ice cream"], ["ice_cream"]), w=match(["ice cream"], ["Ice cream"]))
+    assert _of_names(mixed) == []  # both are spelled as the data set spells them
