@@ -390,6 +390,16 @@ def test_two_rows_for_one_image_are_refused() -> None:
         match(["train/1.png", "test/1.png"], places("1.png", "2.png"))
 
 
+def test_an_image_at_two_places_is_one_image() -> None:
+    """A row that fits both places is the image's; of two rows, that of the first place counts, in whatever order."""
+    two = [Place("data", "same", name, name) for name in ("a/1.png", "b/1.png")]
+    found = match(["1.png"], two)
+    assert (found.rows, found.ambiguous) == ({"same": 0}, [])
+    for keys in (["b/1.png", "a/1.png"], ["a/1.png", "b/1.png"]):
+        assert match(keys, two).rows == {"same": keys.index("a/1.png")}
+        assert match(keys, two[::-1]).rows == {"same": keys.index("b/1.png")}
+
+
 def test_whole_paths_tell_data_and_pool_apart() -> None:
     listed = places("cat/1.png", root="/x/val") + places("cat/1.png", role="pool", root="/x/pool")
     assert match(["cat/1.png"], listed).ambiguous[0][0] == 0
