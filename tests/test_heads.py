@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audit.classifiers import Classifier, hf, python
 from audit.classifiers._heads import as_they_are, doubts, from_probabilities, from_probability, head_of, two_classes
+from audit.classifiers._trial import input_of
 from audit.errors import ModelError
 
 MODULES = """
@@ -251,6 +252,23 @@ def test_a_module_of_many_sizes_is_said_to_have_a_default(file: Path, name: str,
     assert model.warnings[0].blocks_gate
     assert model.default_size
     assert not load(file, name, size=side).default_size
+
+
+class Multiples(torch.nn.Module):
+    """Takes sides that are multiples of 32, as windows of attention do: 160 and 224, not 240."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] % 32 == 0
+        return x.mean((2, 3))
+
+
+def test_a_module_of_some_sizes_only_has_a_default_too() -> None:
+    found = input_of(Multiples(), None, "m", (AssertionError,))
+    assert (found.channels, found.side) == (3, 224)
+    assert [warning.code for warning in found.warnings] == ["input_size_default"]
+    assert input_of(Multiples(), 64, "m", (AssertionError,)).warnings == ()
+    with pytest.raises(ModelError, match=r"fails on an image of shape \(1, 3, 50, 50\)"):
+        input_of(Multiples(), 50, "m", (AssertionError,))
 
 
 def test_a_module_that_takes_no_common_size_is_refused(file: Path) -> None:

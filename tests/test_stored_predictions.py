@@ -20,7 +20,7 @@ from audit.classifiers import predictions
 from audit.config import parse_job
 from audit.errors import ConfigError, ModelError
 from audit.methods import check_order
-from audit.models.prediction_rows import Place, match
+from audit.models.prediction_rows import Place, match, without_row
 from audit.results.sql import Run
 from audit.review.warnings import warnings_of
 from pipelines.serial import run_serially
@@ -398,6 +398,13 @@ def test_an_image_at_two_places_is_one_image() -> None:
     for keys in (["b/1.png", "a/1.png"], ["a/1.png", "b/1.png"]):
         assert match(keys, two).rows == {"same": keys.index("a/1.png")}
         assert match(keys, two[::-1]).rows == {"same": keys.index("b/1.png")}
+
+
+def test_images_without_a_row_are_those_that_can_be_screened_each_once() -> None:
+    listed = [*places("a.png", "b.png", "c.png"), *places("b.png", role="data")]
+    broken = listed[2]._replace(usable=False)
+    found = match(["a.png"], [*listed[:2], broken, listed[3]])
+    assert [place.display_name for place in without_row(found, [*listed[:2], broken, listed[3]])] == ["b.png"]
 
 
 def test_whole_paths_tell_data_and_pool_apart() -> None:
