@@ -19,7 +19,7 @@ Convert = Callable[[Tensor], Tensor]
 # Operations of autograd that only move or copy values.
 _MOVES = (
     *("View", "UnsafeView", "ReshapeAlias", "Alias", "Squeeze", "Unsqueeze", "T", "Transpose", "Permute", "Select"),
-    *("Slice", "Clone", "ToCopy", "Expand", "AsStrided", "Detach", "Contiguous", "UnsafeSplit", "Split"),
+    *("Slice", "Repeat", "Clone", "ToCopy", "Expand", "AsStrided", "Detach", "Contiguous", "UnsafeSplit", "Split"),
 )
 # Operations whose result may lie in [0, 1] by chance only.
 _UNBOUNDED = ("Addmm", "Mm", "Bmm", "Mv", "Dot", "Convolution", "Add", "Sub", "Mean", "Sum", "Linear")
