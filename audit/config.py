@@ -132,6 +132,9 @@ def _pairs_of(path: Path) -> Any:
     rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",") if row]
     if any(len(row) != 2 for row in rows):
         raise ValueError(f"{path}: each line needs two columns, the label and the output")
+    labels = [label.strip() for label, _ in rows]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise ValueError(f"{path}: the label {twice!r} is given twice")
     return {label.strip(): name.strip() or None for label, name in rows}
 
 

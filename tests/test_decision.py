@@ -29,6 +29,7 @@ UP, DOWN, NONE = (0.1, 0.9), (-0.9, -0.1), (-0.1, 0.1)
         ((0.31, -0.1), (0.6, 0.4), UP, False, True, "unchanged"),
         ((0.1, 0.05), (0.6, 0.4), NONE, False, True, "unchanged"),  # it was there, and no change is shown
         ((0.1, -0.05), (0.6, 0.4), NONE, False, True, "unclear"),
+        ((0.1, 0.0), (0.6, 0.4), NONE, False, True, "unclear"),  # an end at 0 reaches it
         ((0.21, -0.05), (0.6, 0.4), NONE, False, True, "unchanged"),  # more than half of what is sure
         ((0.1, -0.05), (0.6, 0.0), NONE, False, True, "unclear"),
         ((0.1, 0.05), (0.6, -0.01), NONE, False, True, "unclear"),  # the confirmed one is not seen on these images

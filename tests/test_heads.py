@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audit.classifiers import Classifier, hf, python
 from audit.classifiers._heads import as_they_are, doubts, from_probabilities, from_probability, head_of, two_classes
+from audit.classifiers._trial import input_of
 from audit.errors import ModelError
 
 MODULES = """
@@ -140,6 +141,54 @@ def test_a_sigmoid_of_each_class_is_refused(file: Path) -> None:
         load(file, "sigmoids")
 
 
+Z = torch.linspace(-4, 4, 24).reshape(8, 3).requires_grad_(True)  # what a last layer gives for eight images
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: 1 / (1 + (-z).exp()),
+        lambda z: z.sigmoid() * 1.0,
+        lambda z: z.sigmoid().clamp(0.01, 0.99),
+        lambda z: z.sigmoid().detach(),
+        lambda z: 1 - z.sigmoid(),
+    ],
+)
+def test_outputs_that_may_be_a_sigmoid_of_each_class_are_doubted(function: Any) -> None:
+    """A softmax of sigmoids is never surer than e / (e + n - 1), whatever the model says: .58 for three classes."""
+    head = head_of(function(Z), "m")
+    assert (head.classes, head.convert) == (3, as_they_are)
+    assert [(warning.code, warning.blocks_gate) for warning in head.warnings] == [("outputs_in_unit_interval", True)]
+    assert head_of(function(Z) * 1.5 - 0.1, "m").warnings == ()  # no probabilities
+
+
+def test_small_outputs_of_a_linear_layer_are_logits() -> None:
+    """By chance within [0, 1], as those of an untrained layer: the layer says that they are no probabilities."""
+    x, weights = torch.rand((8, 4)), torch.full((4, 3), 0.1).requires_grad_(True)
+    for outputs in (x @ weights, torch.nn.functional.linear(x, weights.T), (x @ weights[:, :1]).repeat(1, 3)):
+        for found in (outputs, outputs[:, :1]):
+            assert bool(((found >= 0) & (found <= 1)).all())
+            head = head_of(found, "m")
+            assert (head.classes, head.warnings) == ((3, ()) if found.shape[1] == 3 else (2, ()))
+            assert head.convert is (as_they_are if found.shape[1] == 3 else two_classes)
+
+
+@pytest.mark.parametrize("function", [torch.tanh, lambda z: z * 1.0, lambda z: z.sigmoid() * 2 - 1])
+def test_one_output_that_is_no_probability_is_the_log_odds(function: Any) -> None:
+    head = head_of(function(Z[:, :1]), "m")
+    assert (head.classes, head.convert) == (2, two_classes)
+
+
+def test_probabilities_sum_to_one_and_are_at_least_zero() -> None:
+    def convert(rows: list[list[float]]) -> Any:
+        return head_of(torch.tensor(rows), "m").convert
+
+    assert convert([[0.2, 0.8], [0.5, 0.50001]]) is from_probabilities  # as float32 rounds
+    assert convert([[0.2, 0.8], [0.5, 0.495]]) is as_they_are
+    assert convert([[0.0, 1.0], [1.0, 0.0]]) is from_probabilities
+    assert convert([[-0.5, 1.5], [0.5, 0.5]]) is as_they_are
+
+
 def test_certain_probabilities_stay_finite() -> None:
     assert torch.allclose(from_probability(torch.tensor([[0.0], [1.0]])).softmax(1).diag(), torch.ones(2))
     sure = from_probabilities(torch.tensor([[0.0, 1.0]]))
@@ -203,6 +252,23 @@ def test_a_module_of_many_sizes_is_said_to_have_a_default(file: Path, name: str,
     assert model.warnings[0].blocks_gate
     assert model.default_size
     assert not load(file, name, size=side).default_size
+
+
+class Multiples(torch.nn.Module):
+    """Takes sides that are multiples of 32, as windows of attention do: 160 and 224, not 240."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] % 32 == 0
+        return x.mean((2, 3))
+
+
+def test_a_module_of_some_sizes_only_has_a_default_too() -> None:
+    found = input_of(Multiples(), None, "m", (AssertionError,))
+    assert (found.channels, found.side) == (3, 224)
+    assert [warning.code for warning in found.warnings] == ["input_size_default"]
+    assert input_of(Multiples(), 64, "m", (AssertionError,)).warnings == ()
+    with pytest.raises(ModelError, match=r"fails on an image of shape \(1, 3, 50, 50\)"):
+        input_of(Multiples(), 50, "m", (AssertionError,))
 
 
 def test_a_module_that_takes_no_common_size_is_refused(file: Path) -> None:

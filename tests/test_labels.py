@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from audit.class_names import are_integers, folded, in_order, resolve
 from audit.classifiers import names_for
-from audit.errors import ModelError
-from audit.labels.imagenet import imagenet_1k
-from audit.labels.matching import DataClasses, classes_of, match
+from audit.config import LabelOptions, checked
+from audit.errors import ConfigError, ModelError
+from audit.labels.imagenet import imagenet_1k, in_imagenet_order
+from audit.labels.matching import DataClasses, Matching, classes_of, match
+from audit.models.doubts import _of_labels, _of_names
 
 IMAGENET = list(imagenet_1k().values())  # as the configuration of a model on the hub writes its names
 NFD = unicodedata.normalize("NFD", "café")
@@ -73,6 +78,29 @@ def test_wordnet_ids_tell_imagenets_two_cranes_apart() -> None:
     assert len(set(found.names)) == 1000
 
 
+def test_wordnet_ids_follow_names_where_outputs_are_in_another_order() -> None:
+    found = match(["n01440764", "n01443537"], IMAGENET[::-1])
+    assert (found.names[999], found.names[998]) == ("n01440764", "n01443537")
+    mixed = match(["n01440764"], ["tench, Tinca tinca", "n01440764"])  # the same text comes first
+    assert mixed.names == ("tench, Tinca tinca", "n01440764")
+
+
+def test_the_wordnet_id_of_a_word_that_two_classes_share_is_refused_beside_few_outputs() -> None:
+    """Both the bird and the machine are a crane; the bird's other word tells."""
+    with pytest.raises(ModelError, match="1 of 1"):
+        match(["n02012849"], ["crane", "heron"])
+    assert match(["n01440764"], ["tench", "heron"]).names == ("n01440764", "heron")
+
+
+@pytest.mark.parametrize(("renamed", "in_order"), [(0, True), (60, True), (400, False)])
+def test_most_names_tell_whether_outputs_are_in_imagenets_order(renamed: int, in_order: bool) -> None:
+    outputs = [f"thing {i}" if i < renamed else name for i, name in enumerate(IMAGENET)]
+    assert in_imagenet_order(outputs) is in_order
+    assert in_imagenet_order(list(imagenet_1k()))
+    assert not in_imagenet_order(outputs[1:])
+    assert not in_imagenet_order([*outputs[1:], outputs[0]])
+
+
 def test_wordnet_ids_follow_the_numbers_of_1000_outputs_without_names() -> None:
     found = match(["n01440764", "n02012849"], [str(i) for i in range(1000)])
     assert (found.names[0], found.names[134]) == ("n01440764", "n02012849")
@@ -86,6 +114,7 @@ def test_wordnet_ids_follow_the_numbers_of_1000_outputs_without_names() -> None:
         (["cat"], {"cat": "Dog"}, ("cat (output 0)", "cat")),
         (["kitten", "dog"], {"kitten": "cat"}, ("kitten", "dog")),
         (["cat", "dog", "zebra"], {"zebra": None}, ("cat", "dog")),
+        (["cat", "dog"], {"cat": "1", "dog": "0"}, ("dog", "cat")),  # as a file of pairs has numbers
         (["0", "1"], "by_position", ("0", "1")),
     ],
 )
@@ -102,6 +131,10 @@ def test_the_job_may_say_what_a_label_is_called(
         ({"cat": "dig"}, "no output 'dig'; nearest: dog"),
         ({"cat": 2}, "'2' is not the number of an output"),
         ({"cat": 0, "dog": 0}, "are all matched with the output 'cat'"),
+        ({"cat": "2"}, "'2' is not the number of an output"),
+        ({"cat": 0, "Cat": 1}, "'cat' is given twice, the second time as 'Cat'"),
+        ({"cat": None, "CAT": 0}, "'cat' is given twice"),
+        ({"cat": 1}, "1 of 2 labels match no output of the model. Labels: 'dog'"),  # another label has its output
         ("by_position", "'cat' is not the number of an output"),
     ],
 )
@@ -109,6 +142,81 @@ def test_what_the_job_says_of_labels_is_checked(given: Mapping[str, str | int | 
     with pytest.raises(ModelError) as refused:
         match(["cat", "dog"], ["cat", "dog"], given)
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "pairs"),
+    [
+        ("a.csv", " 0 , tench \n\n1,\nhot dog,3\n", {"0": "tench", "1": None, "hot dog": "3"}),
+        ("a.csv", '\ufeff"a, b",c\r\n', {"a, b": "c"}),
+        ("a.tsv", "a, b\tc, d\n", {"a, b": "c, d"}),
+        ("a.json", '{"cat": 1, "dog": null, "fox": "vixen"}', {"cat": 1, "dog": None, "fox": "vixen"}),
+        ("a.csv", "cat\n", "two columns"),
+        ("a.csv", "cat,0\ndog,1\ncat ,1\n", "'cat' is given twice"),
+        ("a.txt", "cat,0\n", "must end in .json, .csv or .tsv"),
+        ("a.json", "[1]", "labels"),
+        ("a.json", "{", "labels"),
+    ],
+)
+def test_a_file_of_labels_and_outputs(name: str, text: str, pairs: Any, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, "utf-8")
+
+    def read() -> Any:
+        return checked(LabelOptions, {"labels": name}, "models[0]", {"folder": tmp_path}).labels
+
+    if isinstance(pairs, dict):
+        assert read() == pairs
+    else:
+        with pytest.raises(ConfigError, match=pairs):
+            read()
+
+
+def test_text_that_is_the_name_of_an_output_is_not_its_number() -> None:
+    """Outputs that are called by numbers in another order: what the job writes as text is a name."""
+    assert match(["cat"], ["2", "1", "0"], {"cat": "2"}).names == ("cat", "1", "0")
+    assert match(["cat"], ["2", "1", "0"], {"cat": 2}).names == ("2", "1", "cat")
+    with pytest.raises(ModelError, match="no output '1'"):
+        match(["cat"], ["0", "2"], {"cat": "1"})
+
+
+def test_of_outputs_that_share_a_name_the_job_says_which() -> None:
+    outputs = ["crane", "heron", "crane"]
+    assert match(["bird"], outputs, {"bird": "crane (2)"}).names == ("crane (0)", "heron", "bird")
+    assert match(["bird"], outputs, {"bird": 0}).names == ("bird", "heron", "crane (2)")
+    with pytest.raises(ModelError, match="no output 'crane'; nearest: crane"):
+        match(["bird"], outputs, {"bird": "crane"})
+
+
+def test_a_label_that_the_job_excuses_still_makes_another_spelling_ambiguous() -> None:
+    """'CAT' is said to be no class of the model, so that 'cat' may mean either of the labels."""
+    for labels in (["Cat", "CAT"], ["Cat", "CAT", "dog"]):
+        with pytest.raises(ModelError, match=f"1 of {len(labels)} labels match no output of the model. Labels: 'Cat'"):
+            match(labels, ["cat", "dog"], {"CAT": None})
+
+
+def test_names_of_outputs_without_a_label_are_composed_too() -> None:
+    found = match([], [NFD])
+    assert found.names == found.own == (NFC,)
+    assert match([NFC], [NFD]).rules == {NFC: "same text"}
+
+
+def test_the_classes_of_a_file_of_predictions_are_not_all_that_the_model_has() -> None:
+    """Of labels that are never predicted nothing is known but that they are classes; names that differ are no proof."""
+    found = match(["cat", "dog"], ["Cat"], complete=False)
+    assert (found.names, found.own, found.unpredicted) == (("cat", "dog"), ("Cat", "dog"), ("dog",))
+    assert (found.class_of("dog"), found.class_of("Dog")) == ("dog", "dog")
+    assert found.other_spellings() == [("cat", "Cat", "same but for case and separators")]
+    with pytest.raises(ModelError, match="1 of 2 labels"):
+        match(["cat", "dog"], ["cat", "kitten"], complete=False)
+    with pytest.raises(ModelError, match="1 of 2 labels"):
+        match(["cat", "dog"], ["cat"])
+
+
+def test_a_label_is_written_as_the_data_set_writes_it() -> None:
+    classes = DataClasses(("Hot dog", NFC, "A", "a"))
+    spellings = ["hot_dog", "Hot dog", NFD, "A", "a", "unicorn"]
+    assert [classes.label_of(name) for name in spellings] == ["Hot dog", "Hot dog", NFC, "A", "a", "unicorn"]
+    assert DataClasses(("cat",)).label_of(NFD) == NFC
 
 
 def test_what_the_job_says_of_a_declared_class_without_images_is_passed_over() -> None:
@@ -121,6 +229,9 @@ def test_what_the_job_says_of_a_declared_class_without_images_is_passed_over() -
 
 def test_labels_that_the_model_calls_otherwise_are_listed() -> None:
     found = match(["hot dog", "tench", "cat"], ["cat", "hotdog", "tench, Tinca tinca", "fox"])
+    assert match(["heron"], ["crane", "Heron", "crane", ""]).other_spellings() == [
+        ("heron", "Heron", "same but for case and separators")
+    ]
     assert found.other_spellings() == [
         ("hot dog", "hotdog", "same but for case and separators"),
         ("tench", "tench, Tinca tinca", "one of several names"),
@@ -203,6 +314,12 @@ def test_the_table_of_imagenet_is_that_of_its_1000_ids_in_their_order() -> None:
         (NFD, NFC, True),
         ("STRASSE", "straße", True),
         ("cat", "cut", False),
+        (" cat ", "cat", True),
+        ("cat-", "cat", False),
+        ("- 1", "1", False),
+        ("1 2", "12", False),
+        ("\u01c6", "\u01c4", True),  # a letter with a case of its own
+        ("i\u0307", "\u0130", True),
     ],
 )
 def test_names_fold_over_case_and_separators_and_nothing_else(a: str, b: str, same: bool) -> None:
@@ -220,3 +337,55 @@ def test_integers_are_ordered_by_value_and_other_names_by_text() -> None:
     assert in_order(["10", "2", "x"]) == ("10", "2", "x")
     assert in_order(["007", "10", "9"]) == ("007", "10", "9")
     assert not are_integers([])
+    assert not are_integers(["1", "01"])
+    assert not are_integers(["1", ""])
+
+
+def models_of(**matchings: Matching) -> Any:
+    """Models of a job, as far as warnings about their names look at them."""
+    loaded = {name: SimpleNamespace(class_names=found.names) for name, found in matchings.items()}
+    return SimpleNamespace(
+        job=SimpleNamespace(models=dict.fromkeys(matchings)), matching=matchings.get, model=loaded.__getitem__
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "codes"),
+    [
+        (match(["cat"], ["cat", "dog"]), []),
+        (match(["cat", "zebra"], ["cat"], {"zebra": None}), ["labels_without_output"]),
+        (match(["cat", "dog"], ["cat"], complete=False), ["classes_never_predicted"]),
+        (match(["n01440764"], [str(i) for i in range(1000)]), ["imagenet_order_assumed"]),
+        (match(["n01440764"], IMAGENET), []),  # whose outputs say what they are
+        (match(["n01440764"], ["tench", "heron"]), []),
+        (match(["0", "999"], [str(i) for i in range(1000)]), []),
+    ],
+)
+def test_what_matching_leaves_open_is_said_and_blocks_no_gate(found: Matching, codes: list[str]) -> None:
+    warnings = _of_labels(models_of(m=found), "m")
+    assert [(w.code, w.model_id, w.blocks_gate) for w in warnings] == [(code, "m", False) for code in codes]
+    for label in ("zebra", "dog"):
+        if label in found.excused or label in found.unpredicted:
+            assert repr(label) in warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "pair"),
+    [
+        (("cat", "ice cream"), ("cat", "ice_cream"), "'ice cream' and 'ice_cream'"),
+        (("cat", "dog"), ("dog", "fox"), None),
+        (("A", "a"), ("A", "a"), None),  # two classes, which both models tell apart
+        (("A", "a"), ("a", "A"), None),
+        (("a",), ("A", "a"), None),
+        (("A", "a"), ("a",), None),
+        (("A",), ("a",), "'A' and 'a'"),
+    ],
+)
+def test_models_that_write_a_class_in_two_ways_are_doubted(
+    first: tuple[str, ...], second: tuple[str, ...], pair: str | None
+) -> None:
+    found = _of_names(models_of(v=match([], first), w=match([], second)))
+    assert [(w.code, w.blocks_gate) for w in found] == ([("names_differ", True)] if pair else [])
+    assert pair is None or f"v and w write 1 classes in two ways, such as {pair}" in found[0].message
+    mixed = models_of(v=match(["ice cream"], ["ice_cream"]), w=match(["ice cream"], ["Ice cream"]))
+    assert _of_names(mixed) == []  # both are spelled as the data set spells them

@@ -17,9 +17,10 @@ import pytest
 
 from audit.config import parse_job, restored
 from audit.datasets import DataSource
-from audit.datasets._labels import label_of
+from audit.datasets._columns import PATHS, image_column, label_column
+from audit.datasets._labels import label_of, of_class
 from audit.datasets._notes import Notes
-from audit.errors import ConfigError
+from audit.errors import ConfigError, DataError
 from audit.results.sql import Run
 from pipelines.serial import run_serially
 from pipelines.unusable import reasons, told
@@ -66,6 +67,86 @@ DAY = datetime.date(2026, 1, 2)
 def test_one_rule_for_labels(value: Any, text: str | None, reason: str | None) -> None:
     found = label_of(value, Notes())
     assert (found.text, found.reason) == (text, reason)
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "reason"),
+    [
+        (0, "cat", None),
+        (1.0, "dog", None),
+        (2, None, None),
+        (-1, None, None),
+        (float("nan"), None, None),
+        (float("inf"), None, "bad_label"),
+        (None, None, None),
+        (0.5, "0.5", None),
+        (True, "true", None),  # of a column of booleans, not the second class
+        ("dog", "dog", None),
+        ([1], None, "several_labels"),
+    ],
+)
+def test_numbers_that_stand_for_class_names(value: Any, text: str | None, reason: str | None) -> None:
+    notes = Notes()
+    found = of_class(("cat", "dog"), value, notes)
+    assert (found.text, found.reason) == (text, reason)
+    codes = [warning.code for warning in notes.warnings()]
+    assert ("label_outside_names" in codes) == (value in (2, -1))
+
+
+@pytest.mark.parametrize("name", ["img", "image_path", "path", "file", "file_name", "filename", " Image ", "IMG PATH"])
+def test_names_that_a_column_of_images_may_have(name: str) -> None:
+    notes = Notes()
+    assert image_column("image", [name, "label"], PATHS, where="x", notes=notes) == name
+    assert [(w.code, w.blocks_gate) for w in notes.warnings()] == [("image_column_taken", False)]
+    with pytest.raises(DataError, match="has no column 'photo'"):
+        image_column("photo", [name, "label"], PATHS, where="x", notes=notes)  # an option of the job is no guess
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "labels",
+        "class",
+        "class_name",
+        "category",
+        "target",
+        "fine_label",
+        "ground_truth",
+        "Label",
+        " label",
+        "Class-Name",
+    ],
+)
+def test_names_that_a_column_of_labels_may_have(name: str) -> None:
+    notes = Notes()
+    assert label_column("label", ["image", name, "split"], where="x", notes=notes) == name
+    assert [(w.code, w.blocks_gate) for w in notes.warnings()] == [("label_column_taken", False)]
+    assert label_column("label", ["label", name], where="x", notes=Notes()) == "label"
+    assert label_column(None, [name], where="x", notes=Notes()) is None
+    other = "LABEL " if name.strip().lower() == "label" else "gt"
+    with pytest.raises(DataError, match="several columns may be 'label'"):
+        label_column("label", [name, other], where="x", notes=notes)
+
+
+def test_a_column_of_labels_that_is_asked_for_is_never_another_one() -> None:
+    with pytest.raises(DataError, match="has no column 'kind'; it has image, label"):
+        label_column("kind", ["image", "label"], where="x", notes=Notes())
+    assert label_column("kind", ["image", "Kind "], where="x", notes=Notes()) == "Kind "
+    notes = Notes()
+    assert label_column("label", ["image", "split"], where="x", notes=notes) is None
+    assert "it has image, split" in str(notes.missing_column)
+
+
+def test_two_classes_of_one_name_are_told(tmp_path: Path) -> None:
+    features = {"label": {"names": ["cat", "dog", "cat "], "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    rows = pa.table({"image": [b"a", b"b"], "label": pa.array([0, 2])}).replace_schema_metadata(metadata)
+    pq.write_table(rows, tmp_path / "x.parquet")
+    source = opened({"source": "parquet", "path": str(tmp_path)})
+    assert [entry.label for entry in source.entries()] == ["cat", "cat"]
+    (warning,) = [one for one in source.warnings() if one.code == "class_twice"]
+    assert warning.blocks_gate
+    assert "two classes 'cat '" in warning.message
 
 
 COLUMNS: dict[str, tuple[Any, list[str | None]]] = {

@@ -20,8 +20,9 @@ from audit.classifiers import predictions
 from audit.config import parse_job
 from audit.errors import ConfigError, ModelError
 from audit.methods import check_order
-from audit.models.prediction_rows import Place, match
+from audit.models.prediction_rows import Place, match, without_row
 from audit.results.sql import Run
+from audit.review.warnings import warnings_of
 from pipelines.serial import run_serially
 from tests.in_process import done
 
@@ -130,6 +131,18 @@ def test_labels_of_the_file_stand_in_and_are_compared(tmp_path: Path) -> None:
     (warning,) = run.rows("select * from warnings where model_id = 'm'")
     assert (warning["code"], warning["items"], warning["blocks_gate"]) == ("labels_differ", 1, True)
     assert "'cat' in the file and 'dog' in the data set for '2.png'" in warning["message"]
+
+
+def test_labels_of_the_file_are_spelled_as_the_classes_that_they_mean(tmp_path: Path) -> None:
+    """Else a model that is right on every image seems to have its outputs in another order."""
+    names = [f"{i}.png" for i in range(40)]
+    images(tmp_path / "data", names)
+    rows = [f"{name},{('Cat', 'Hot_dog')[i % 2]},{('cat', 'hot dog')[i % 2]}" for i, name in enumerate(names)]
+    file = written(tmp_path / "p.csv", "\n".join(["image,label,predicted", *rows, ""]))
+    run = done(job(tmp_path, file), tmp_path / "run", 1)
+    found = run.rows("select label, predicted, count(*) as n from predictions where correct group by all order by all")
+    assert [(r["label"], r["predicted"], r["n"]) for r in found] == [("cat", "cat", 20), ("hot dog", "hot dog", 20)]
+    assert [warning.code for warning in warnings_of(run)] == ["no_label_column"]
 
 
 def test_a_model_beside_it_is_screened_as_ever(tmp_path: Path, three: dict[str, str]) -> None:
@@ -375,6 +388,23 @@ def test_an_exact_path_comes_before_a_longer_one() -> None:
 def test_two_rows_for_one_image_are_refused() -> None:
     with pytest.raises(ModelError, match=r"rows 1 \('train/1.png'\) and 2 \('test/1.png'\) both belong to .*'1.png'"):
         match(["train/1.png", "test/1.png"], places("1.png", "2.png"))
+
+
+def test_an_image_at_two_places_is_one_image() -> None:
+    """A row that fits both places is the image's; of two rows, that of the first place counts, in whatever order."""
+    two = [Place("data", "same", name, name) for name in ("a/1.png", "b/1.png")]
+    found = match(["1.png"], two)
+    assert (found.rows, found.ambiguous) == ({"same": 0}, [])
+    for keys in (["b/1.png", "a/1.png"], ["a/1.png", "b/1.png"]):
+        assert match(keys, two).rows == {"same": keys.index("a/1.png")}
+        assert match(keys, two[::-1]).rows == {"same": keys.index("b/1.png")}
+
+
+def test_images_without_a_row_are_those_that_can_be_screened_each_once() -> None:
+    listed = [*places("a.png", "b.png", "c.png"), *places("b.png", role="data")]
+    broken = listed[2]._replace(usable=False)
+    found = match(["a.png"], [*listed[:2], broken, listed[3]])
+    assert [place.display_name for place in without_row(found, [*listed[:2], broken, listed[3]])] == ["b.png"]
 
 
 def test_whole_paths_tell_data_and_pool_apart() -> None:

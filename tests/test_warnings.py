@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from audit.config import checked
 from audit.gate import Rules, check
-from audit.review.label_order import Confusion, _permuted, assigned
+from audit.review.label_order import Confusion, _at_chance, _permuted, assigned
 from audit.review.warnings import warnings_of
 from tests.audited import audited
 
@@ -92,6 +93,59 @@ def test_the_assignment_is_the_best_of_all_permutations() -> None:
         best = max(sum(counts[i, j] for i, j in enumerate(order)) for order in permutations(range(5)))
         assert counts[np.arange(5), assigned(counts)].sum() == best
     assert assigned(np.zeros((3, 4), np.int64)).tolist() == [0, 1, 2]  # nothing to gain: every output keeps its name
+
+
+def test_of_equally_good_permutations_the_one_that_renames_fewest_is_taken() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        counts = rng.integers(0, 3, (4, 4))
+        totals = {order: sum(counts[i, j] for i, j in enumerate(order)) for order in permutations(range(4))}
+        best = [order for order, total in totals.items() if total == max(totals.values())]
+        kept = [sum(i == j for i, j in enumerate(order)) for order in best]
+        assert int((assigned(counts) == np.arange(4)).sum()) == max(kept)
+
+
+@pytest.mark.parametrize(("halves", "found"), [((7, 7), False), ((8, 7), True), ((7, 8), True), ((8, 0), False)])
+def test_a_permutation_has_to_hold_on_the_other_half(halves: tuple[int, int], found: bool) -> None:
+    """Two swapped classes of which one half tests n images: p is 2 ** -n, twice that (two tests) has to be under .01.
+    For 8 images that is .0078, for 7 .0156; a half without images proposes nothing."""
+    counts = np.array([[[0, n // 2], [n - n // 2, 0]] for n in halves], np.int64)
+    assert (_permuted("v", Confusion(("cat", "dog"), ("cat", "dog"), counts)) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("classes", "named", "blocks"),
+    [
+        ({"cat": (10, 0), "dog": (40, 40)}, ["cat"], False),
+        ({"cat": (9, 0), "dog": (40, 40)}, [], None),  # too few images to say it of cats
+        ({"cat": (10, 0)}, [], None),  # nothing to compare with
+        ({"cat": (20, 4), "dog": (20, 20)}, ["cat"], False),
+        ({"cat": (20, 6), "dog": (20, 20)}, ["cat"], False),
+        ({"cat": (20, 7), "dog": (20, 20)}, [], None),
+        ({"cat": (20, 0), "dog": (20, 0), "fox": (9, 9)}, ["cat", "dog"], True),  # every class with images enough
+        ({"cat": (20, 0), "dog": (20, 20), "fox": (9, 0)}, ["cat"], False),
+    ],
+)
+def test_which_classes_are_at_chance(
+    classes: dict[str, tuple[int, int]], named: list[str], blocks: bool | None
+) -> None:
+    """Of each class its images and how many are right; of the others the model says something that is no label.
+
+    That k of 20 cats and none of 20 dogs are called cats has by chance the probability C(20, k) / C(40, k)."""
+    assert math.comb(20, 6) / math.comb(40, 6) > 0.01 > math.comb(20, 7) / math.comb(40, 7)
+    names = tuple(classes)
+    counts = np.zeros((2, len(names), len(names) + 1), np.int64)
+    for i, (images, right) in enumerate(classes.values()):
+        counts[0, i, i], counts[1, i, -1] = right, images - right
+    found = _at_chance("v", Confusion(names, (*names, "unicorn"), counts))
+    assert [name for name in names if any(f"'{name} (" in warning.message for warning in found)] == named
+    assert [warning.blocks_gate for warning in found] == ([] if blocks is None else [blocks])
+
+
+def test_images_of_the_pool_do_not_speak_of_the_order(tmp_path: Path) -> None:
+    right = [(name, name) for name in ("cat", "dog") for _ in range(30)]
+    wrong = [("cat", "dog"), ("dog", "cat")] * 200
+    assert codes(tmp_path, [*answers(right), *answers(wrong, role="pool")]) == {}
 
 
 def test_a_class_that_is_predicted_no_more_often_on_its_own_images_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ Convert = Callable[[Tensor], Tensor]
 # Operations of autograd that only move or copy values.
 _MOVES = (
     *("View", "UnsafeView", "ReshapeAlias", "Alias", "Squeeze", "Unsqueeze", "T", "Transpose", "Permute", "Select"),
-    *("Slice", "Clone", "ToCopy", "Expand", "AsStrided", "Detach", "Contiguous", "UnsafeSplit", "Split"),
+    *("Slice", "Repeat", "Clone", "ToCopy", "Expand", "AsStrided", "Detach", "Contiguous", "UnsafeSplit", "Split"),
 )
 # Operations whose result may lie in [0, 1] by chance only.
 _UNBOUNDED = ("Addmm", "Mm", "Bmm", "Mv", "Dot", "Convolution", "Add", "Sub", "Mean", "Sum", "Linear")
@@ -81,7 +81,17 @@ def head_of(outputs: Tensor, ref: str) -> Head:
             "logits: the softmax of these is the same probabilities. Searches work better with a module of logits"
         )
         return Head(outputs.shape[1], from_probabilities, (RunWarning("probabilities", message, blocks_gate=False),))
-    return Head(outputs.shape[1], as_they_are)
+    doubt = (_unit_interval(outputs.shape[1], ref),) if within and last not in _UNBOUNDED else ()
+    return Head(outputs.shape[1], as_they_are, doubt)
+
+
+def _unit_interval(count: int, ref: str) -> RunWarning:
+    message = (
+        f"{ref}: all {count} outputs lie in [0, 1] for every trial image and do not sum to 1, so whether they are "
+        "logits, as which they are read, or a sigmoid of each class is unknown. Return what the sigmoid gets, or end "
+        "the module in its last linear layer"
+    )
+    return RunWarning("outputs_in_unit_interval", message)
 
 
 def _single(last: str | None, within: bool, ref: str) -> Head:

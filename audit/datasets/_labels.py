@@ -91,7 +91,7 @@ def of_class(names: Sequence[str], value: Any, notes: Notes) -> Label:
     labels themselves."""
     if isinstance(value, list | tuple):
         return label_of([names[i] if _is_number(i) and 0 <= i < len(names) else i for i in value], notes)
-    if isinstance(value, float) and value == value and value == int(value):
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not _is_number(value):
         return label_of(value, notes)

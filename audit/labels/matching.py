@@ -96,7 +96,7 @@ def match(
     """Match the labels of a data set with the outputs of a model.
 
     given: the option `labels` of the job. It maps a label to the name or the number (from 0) of an output, or to None
-    if the model does not have the class; or it is 'by_position': each label is the number of its output. Each other
+    if the model does not have the class (a number may be text if no output's name is a number); or it is 'by_position': each label is the number of its output. Each other
     label is matched by the first of these rules that links it to exactly one output, and this output to no other label:
     equal text (Unicode NFC); equal text after folding (case, spaces, underscores, inner hyphens); one of several names
     that are separated by commas; the WordNet id of one of ImageNet's 1,000 classes.
@@ -105,7 +105,7 @@ def match(
     ignored. complete: whether `outputs` are all classes of the model. If not, they are the classes that it ever
     predicted; if each of these is a label, the remaining labels count as classes that it never predicted.
 
-    Raises ModelError if a label is left without an output.
+    Raises ModelError if a label is left without an output, or is given twice.
     """
     outputs = [composed(name) for name in outputs]
     chosen, excused = _given(labels, outputs, given, declared)
@@ -143,12 +143,14 @@ def _given(
         label = resolve(asked, labels)
         if label is None and resolve(asked, declared) is not None:
             continue
+        if label in found or label in excused:
+            raise ModelError(f"labels: {label!r} is given twice, the second time as {asked!r}; give it one output")
         if label is None:
             near = f"; nearest: {', '.join(nearest(asked, labels))}" if nearest(asked, labels) else ""
             raise ModelError(f"labels: the data set has no label {asked!r}{near}. It has {beginning(labels)}")
         if to is None:
             excused.append(label)
-        elif isinstance(to, int):
+        elif isinstance(to, int) or (_is_number(to) and not any(map(_is_number, outputs))):
             found[label] = _number(str(to), outputs), "the job"
         else:
             found[label] = _place(to, outputs), "the job"
@@ -161,6 +163,10 @@ def _number(text: str, outputs: Sequence[str]) -> int:
             f"labels: {text!r} is not the number of an output; the model has {len(outputs)}, numbered from 0"
         )
     return int(text)
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch("[0-9]+", name) is not None
 
 
 def _place(name: str, outputs: Sequence[str]) -> int:
@@ -297,7 +303,7 @@ def _refusal(lacking: Sequence[str], labels: Sequence[str], outputs: Sequence[st
 
 
 def _advice(lacking: Sequence[str]) -> str:
-    if all(re.fullmatch("[0-9]+", label) for label in lacking):
+    if all(map(_is_number, lacking)):
         return (
             "If a label is the number of its output, add to the model: labels: by_position. Otherwise map "
             "each label to an output: labels: {label: output}, or to null for a class that the model does not have"

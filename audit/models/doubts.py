@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -54,12 +53,9 @@ def _of_names(models: Models) -> list[RunWarning]:
     found = []
     loaded = [(model_id, models.model(model_id)) for model_id in models.job.models]
     for (first, a), (second, b) in combinations(loaded, 2):
-        by_fold: dict[str, str] = {folded(name): name for name in a.class_names}
-        apart: dict[str, str] = defaultdict(str)
-        for name in b.class_names:
-            other = by_fold.get(folded(name))
-            if other not in (None, name):
-                apart[str(other)] = name
+        own, theirs = set(a.class_names), set(b.class_names)
+        by_fold = {folded(name): name for name in a.class_names if name not in theirs}
+        apart = {by_fold[folded(name)]: name for name in b.class_names if name not in own and folded(name) in by_fold}
         if apart:
             one, other = next(iter(apart.items()))
             words = (

@@ -72,10 +72,13 @@ class StoredPredictions:
     def prediction(self, row: int, label: str | None, class_of: Callable[[str], str | None] = str) -> dict[str, Any]:
         """Columns of the table `predictions` for a row.
 
-        label: of the data set; if None, the label in the file is used. class_of: maps a label to the prediction that is
+        label: of the data set; if None, the label in the file is used, with the spelling of the class that it matches.
+        class_of: maps a label to the prediction that is
         right for it, or to None if the model has no such class; by default, to the label itself.
         """
-        label = self.labels[row] if label is None else label
+        meant = label or self.labels[row]
+        right = class_of(meant) if meant else None
+        label = label or right or meant
         if self.classes[row, 0] < 0:
             return {"label": label, "status": "failed", "reason": "not_finite"}
         top = [self.class_names[i] for i in self.classes[row]]
@@ -83,7 +86,6 @@ class StoredPredictions:
         said: dict[str, Any] = {"label": label, "predicted": top[0], "status": "ok", "top_classes": top}
         said["confidence"] = float(self.confidences[row, 0]) if known else None
         said["top_confidences"] = self.confidences[row].tolist() if known else None
-        right = None if label is None else class_of(label)
         if right is not None:
             said["correct"] = top[0] == right
         return said
