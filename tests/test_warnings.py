@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import poisson
 
 from audit.config import checked
 from audit.gate import Rules, check
@@ -140,6 +141,33 @@ def test_which_classes_are_at_chance(
     found = _at_chance("v", Confusion(names, (*names, "unicorn"), counts))
     assert [name for name in names if any(f"'{name} (" in warning.message for warning in found)] == named
     assert [warning.blocks_gate for warning in found] == ([] if blocks is None else [blocks])
+
+
+def small_classes(right: int) -> list[tuple[str, str]]:
+    """100 images of 20 classes, five each, of which so many are right; the others get the name of another class."""
+    labels = [f"class {i % 20}" for i in range(100)]
+    return [(label, label if i < right else f"class {(i + 1) % 20}") for i, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize("right", [0, 3, 5, 8, 10, 12, 13, 100])
+def test_classes_of_few_images_are_tested_together(tmp_path: Path, right: int) -> None:
+    """About as many are right by chance as the Poisson distribution with the mean 100 / 20 says."""
+    pairs = small_classes(right)
+    p_value = float(poisson.sf(right - 1, 5))
+    assert not 0.007 < p_value < 0.013  # the approximation is good enough to tell
+    found = codes(tmp_path, answers(pairs))
+    assert ("at_chance" in found) == (p_value > 0.01)
+    if right == 3:
+        blocks, words = found["at_chance"]
+        assert blocks
+        assert words.startswith("accuracy is 3.0%, no better than by chance")
+
+
+def test_a_model_that_always_predicts_one_of_many_small_classes_does_not_pass(tmp_path: Path) -> None:
+    pairs = [(f"class {i % 20}", "class 0") for i in range(100)]
+    assert codes(tmp_path / "many", answers(pairs))["at_chance"][0]
+    assert "at_chance" not in codes(tmp_path / "few", answers(pairs[:9]))  # too few images in all
+    assert "at_chance" not in codes(tmp_path / "one", answers([("cat", "dog")] * 9))
 
 
 def test_images_of_the_pool_do_not_speak_of_the_order(tmp_path: Path) -> None:

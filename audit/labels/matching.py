@@ -96,10 +96,11 @@ def match(
     """Match the labels of a data set with the outputs of a model.
 
     given: the option `labels` of the job. It maps a label to the name or the number (from 0) of an output, or to None
-    if the model does not have the class (a number may be text if no output's name is a number); or it is 'by_position': each label is the number of its output. Each other
-    label is matched by the first of these rules that links it to exactly one output, and this output to no other label:
-    equal text (Unicode NFC); equal text after folding (case, spaces, underscores, inner hyphens); one of several names
-    that are separated by commas; the WordNet id of one of ImageNet's 1,000 classes.
+    if the model does not have the class. A number may be text if no output's name is a number. Or it is 'by_position':
+    each label is the number of its output. Each other label is matched by the first of these rules that links it to
+    exactly one output, and this output to no other label: equal text (Unicode NFC); equal text after folding (case,
+    spaces, underscores, inner hyphens); one of several names that are separated by commas; the WordNet id of one of
+    ImageNet's 1,000 classes.
 
     declared: classes of the data set, with or without images; entries of `given` for classes without images are
     ignored. complete: whether `outputs` are all classes of the model. If not, they are the classes that it ever

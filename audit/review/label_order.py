@@ -16,6 +16,7 @@ from audit.results.warnings import RunWarning
 
 LEVEL = 0.01
 FEWEST = 10  # labelled images that a class needs to be tested
+DRAWS = 2000  # of a permutation test
 Counts = NDArray[np.int64]
 
 # Images are split into halves by hashes of their ids: one half proposes a permutation, the other half tests it.
@@ -113,6 +114,8 @@ def _at_chance(model_id: str, confusion: Confusion) -> list[RunWarning]:
     """
     total = confusion.counts.sum(0)
     images, said = total.sum(1), total[:, : len(total)].sum(0)
+    if images.max() < FEWEST:
+        return _all_at_chance(model_id, total)
     hits = np.diagonal(total)
     others = total.sum() - images
     p_values = hypergeom.sf(hits - 1, total.sum(), said, images)
@@ -129,3 +132,26 @@ def _at_chance(model_id: str, confusion: Confusion) -> list[RunWarning]:
     return [
         RunWarning("at_chance", words, model_id=model_id, role="data", items=int(images[low].sum()), blocks_gate=every)
     ]
+
+
+def _all_at_chance(model_id: str, total: Counts) -> list[RunWarning]:
+    """The same for all classes together, where each has too few images for a test of its own.
+
+    Permutation test of the number of right predictions: if labels and predictions are independent, all orders of the
+    predictions are equally likely. The orders are drawn with a fixed seed, so that a run has the same warnings whenever
+    they are computed.
+    """
+    rows, columns = total.nonzero()
+    labels, predictions = np.repeat(rows, total[rows, columns]), np.repeat(columns, total[rows, columns])
+    hits, images = int(np.trace(total)), len(labels)
+    if images < FEWEST or len(total) < 2:
+        return []
+    rng = np.random.default_rng(0)
+    as_many = sum(int((labels == rng.permutation(predictions)).sum()) >= hits for _ in range(DRAWS))
+    if (1 + as_many) / (1 + DRAWS) < LEVEL:
+        return []
+    words = (
+        f"accuracy is {hits / images:.1%}, no better than by chance (no class has {FEWEST} images, so all {images:,} "
+        "were tested together); check class_names, preprocessing and labels"
+    )
+    return [RunWarning("at_chance", words, model_id=model_id, role="data", items=images)]
