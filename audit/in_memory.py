@@ -143,7 +143,7 @@ def screen(
     labels: in the order of the data set, where it holds images alone. Whole numbers count the names that the data set
     has, else `class_names`, from 0.
     scores: 'probabilities', 'logits', or 'auto': probabilities if every row sums to 1; else logits from a model, and an
-    error for an array, since its scores may be something else than logits.
+    error for an array, or for a model all of whose outputs lie in [0, 1], since these may not be logits.
     transform: maps a PIL image to the tensor (c, h, w) that the model takes, if that is not RGB in [0, 1].
     name: of the model, in the run. output: a new folder for images, predictions, a job file, and the run.
 
@@ -275,6 +275,7 @@ class _Answers:
         self._transform, self._batch_size = transform, batch_size
         self._asked: list[Array] = []
         self._known = None if callable(model) or isinstance(model, Classifier) else _known(model)
+        self._loaded = isinstance(model, Classifier)
         self._model = model.logits if isinstance(model, Classifier) else model
         self._network = model.network if isinstance(model, Classifier) else model
         if self._known is not None and transform is not None:
@@ -326,12 +327,21 @@ class _Answers:
         return np.concatenate([p if p.shape[1] else np.full((len(p), width), np.nan) for p in self._asked])
 
     def scale(self, asked: Scale) -> Scale:
-        """A model gives logits, unless all of its outputs are probabilities."""
+        """A model gives logits, unless all of its finite outputs are probabilities. Raises ModelError if they lie in
+        [0, 1] and are not, since they may be a sigmoid of each class."""
         if asked != "auto" or self._known is not None:
             return asked
-        parts = [part for part in self._asked if part.shape[1]]
-        likely = all(part.min() >= 0 and np.abs(part.sum(1) - 1).max() < 1e-3 for part in parts)
-        return "probabilities" if likely else "logits"
+        parts = [part[np.isfinite(part).all(1)] for part in self._asked if part.shape[1]]
+        parts = [part for part in parts if len(part)]
+        if self._loaded or not parts or any(part.min() < 0 or part.max() > 1 + 1e-6 for part in parts):
+            return "logits"
+        if all(np.abs(part.sum(1) - 1).max() < 1e-3 for part in parts):
+            return "probabilities"
+        raise ModelError(
+            "all outputs of the model lie in [0, 1] and do not sum to 1, so they may be logits or a sigmoid of each "
+            "class. If they are logits, set scores='logits'. If they are sigmoids of classes that exclude each other, "
+            "return the inputs of the sigmoids"
+        )
 
 
 def _known(model: Any) -> Array:

@@ -133,6 +133,27 @@ def test_outputs_that_are_probabilities_are_taken_as_such() -> None:
     assert [row["confidence"] for row in rows] == pytest.approx(sure.tolist(), abs=1e-6)
 
 
+def test_probabilities_are_taken_as_such_beside_outputs_that_are_not_finite() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        means = x.mean((2, 3))
+        return torch.where(means > 0.9, torch.nan, (10 * means).softmax(-1))
+
+    images = [*noise(3), np.full((8, 8, 3), 255, np.uint8)]
+    screening = audit.screen(model, images, class_names=NAMES)
+    means = np.array([image.astype(np.float64).mean((0, 1)) / 255 for image in images[:3]])
+    sure = np.exp(10 * means).max(1) / np.exp(10 * means).sum(1)
+    rows = screening.run.rows("select confidence from predictions join items using (item_id) order by position")
+    assert rows.pop() == {"confidence": None}
+    assert [row["confidence"] for row in rows] == pytest.approx(sure.tolist(), abs=1e-6)
+
+
+def test_outputs_that_may_be_a_sigmoid_of_each_class_are_refused() -> None:
+    model, images = torch.nn.Sequential(Colours(), torch.nn.Sigmoid()), noise(3)
+    with pytest.raises(ModelError, match="logits or a sigmoid of each class"):
+        audit.screen(model, images, class_names=NAMES)
+    assert audit.screen(model, images, class_names=NAMES, scores="logits").accuracy is None
+
+
 class Named:
     """As torchvision's data sets: numbers for labels, and the names that they count; it does not end by itself."""
 
@@ -239,7 +260,7 @@ def test_an_image_that_cannot_be_used_is_a_row_of_its_own() -> None:
 
 def test_outputs_that_are_not_finite_are_said() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
-        return torch.where(x.mean((2, 3)) > 0.9, torch.nan, x.mean((2, 3)))
+        return torch.where(x.mean((2, 3)) > 0.9, torch.nan, x.mean((2, 3)) - 1)
 
     images = [np.full((8, 8, 3), value, np.uint8) for value in (10, 255, 20)]
     screening = audit.screen(model, images, class_names=NAMES)

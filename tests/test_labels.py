@@ -386,6 +386,6 @@ def test_models_that_write_a_class_in_two_ways_are_doubted(
 ) -> None:
     found = _of_names(models_of(v=match([], first), w=match([], second)))
     assert [(w.code, w.blocks_gate) for w in found] == ([("names_differ", True)] if pair else [])
-    assert pair is None or f"v and w write 1 classes in two ways, such as {pair}" in found[0].message
+    assert pair is None or f"v and w spell classes differently (1, such as {pair})" in found[0].message
     mixed = models_of(v=match(["ice cream"], ["ice_cream"]), w=match(["ice cream"], ["Ice cream"]))
     assert _of_names(mixed) == []  # both are spelled as the data set spells them

@@ -59,8 +59,8 @@ def _of_names(models: Models) -> list[RunWarning]:
         if apart:
             one, other = next(iter(apart.items()))
             words = (
-                f"{first} and {second} spell {len(apart)} classes differently, such as {one!r} and {other!r}, so they "
-                "count as disagreeing on these classes; give both models the same class_names"
+                f"{first} and {second} spell classes differently ({len(apart)}, such as {one!r} and {other!r}), so "
+                "they count as disagreeing on these classes; give both models the same class_names"
             )
             found.append(RunWarning("names_differ", words))
     return found
