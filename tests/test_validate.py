@@ -125,6 +125,8 @@ def test_images_much_smaller_than_the_input_are_told(folder: Path, size: int, wa
 
 def test_the_median_of_the_shorter_sides_counts() -> None:
     assert small_images("m", (64, 64), [10, 10, 40, 40, 40]) is None
+    assert small_images("m", (64, 200), [32]) is None  # the shorter side of the input, too
+    assert small_images("m", (200, 64), [31]) is not None
     found = small_images("m", (64, 64), [10, 10, 10, 40, 40], "pool")
     assert found is not None
     assert (found.code, found.model_id, found.role, found.blocks_gate) == ("small_images", "m", "pool", False)
