@@ -118,6 +118,9 @@ def _label_pairs(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+_HEADERS = [["label", second] for second in ("output", "class", "name", "prediction")]
+
+
 def _pairs_of(path: Path) -> Any:
     try:
         text = path.read_text("utf-8-sig")
@@ -132,6 +135,8 @@ def _pairs_of(path: Path) -> Any:
     rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ",") if row]
     if any(len(row) != 2 for row in rows):
         raise ValueError(f"{path}: each line needs two columns, the label and the output")
+    if rows and [cell.strip().lower() for cell in rows[0]] in _HEADERS:
+        rows = rows[1:]
     labels = [label.strip() for label, _ in rows]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise ValueError(f"{path}: the label {twice!r} is given twice")

@@ -94,8 +94,8 @@ def _is_pinned(options: Sequence[tuple[str, str | int]]) -> bool:
 
 
 def _sized(model: Model, given: str, request: Request, seen: Seen, ask: Ask | None) -> Model:
-    """Add the input size to a model from Python code: given, found in its code, guessed from the images, or asked
-    for."""
+    """Add the input size to a model from Python code: given, found in its code, that of small images, or asked for.
+    Where it is none of these it is left out."""
     if model.loader != "python":
         return model
     found = input_size_in(given)
@@ -107,8 +107,9 @@ def _sized(model: Model, given: str, request: Request, seen: Seen, ask: Ask | No
         size, why = seen.square, f"the size of the images, {seen.square} x {seen.square}; check that the model takes it"
     elif ask is not None:
         size, why = ask(f"side of the images that {given} takes, in pixels", DEFAULT_SIZE), "as given"
-    else:
-        size, why = DEFAULT_SIZE, "the default; set it to the size that the model was trained with"
+    else:  # nobody knows it: the loader tries sizes, and warns if it has to guess
+        note = "input_size is not set; set it to the size of the images that the model was trained with"
+        return replace(model, options=(*model.options, ("class_names", "data")), note=note)
     options = (*model.options, ("class_names", "data"), ("input_size", size))
     return replace(model, options=options, note=f"input_size {size}: {why}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,27 @@ def test_a_model_s_code_may_hold_dataclasses(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(code + USER + "def made(): return M(C().n)\n")
     options = python.Options(ref=f"{tmp_path}/mine.py:made", input_size=8)
     assert python.load(options, ("a", "b", "c")).class_names == ("a", "b", "c")
+
+
+def test_a_model_s_code_imports_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders have modules of the same names; a package beside the file is imported, a packaged one stays."""
+    monkeypatch.chdir(tmp_path)
+    before, path = set(sys.modules), list(sys.path)
+    for count in (2, 3):
+        folder = tmp_path / str(count)
+        (folder / "layers").mkdir(parents=True)
+        (folder / "net.py").write_text(f"import layers.counts\nCOUNT = layers.counts.COUNT\n{USER}")
+        (folder / "layers" / "__init__.py").write_text("")
+        (folder / "layers" / "counts.py").write_text(f"import colorsys\nCOUNT = {count}\n")
+        (folder / "mine.py").write_text(
+            "from net import COUNT, M\ndef made():\n    import net\n    return net.M(COUNT)\n"
+        )
+        options = python.Options(ref=f"{folder}/mine.py:made", input_size=8)
+        python.digest(options)
+        names = tuple("abc"[:count])
+        assert python.load(options, names).class_names == names
+    assert {name for name in set(sys.modules) - before if name.partition(".")[0] in ("net", "layers")} == set()
+    assert sys.path == path
 
 
 def test_the_digest_of_a_model_s_code_holds_what_it_imports_from_beside_it(tmp_path: Path) -> None:

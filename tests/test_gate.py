@@ -429,6 +429,8 @@ def test_the_examples_are_rules_and_commands_that_there_are(better: Run, worse: 
     alone = load_rules(folder / "no-new-modes.yaml")
     assert [outcome.passed for outcome in check(alone, better, before)] == [True]
     assert [outcome.passed for outcome in check(alone, worse, before)] == [False]
+    screened = load_rules(folder / "accuracy.yaml")
+    assert [(outcome.passed, outcome.value) for outcome in check(screened, better, None)] == [(True, 1.0), (True, 1.0)]
     steps = yaml.safe_load((folder / "github-actions.yml").read_text("utf-8"))["jobs"]["gate"]["steps"]
     commands = [step["run"] for step in steps if str(step.get("run", "")).startswith("audit ")]
     assert [command.split()[1] for command in commands] == ["run", "gate"]

@@ -246,25 +246,26 @@ def test_no_code_is_imported(folder: Path) -> None:
         ("IMAGE_SIZE = 96", 24, None, 96, "line 10: IMAGE_SIZE = 96"),
         ("def build(img_size=160): pass", 24, None, 160, "img_size = 160"),
         ("A = dict(input_size=96); B = dict(input_size=64)", 24, None, 24, "the size of the images"),
-        ("", 200, None, 224, "the default"),
+        ("", 200, None, None, "input_size is not set"),
     ],
 )
 def test_the_input_size_is_found_and_told(
-    folder: Path, code: str, side: int, given: int | None, size: int, why: str
+    folder: Path, code: str, side: int, given: int | None, size: int | None, why: str
 ) -> None:
     (folder / "model.py").write_text(MODEL.format(bad=False) + code)
     for number, (_, path) in enumerate(images(folder)):
         Image.fromarray(pixels(number, side)).save(path)
     found, job = written(folder, input_size=given)
     assert job.models["new"].options.input_size == size
-    assert any(f"input_size {size}: " in note and why in note for note in found.notes)
+    assert any((size is None or f"input_size {size}: " in note) and why in note for note in found.notes)
+    assert ("input_size:" in found.text) == (size is not None)  # a size that nobody knows is not written as if chosen
     asked = []
     answered = job_file(
         Request(str(folder / "model.py:load"), str(folder / "photos"), input_size=given),
         lambda question, default: asked.append((question, default)) or 99,
     )
-    assert len(asked) == (why == "the default")
-    assert ("input_size: 99" in answered.text) == (why == "the default")
+    assert len(asked) == (size is None)
+    assert ("input_size: 99" in answered.text) == (size is None)
 
 
 def test_a_models_own_names_are_shown(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """A classifier of the user's own: `ref: path/to/file.py:function` or `ref: package.module:function`.
 
-The function gets `arguments` and returns a torch module that maps RGB float32 (b, 3, h, w) in [0, 1], at the
-size `input_size`, to logits (b, classes). What the model does to its input first is part of the module. A module that
-takes one channel gets grey values; one output becomes two classes; probabilities become their logarithms.
+The function gets `arguments` and returns a torch module that maps RGB float32 (b, 3, h, w) in [0, 1], at the size
+`input_size`, to logits (b, classes). What the model does to its input first is part of the module. A module that takes
+one channel gets grey values; one output becomes two classes; probabilities become their logarithms. The file may import
+modules that lie beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import importlib.util
 import inspect
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -71,6 +74,11 @@ class Options(Frozen):
 def load(options: Options, data_classes: tuple[str, ...]) -> Classifier:
     """Call the user's function. Raises ModelError naming what is wrong with what it returns."""
     module_name, _, function_name = options.ref.rpartition(":")
+    with _neighbours(module_name):
+        return _load(options, data_classes, module_name, function_name)
+
+
+def _load(options: Options, data_classes: tuple[str, ...], module_name: str, function_name: str) -> Classifier:
     module = _import(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -132,6 +140,36 @@ def _names(options: Options, data_classes: tuple[str, ...], outputs: int, head: 
         ) from error
 
 
+@contextmanager
+def _neighbours(name: str) -> Iterator[None]:
+    """While the block lasts, a file imports the modules beside it, as when Python runs the file.
+
+    Afterwards these modules are removed from `sys.modules`, so that files of two folders can each import a neighbour of
+    one name.
+    """
+    if not name.endswith(".py"):
+        yield
+        return
+    folder, before = Path(name).resolve().parent, set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        new = {name: name.partition(".")[0] for name in set(sys.modules) - before}
+        beside = {
+            top for top in new.values() if _place_of(sys.modules.get(top)) in (folder / f"{top}.py", folder / top)
+        }
+        for found in (found for found, top in new.items() if top in beside):
+            del sys.modules[found]
+
+
+def _place_of(module: ModuleType | None) -> Path | None:
+    """The file of a module, or the folder of a package."""
+    places = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None)]
+    return Path(places[0]).resolve() if places[0] else None
+
+
 def _import(name: str) -> ModuleType:
     try:
         if not name.endswith(".py"):
@@ -151,7 +189,9 @@ def _import(name: str) -> ModuleType:
 def digest(options: Options) -> str:
     """sha256 of the file that defines the model, of those beside it that it imports, and of its arguments, files among
     them by what they hold."""
-    module = inspect.getfile(_import(options.ref.rpartition(":")[0]))
+    name = options.ref.rpartition(":")[0]
+    with _neighbours(name):
+        module = inspect.getfile(_import(name))
     held = {
         name: digest_of_file(Path(value)) if isinstance(value, str) and Path(value).is_file() else value
         for name, value in options.arguments.items()
