@@ -203,6 +203,11 @@ def test_columns_of_other_names(columns: dict[str, Any], code: str, says: str, t
     assert list(opened({"source": "parquet", "path": str(tmp_path)}).read(["t.parquet#1"])) == [IMAGES[1]]
 
 
+def test_a_manifest_without_a_header_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"it has img/0.png, cat. The first line names an image: add a header line"):
+        list(manifest(tmp_path, lines("").strip()).entries())
+
+
 def test_several_columns_that_may_be_it_are_refused_with_their_names(tmp_path: Path) -> None:
     columns = {"image": BINARY, "fine_label": LABELS, "coarse_label": ["pet"] * 4}
     with pytest.raises(DataError, match=r"'label': fine_label, coarse_label\. Name one with 'label_column'"):

@@ -49,8 +49,10 @@ def input_of(network: nn.Module, given: int | None, ref: str, errors: tuple[type
         return Input(channels, side, (_by_default(ref, f"the module takes any size, so {side} is used"),))
     fitting = [] if given else [(c, s) for s in _SIDES for c in (3, 1) if trial.takes(c, s)]
     if not fitting:
-        shape = (1, 3, side, side)
-        raise ModelError(f"{ref} fails on an image of shape {shape}: {trial.errors_of[3, side]}{_advice(given)}")
+        shapes = " and on one of shape ".join(
+            f"{(1, channels, side, side)}: {trial.errors_of[channels, side]}" for channels in (3, 1)
+        )
+        raise ModelError(f"{ref} fails on an image of shape {shapes}{_advice(given)}")
     channels, side = fitting[0]
     if len(fitting) == 1:
         return Input(channels, side)

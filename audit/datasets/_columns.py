@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
 
 from audit.datasets import printable
 from audit.datasets._notes import Notes
+from audit.datasets._selection import READ
 from audit.errors import DataError
 
 LABEL, IMAGE = "label", "image"
@@ -47,9 +49,10 @@ def image_column(
     """
     found = find(asked, asked == default, names, known, option="image_column", where=where, notes=notes)
     if found is None:
-        raise DataError(
-            f"{where} has no column {asked!r}; it has {shown(names)}. Name the column of images with 'image_column'."
-        )
+        headless = any(PurePosixPath(name).suffix.lower() in READ for name in names)
+        cure = "The first line names an image: add a header line, such as image,label" if headless else ""
+        cure = cure or "Name the column of images with 'image_column'"
+        raise DataError(f"{where} has no column {asked!r}; it has {shown(names)}. {cure}.")
     return found
 
 
