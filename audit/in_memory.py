@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,23 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import yaml
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from audit.answers import Answers, Array, Transform
 from audit.class_names import in_order
 from audit.classifiers import Classifier, names_for, numbered
+from audit.classifiers._one_output import two_names
 from audit.classifiers._scores import Scale
 from audit.config import Job, parse_job
-from audit.decode import decode
-from audit.errors import BadItem, ConfigError, DataError, ModelError
+from audit.errors import ConfigError, DataError, ModelError
 from audit.images.encoding import as_bytes
 from audit.labels.matching import match
 from audit.methods import Context, module_of, stage_names, unit_of
 from audit.models import digests
-from audit.predictions import to_tensor
 from audit.results.sql import Run
 from audit.results.store import Store
 from audit.results.warnings import RunWarning
@@ -44,9 +40,6 @@ if TYPE_CHECKING:
 _IMAGES, _PREDICTIONS, _JOB = "images.parquet", "predictions.parquet", "job.yaml"
 _GROUP = 500  # images in a row group
 _SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string())])
-
-Array = NDArray[Any]
-Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
@@ -130,9 +123,9 @@ def screen(
     """Screen images in memory. The result is a run that every command of `audit` can open.
 
     model: a torch module, or any function, from RGB float32 (b, 3, h, w) in [0, 1] to logits or probabilities (b,
-    classes); or its predictions on the data set, in the same order: scores (n, classes), or one class per image, by
-    name or number (n,). A module is set to evaluation mode during the call. Consecutive images of one size share a
-    batch.
+    classes), or to one output (b, 1) for two classes; or its predictions on the data set, in the same order: scores
+    (n, classes) or (n, 1), or one class per image, by name or number (n,). A module is set to evaluation mode during
+    the call. Consecutive images of one size share a batch.
 
     dataset: images, or pairs (image, label), or mappings with `image` and `label`, such as torch's and Hugging Face's
     data sets. An image is a PIL image, a uint8 array (h, w), (h, w, 3) or (h, w, 4), a float array or tensor in [0, 1]
@@ -141,9 +134,10 @@ def screen(
     class_names: of the scores, in their order; 'data' for the names that the data set has, else its labels, sorted.
     Default: the model's own, else the names that the data set has (`classes`, or a ClassLabel), else numbers from 0.
     labels: in the order of the data set, where it holds images alone. Whole numbers count the names that the data set
-    has, else `class_names`, from 0.
+    has, else `class_names`, from 0; -1 is no label, unless it is a predicted class.
     scores: 'probabilities', 'logits', or 'auto': probabilities if every row sums to 1; else logits from a model, and an
-    error for an array, or for a model all of whose outputs lie in [0, 1], since these may not be logits.
+    error for an array, or for a model all of whose outputs lie in [0, 1], since these may not be logits. One output is
+    the probability or the log-odds of the second class.
     transform: maps a PIL image to the tensor (c, h, w) that the model takes, if that is not RGB in [0, 1].
     name: of the model, in the run. output: a new folder for images, predictions, a job file, and the run.
 
@@ -160,11 +154,11 @@ def screen(
     """
     folder, held = _new_folder(output)
     own = _names_of(dataset)
-    answers = _Answers(model, transform, batch_size)
+    answers = Answers(model, transform, batch_size)
     given = _given(class_names, model)
     texts: list[str | None] = []
     with pq.ParquetWriter(folder / _IMAGES, _SCHEMA) as writer:
-        pairs = _pairs(dataset, labels, own or given)
+        pairs = _pairs(dataset, labels, own or given, minus_one=answers.predict_minus_one())
         while group := list(islice(pairs, _GROUP)):
             writer.write_table(pa.Table.from_pylist([{"image": i, "label": label} for i, label in group], _SCHEMA))
             texts += [label for _, label in group]
@@ -174,8 +168,9 @@ def screen(
     said = answers.of_all(len(texts))
     names = _class_names(class_names, given, own, texts, said)
     match(in_order(text for text in texts if text is not None), names)
+    said, scale = answers.scaled(said, scores)
     pq.write_table(_table(said), folder / _PREDICTIONS)
-    raw = _raw_job(name, names, answers.scale(scores))
+    raw = _raw_job(name, names, scale)
     (folder / _JOB).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), "utf-8")
     classes = in_order(text for text in texts if text is not None)
     return Screening(_run(parse_job(raw, folder), folder / str(raw["name"]), classes), held)
@@ -215,9 +210,9 @@ def _given(class_names: Sequence[str] | str | None, model: Any) -> tuple[str, ..
 
 
 def _pairs(
-    dataset: Iterable[Any], labels: Iterable[Any] | None, names: Sequence[str]
+    dataset: Iterable[Any], labels: Iterable[Any] | None, names: Sequence[str], *, minus_one: bool
 ) -> Iterator[tuple[bytes, str | None]]:
-    """Bytes and label of each image."""
+    """Bytes and label of each image. minus_one: whether -1 is a class, and not the number of images without a label."""
     separate = None if labels is None else iter(labels)
     none_left = object()
     for i, item in enumerate(_items(dataset)):
@@ -228,7 +223,8 @@ def _pairs(
             label = next(separate, none_left)
             if label is none_left:
                 raise DataError(f"labels= has {i} labels, but the data set has more images")
-        yield as_bytes(image, f"image {i}"), _as_text(label, names, f"label {i}")
+        text = _as_text(label, names, f"label {i}", minus_one=minus_one)
+        yield as_bytes(image, f"image {i}"), text
     if separate is not None and next(separate, none_left) is not none_left:
         raise DataError("labels= has more labels than the data set has images")
 
@@ -254,140 +250,20 @@ def _split(item: Any, index: int) -> tuple[Any, Any]:
     return item, None
 
 
-def _as_text(label: Any, names: Sequence[str], where: str) -> str | None:
+def _as_text(label: Any, names: Sequence[str], where: str, *, minus_one: bool) -> str | None:
     if isinstance(label, Tensor | np.generic | np.ndarray) and np.ndim(label) == 0:
         label = label.item()
     if label is None or isinstance(label, str):
         return label or None
     if isinstance(label, bool) or not isinstance(label, int):
         raise DataError(f"{where} is {label!r}; a label is a name, or the number of a class")
+    if label == -1 and not minus_one:  # as Hugging Face data sets mark images without a label
+        return None
     if not names:
         return str(label)
     if not 0 <= label < len(names):
         raise DataError(f"{where} is {label}, but there are {len(names)} class names")
     return names[label]
-
-
-class _Answers:
-    """The outputs of a model: computed in batches, or given as predictions."""
-
-    def __init__(self, model: Any, transform: Transform | None, batch_size: int) -> None:
-        self._transform, self._batch_size = transform, batch_size
-        self._asked: list[Array] = []
-        self._known = None if callable(model) or isinstance(model, Classifier) else _known(model)
-        self._loaded = isinstance(model, Classifier)
-        self._model = model.logits if isinstance(model, Classifier) else model
-        self._network = model.network if isinstance(model, Classifier) else model
-        if self._known is not None and transform is not None:
-            raise ConfigError("transform= needs a model, but predictions are given")
-
-    def look(self, images: list[bytes]) -> None:
-        """Compute the outputs for the next images."""
-        if self._known is not None:
-            return
-        batch: list[Tensor] = []
-        with _evaluating(self._network) as device:
-            for data in images:
-                tensor = self._tensor(data)
-                if batch and (tensor is None or batch[0].shape != tensor.shape or len(batch) == self._batch_size):
-                    self._asked.append(_ask(self._model, torch.stack(batch).to(device)))
-                    batch = []
-                if tensor is not None:
-                    batch.append(tensor)
-                else:  # the inventory says why this image cannot be used
-                    self._asked.append(np.full((1, 0), np.nan))
-            if batch:
-                self._asked.append(_ask(self._model, torch.stack(batch).to(device)))
-
-    def _tensor(self, data: bytes) -> Tensor | None:
-        try:
-            pixels = decode(data).image
-        except BadItem:
-            return None
-        if self._transform is None:
-            return to_tensor(pixels)
-        made = self._transform(Image.fromarray(pixels))
-        if not isinstance(made, Tensor) or made.ndim != 3:
-            raise ConfigError(f"transform= gives {type(made).__name__}, expected a tensor (c, h, w)")
-        return made
-
-    def of_all(self, count: int) -> Array:
-        """Scores (count, classes), or classes (count,)."""
-        if self._known is not None:
-            if len(self._known) != count:
-                raise DataError(f"there are {len(self._known)} predictions, but {count} images")
-            return self._known
-        widths = {part.shape[1] for part in self._asked} - {0}
-        if len(widths) != 1:
-            raise ModelError(
-                f"the model gives {sorted(widths) or 'no'} outputs; expected the same number, one per class, for all "
-                "images"
-            )
-        (width,) = widths
-        return np.concatenate([p if p.shape[1] else np.full((len(p), width), np.nan) for p in self._asked])
-
-    def scale(self, asked: Scale) -> Scale:
-        """A model gives logits, unless all of its finite outputs are probabilities. Raises ModelError if they lie in
-        [0, 1] and are not, since they may be a sigmoid of each class."""
-        if asked != "auto" or self._known is not None:
-            return asked
-        parts = [part[np.isfinite(part).all(1)] for part in self._asked if part.shape[1]]
-        parts = [part for part in parts if len(part)]
-        if self._loaded or not parts or any(part.min() < 0 or part.max() > 1 + 1e-6 for part in parts):
-            return "logits"
-        if all(np.abs(part.sum(1) - 1).max() < 1e-3 for part in parts):
-            return "probabilities"
-        raise ModelError(
-            "all outputs of the model lie in [0, 1] and do not sum to 1, so they may be logits or a sigmoid of each "
-            "class. If they are logits, set scores='logits'. If they are sigmoids of classes that exclude each other, "
-            "return the inputs of the sigmoids"
-        )
-
-
-def _known(model: Any) -> Array:
-    array = model.detach().cpu().double().numpy() if isinstance(model, Tensor) and model.is_floating_point() else model
-    array = np.asarray(array)
-    if array.ndim == 1 and (array.dtype.kind in "iuU" or all(isinstance(one, str) for one in array)):
-        return array.astype(str)
-    if array.ndim == 2 and array.dtype.kind in "fiu" and array.shape[1] > 1:
-        return array.astype(np.float64)
-    raise ModelError(
-        f"model is {type(model).__name__} of shape {array.shape} and {array.dtype}; expected a function of images, "
-        "scores (n, classes), or one class per image (n,)"
-    )
-
-
-@contextmanager
-def _evaluating(network: Any) -> Iterator[torch.device]:
-    """Set a module to evaluation mode, and yield its device; its mode is restored afterwards."""
-    modules = list(network.modules()) if isinstance(network, nn.Module) else []
-    training = [module for module in modules if module.training]
-    if isinstance(network, nn.Module):
-        network.eval()
-    try:
-        with torch.no_grad():
-            first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-            yield torch.device("cpu") if first is None else first.device
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _ask(model: Any, batch: Tensor) -> Array:
-    try:
-        said = model(batch)
-    except (RuntimeError, ValueError, TypeError, LookupError) as error:
-        raise ModelError(
-            f"the model fails on images of shape {tuple(batch.shape)}: {type(error).__name__}: {error}. If it takes "
-            "images of another size, or normalised images, set transform="
-        ) from error
-    said = getattr(said, "logits", said)
-    if not isinstance(said, Tensor) or said.ndim != 2 or len(said) != len(batch) or said.shape[1] < 2:
-        found = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
-        raise ModelError(
-            f"the model returns {found} for {len(batch)} images; expected one number per class, (b, classes)"
-        )
-    return said.detach().cpu().double().numpy()
 
 
 def _class_names(
@@ -402,6 +278,8 @@ def _class_names(
     if said.ndim == 1:
         return given or own or match(known, in_order(said.tolist()), complete=False).own
     count = said.shape[1]
+    if count == 1:
+        return two_names(given or own or (numbered(known, 2) if known else None) or (known if asked == "data" else ()))
     if asked == "data" and not own:
         return names_for("data", (), known, count)
     names = given or own or numbered(known, count)

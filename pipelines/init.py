@@ -56,9 +56,11 @@ def job_file(request: Request, ask: Ask | None = None) -> Written:
         models["old"] = model_of(request.against)
     embedder = None if request.embedder is None else clip_of(request.embedder)
     generator = None if request.generator is None else generator_of(request.generator)
-    seen = look(data, "data") if _is_pinned(data.options) else Seen(0, (), (), whole=False)
+    seen = Seen(0, (), (), whole=False)
+    if _is_pinned(data.options):
+        data, seen = look(data, "data")
     if pool is not None and _is_pinned(pool.options):
-        look(pool, "pool")
+        pool, _ = look(pool, "pool")
     given = {"new": request.model, "old": request.against or ""}
     models = {name: _sized(model, given[name], request, seen, ask) for name, model in models.items()}
     if generator is not None and "old" not in models and embedder is not None:
@@ -200,6 +202,8 @@ def _on_one_line(text: str) -> str:
 
 def _value(value: str | int) -> str:
     """A YAML value; a value that the user has to fill in stays empty."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value) if isinstance(value, int) or value == "data" or not value else _quoted(value)
 
 

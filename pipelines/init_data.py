@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from statistics import mode
@@ -13,7 +13,7 @@ from typing import Any
 
 from audit import registry
 from audit.config import checked
-from audit.datasets import Entry
+from audit.datasets import DataSource, Entry, printable
 from audit.decode import decode
 from audit.errors import BadItem, DataError
 from audit.labels.matching import classes_of
@@ -39,7 +39,7 @@ class Source:
 
     plugin: str
     path: str
-    options: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str | bool], ...] = ()
     note: str = ""
 
 
@@ -77,20 +77,58 @@ def source_of(text: str, role: str) -> Source:
     raise DataError(f"no {role} at {text}; {WORKS[0].lower()}{WORKS[1:]}")
 
 
-def look(source: Source, role: str) -> Seen:
-    """List a source and read its first images. Raises DataError if none of them can be read."""
+def look(source: Source, role: str) -> tuple[Source, Seen]:
+    """List a source and read its first images. A folder whose images are all behind links is returned as a source that
+    follows links. Raises DataError if none of the first images can be read."""
+    try:
+        return source, _seen(source, role)
+    except DataError:
+        if not _is_behind_links(source, role):
+            raise
+    note = "its images are behind links, so follow_links: true is set; links that lead out of the folder are read too"
+    options = (*source.options, ("follow_links", True))
+    followed = replace(source, options=options, note="; ".join(filter(None, (note, source.note))))
+    return followed, _seen(followed, role)
+
+
+def _opened(source: Source, role: str) -> DataSource:
     options: dict[str, Any] = {"path": source.path, **{name: value for name, value in source.options if value}}
     module = registry.plugin("datasets", source.plugin)
-    opened = module.open_source(checked(module.Options, options, role, {}))
+    return module.open_source(checked(module.Options, options, role, {}))
+
+
+def _is_behind_links(source: Source, role: str) -> bool:
+    """Whether a folder has no usable image, but links that are not followed."""
+    if source.plugin != "folder" or is_uri(source.path):
+        return False
+    links = False
+    try:
+        for entry in islice(_opened(source, role).entries(), LISTED):
+            if entry.reason is None:
+                return False
+            links = links or entry.reason in ("linked_folder", "link_out_of_root")
+    except DataError:  # at the end of a folder without images
+        pass
+    return links
+
+
+def _seen(source: Source, role: str) -> Seen:
+    opened = _opened(source, role)
     first: list[Entry] = []
+    unusable: Entry | None = None
     labels: dict[str, None] = {}
     count = 0
     for entry in islice(opened.entries(), LISTED):
         count += 1
         if entry.label is not None:
             labels[entry.label] = None
-        if len(first) < READ and entry.reason is None:
+        if entry.reason is not None:
+            unusable = unusable or entry
+        elif len(first) < READ:
             first.append(entry)
+    if unusable is not None and not first:
+        why = _why_unusable(source, opened.where(unusable.uri), unusable)
+        raise DataError(f"{role}: none of the {count:,} images that were listed can be used: {why}")
     sizes, reasons = [], []
     for data in opened.read([entry.uri for entry in first]):
         try:
@@ -106,6 +144,23 @@ def look(source: Source, role: str) -> Seen:
         raise DataError(f"{role}: none of the first {len(first)} images can be read, such as {example!r}: {why}")
     classes = classes_of(labels, opened.classes()).outputs
     return Seen(count, classes, tuple(sizes), count < LISTED)
+
+
+def _why_unusable(source: Source, where: str, entry: Entry) -> str:
+    """Why an image cannot be used, and what helps."""
+    place, manifest = printable(where), source.plugin == "csv"
+    if entry.reason == "missing":
+        root = (
+            ". Paths are relative to the folder of the manifest: move it to the folder that they are relative to, or "
+            "write a job and set root: to that folder"
+        )
+        return f"{place} does not exist{root if manifest else ''}"
+    if entry.reason == "name_out_of_root" and manifest:
+        return (
+            f"{place} is not in the folder of the manifest. Write a job and set root: to the folder of the images, or "
+            "allow_outside: true"
+        )
+    return f"{place} has the reason {entry.reason}"
 
 
 def _plugin_of(name: str, text: str, role: str) -> str:

@@ -45,6 +45,7 @@ class By(nn.Module):
 def by_hand(): return By(lambda z, x: z.exp() / z.exp().sum(1, keepdim=True))
 def averaged(): return By(lambda z, x: (z.softmax(1) + (2 * z).softmax(1)) / 2)
 def squeezed(): return By(lambda z, x: z.squeeze(1), 1)
+def squeezed_all(): return By(lambda z, x: z.squeeze(), 1)
 def viewed(): return By(lambda z, x: z.sigmoid().squeeze(1).unsqueeze(1), 1)
 def clamped(): return By(lambda z, x: z.clamp(0, 1), 1)
 def constant(): return By(lambda z, x: 0 * z + torch.arange(3))
@@ -60,6 +61,7 @@ def lenet():
 def perceptron(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
 def pooled(): return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), *[nn.MaxPool2d(2)] * 5, nn.Flatten(), nn.Linear(8, 3))
 def imagenet(): return nn.Sequential(nn.AvgPool2d(32, 32), nn.Flatten(), nn.Linear(3 * 49, 3))
+MODULE = pooled()
 def fixed_224(): return nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 14 * 14, 3))
 """
 
@@ -221,7 +223,13 @@ def test_small_differences_are_no_constant() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("squeezed", r"\(b, 1\) for one output; for 1 images it returns torch.float32 of shape \(1,\)"),
+        (
+            "squeezed",
+            r"\(b, 1\) for one output; for 1 images it returns torch.float32 of shape \(1,\). Shape \(b,\) is not "
+            r"accepted: output\[:, None\] gives \(b, 1\)$",
+        ),
+        ("squeezed_all", r"of shape \(\). Is there a squeeze\(\)\? Without it, the shape is \(b, 1\)$"),
+        ("MODULE", r"modules.py:MODULE is a torch module, not a function; write a function that returns it"),
         ("labels", "torch.int64"),
         ("late_nan", "NaN or infinity"),
         ("five", r"fails on an image of shape \(1, 3, 16, 16\).*5 channels.*of shape \(1, 1, 16, 16\)"),
@@ -229,7 +237,7 @@ def test_small_differences_are_no_constant() -> None:
 )
 def test_outputs_that_are_none_are_refused(file: Path, name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        load(file, name, names=("no", "yes") if name == "squeezed" else "data")
+        load(file, name, names=("no", "yes") if "squeezed" in name else "data")
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_predictions_that_are_known_already() -> None:
         assert [(e.index, e.predicted, e.confidence) for e in screening.errors()] == [(1, "blue", None)]
     with pytest.raises(DataError, match="there are 3 predictions, but 2 images"):
         audit.screen(scores, images[:2], class_names=NAMES)
-    for refused in (scores[:, :1], scores[0], np.zeros((3, 2, 2)), {"a": 1}):
+    for refused in (scores[0], np.array([[0], [2], [1]]), np.zeros((3, 2, 2)), {"a": 1}):
         with pytest.raises(ModelError, match="expected a function of images"):
             audit.screen(refused, images, class_names=NAMES)
 
@@ -152,6 +152,113 @@ def test_outputs_that_may_be_a_sigmoid_of_each_class_are_refused() -> None:
     with pytest.raises(ModelError, match="logits or a sigmoid of each class"):
         audit.screen(model, images, class_names=NAMES)
     assert audit.screen(model, images, class_names=NAMES, scores="logits").accuracy is None
+
+
+def second_channel(x: torch.Tensor) -> torch.Tensor:
+    """One output (b, 1), on both sides of 0: more green than red."""
+    return 20 * (x[:, 1].mean((1, 2)) - x[:, 0].mean((1, 2)))[:, None]
+
+
+def said_of(screening: audit.Screening) -> list[tuple[str, float]]:
+    rows = screening.run.rows(
+        "select predicted, confidence from predictions join items using (item_id) order by position"
+    )
+    return [(row["predicted"], row["confidence"]) for row in rows]
+
+
+def sure_of(probabilities: np.ndarray[Any, Any]) -> list[tuple[str, Any]]:
+    """The predicted class and its confidence, of the probabilities of 'yes'."""
+    return [
+        ("yes" if p > 0.5 else "no", pytest.approx(max(p, 1 - p), abs=1e-6)) for p in np.asarray(probabilities).ravel()
+    ]
+
+
+def test_one_output_is_the_score_of_the_second_of_two_classes() -> None:
+    """A model or an array, of log-odds or of probabilities."""
+    images = noise(12)
+    means = np.array([image.astype(np.float64).mean((0, 1)) / 255 for image in images])
+    odds = 20 * (means[:, 1:2] - means[:, :1])
+    likely = 1 / (1 + np.exp(-odds))
+    expected = sure_of(likely)
+    assert {name for name, _ in expected} == {"no", "yes"}
+    names = ["no", "yes"]
+    assert said_of(audit.screen(second_channel, images, class_names=names)) == expected
+    assert said_of(audit.screen(second_channel, images, class_names=names, scores="logits")) == expected
+    labels = ["no", "yes"] * 6
+    by_data = audit.screen(second_channel, zip(images, labels, strict=True), class_names="data")
+    assert said_of(by_data) == expected
+    right = [("no", "yes")[i % 2] == name for i, (name, _) in enumerate(expected)]
+    assert by_data.accuracy == pytest.approx(np.mean(right))
+
+    def sigmoid(x: torch.Tensor) -> torch.Tensor:
+        return second_channel(x).sigmoid()
+
+    assert said_of(audit.screen(sigmoid, images, class_names=names, scores="probabilities")) == expected
+    assert said_of(audit.screen(sigmoid, images, class_names=names, scores="logits")) == sure_of(
+        1 / (1 + np.exp(-likely))
+    )
+    with pytest.raises(ModelError, match=r"lies in \[0, 1\].*scores='probabilities' or scores='logits'"):
+        audit.screen(sigmoid, images, class_names=names)
+    for known in (odds, torch.from_numpy(odds), odds.tolist()):
+        assert said_of(audit.screen(known, images, class_names=names, scores="logits")) == expected
+        with pytest.raises(ModelError, match=r"scores='probabilities' or scores='logits'"):
+            audit.screen(known, images, class_names=names)
+    assert said_of(audit.screen(likely, images, class_names=names, scores="probabilities")) == expected
+    for model in (odds, second_channel):
+        with pytest.raises(ModelError, match=r"values from -.*set scores='logits'"):
+            audit.screen(model, images, class_names=names, scores="probabilities")
+
+
+def test_one_output_of_numbered_labels_is_the_score_of_class_1() -> None:
+    images = noise(4)
+    screening = audit.screen(second_channel, images, labels=[0, 1, 1, 0])
+    named = audit.screen(second_channel, images, class_names=["0", "1"])
+    assert said_of(screening) == said_of(named)
+
+
+def test_one_output_needs_two_names() -> None:
+    images = noise(3)
+    needed = r"one output: the log-odds or the probability.*class_names=\[negative, positive\]"
+    for given in (
+        {},
+        {"class_names": NAMES},
+        {"class_names": ["a"]},
+        {"labels": ["a", "b", "a"]},
+        {"labels": [0, 1, 2]},
+    ):
+        with pytest.raises(ModelError, match=needed):
+            audit.screen(second_channel, images, **given)
+        with pytest.raises(ModelError, match=needed):
+            audit.screen(np.array([[0.5], [-1.0], [2.0]]), images, scores="logits", **given)
+
+
+def test_one_output_that_is_not_finite_is_said() -> None:
+    odds = np.array([[np.nan], [np.inf], [-np.inf], [-1.0]])
+    screening = audit.screen(odds, noise(4), labels=["no"] * 4, class_names=["no", "yes"], scores="logits")
+    assert said_of(screening)[3] == sure_of(1 / (1 + np.exp(np.array([1.0]))))[0]
+    assert {warning.code: warning.items for warning in screening.warnings}["not_finite"] == 3
+
+
+def test_a_label_of_minus_one_is_no_label() -> None:
+    images = noise(4)
+    model = Colours()
+    means = [image.mean((0, 1)).argmax() for image in images]
+    for unlabelled in (-1, np.int64(-1), torch.tensor(-1)):
+        labels = [0, unlabelled, 2, unlabelled]
+        for given in ({"class_names": NAMES}, {}):
+            screening = audit.screen(model, images, labels=labels, **given)
+            (row,) = screening.run.rows("select count(label) as labelled, count(*) as images from predictions")
+            assert row == {"labelled": 2, "images": 4}
+            assert screening.accuracy == np.mean([means[0] == 0, means[2] == 2])
+            assert {warning.code: warning.items for warning in screening.warnings}["no_label"] == 2
+    assert audit.screen(model, images, labels=[-1] * 4, class_names=NAMES).accuracy is None
+    with pytest.raises(DataError, match="label 1 is -2, but there are 3 class names"):
+        audit.screen(model, images, labels=[0, -2, 1, 1], class_names=NAMES)
+
+
+def test_minus_one_is_a_label_where_it_is_predicted() -> None:
+    screening = audit.screen([-1, 1, 1], noise(3), labels=[-1, -1, 1])
+    assert screening.accuracy == pytest.approx(2 / 3)
 
 
 class Named:
@@ -228,6 +335,41 @@ def test_a_model_that_wants_something_else_says_what_helps() -> None:
         audit.screen(fixed, noise(1), class_names=NAMES)
     with pytest.raises(ModelError, match=r"returns \(1, 8\) for 1 images|returns \(1, 3, 8\)"):
         audit.screen(lambda x: x.mean(3), noise(1), class_names=NAMES)
+
+
+def as_grey(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image.convert("L")) / 255).float()[None]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [torch.nn.Conv2d(1, 3, 8), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Identity())],
+)
+def test_a_model_of_grey_images_is_told_the_transform_that_helps(first: torch.nn.Module) -> None:
+    """A convolution says its channels; other modules are found by what they take."""
+    model = torch.nn.Sequential(first, torch.nn.Flatten())
+    with pytest.raises(ModelError, match="3 channels") as caught:
+        audit.screen(model, noise(2), class_names=NAMES)
+    message = str(caught.value)
+    assert "one channel" in message
+    assert "size" not in message
+    advice = message.partition("transform=, such as ")[2]
+    transform = eval(advice, {"torch": torch, "np": np})
+    (image,) = noise(1)
+    assert torch.equal(transform(Image.fromarray(image)), as_grey(Image.fromarray(image)))
+    screening = audit.screen(model, noise(2), class_names=NAMES, transform=transform)
+    assert len(said_of(screening)) == 2
+
+
+def test_a_convolution_of_one_channel_is_known_whatever_the_size() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 5), torch.nn.Flatten(), torch.nn.Linear(7, 3))
+    with pytest.raises(ModelError, match=r"one channel.*transform="):
+        audit.screen(model, noise(2), class_names=NAMES)
+
+
+def test_one_number_per_image_is_told_the_shape_that_is_taken() -> None:
+    with pytest.raises(ModelError, match=r"returns \(3,\) for 3 images.*output\[:, None\] gives \(b, 1\)"):
+        audit.screen(lambda x: second_channel(x)[:, 0], noise(3), class_names=["no", "yes"])
 
 
 def test_a_transform_is_what_the_model_sees() -> None:

@@ -190,6 +190,82 @@ def test_images_that_cannot_be_read_are_no_data(folder: Path) -> None:
         written(folder)
 
 
+def as_links(folder: Path) -> None:
+    """The class folders become links to folders elsewhere."""
+    (folder / "photos").rename(folder / "elsewhere")
+    (folder / "photos").mkdir()
+    for label in ("cat", "dog"):
+        (folder / "photos" / label).symlink_to(folder / "elsewhere" / label)
+
+
+def as_deep_links(folder: Path) -> None:
+    as_links(folder)
+    (folder / "photos").rename(folder / "test")
+    (folder / "photos").mkdir()
+    (folder / "test").rename(folder / "photos" / "test")
+
+
+def as_image_links(folder: Path) -> None:
+    """Links to images elsewhere, in class folders that are none."""
+    for label, path in images(folder):
+        (folder / "elsewhere" / label).mkdir(parents=True, exist_ok=True)
+        moved = path.rename(folder / "elsewhere" / label / path.name)
+        path.symlink_to(moved)
+
+
+@pytest.mark.parametrize("make", [as_links, as_deep_links, as_image_links])
+def test_links_are_followed_if_all_images_are_behind_them(folder: Path, make: Any) -> None:
+    make(folder)
+    found, job = written(folder, pool=str(folder / "photos"))
+    assert (found.seen.images, found.seen.classes, found.seen.square) == (6, ("cat", "dog"), 24)
+    assert job.data.options.follow_links is True
+    assert job.pool.options.follow_links is True
+    (line,) = [line for line in found.text.splitlines() if line.startswith("data: ")]
+    assert "follow_links: true}  # " in line
+    assert "links that lead out of the folder are read too" in line
+    assert any(note.startswith("data: ") and "follow_links: true" in note for note in found.notes)
+    assert validate(folder / "job.yaml").sources[0].classes == {"cat": 3, "dog": 3}
+
+
+def test_links_beside_images_are_not_followed(folder: Path) -> None:
+    (folder / "photos" / "latest").symlink_to(folder / "photos" / "dog")
+    found, job = written(folder)
+    assert found.seen.classes == ("cat", "dog")
+    assert job.data.options.follow_links is False
+
+
+def test_links_to_folders_without_images_are_no_data(folder: Path) -> None:
+    (folder / "none").mkdir()
+    (folder / "links").mkdir()
+    (folder / "links" / "cat").symlink_to(folder / "none")
+    with pytest.raises(DataError, match=r"no images in .*/links; looked for"):
+        written(folder, "links")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_manifest_of_images_that_are_elsewhere_names_one_and_what_helps(folder: Path, suffix: str) -> None:
+    (folder / "lists").mkdir()
+    lines = {
+        "csv": ["image,label", "photos/cat/0.png,cat", "photos/dog/1.png,dog"],
+        "jsonl": ['{"image": "photos/cat/0.png", "label": "cat"}', '{"image": "photos/dog/1.png", "label": "dog"}'],
+    }
+    (folder / "lists" / f"names.{suffix}").write_text("\n".join(lines[suffix]))
+    with pytest.raises(DataError, match="none of the 2 images") as caught:
+        written(folder, f"lists/names.{suffix}")
+    assert f"{folder}/lists/photos/cat/0.png does not exist" in str(caught.value)
+    assert "root: to that folder" in str(caught.value)
+    (folder / "lists" / f"names.{suffix}").rename(folder / f"names.{suffix}")  # as the message says
+    assert written(folder, f"names.{suffix}")[0].seen.images == 2
+
+
+def test_a_manifest_of_images_out_of_its_folder_says_what_helps(folder: Path) -> None:
+    as_manifest(folder)
+    (folder / "lists").mkdir()
+    (folder / "list.csv").rename(folder / "lists" / "list.csv")
+    with pytest.raises(DataError, match=r"cat/0.png is not in the folder of the manifest.*allow_outside: true"):
+        written(folder, "lists/list.csv")
+
+
 def test_labels_beside_the_images_are_pointed_at(folder: Path) -> None:
     (folder / "photos" / "truth.csv").write_text("file,label\n")
     found, _ = written(folder)

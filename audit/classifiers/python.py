@@ -83,6 +83,8 @@ def _load(options: Options, data_classes: tuple[str, ...], module_name: str, fun
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ModelError(f"{options.ref}: {module_name} has no function {function_name!r}")
+    if isinstance(function, nn.Module):
+        raise ModelError(f"{options.ref} is a torch module, not a function; write a function that returns it")
     try:
         network = function(**options.arguments)
     except _USER_ERRORS as error:
@@ -123,9 +125,18 @@ def _outputs(network: nn.Module, preprocess: Preprocess, ref: str) -> tuple[Tens
             what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ModelError(
                 f"{ref}: the module must return logits of shape (b, classes), (b, 1) for one output; for {count} "
-                f"images it returns {what}"
+                f"images it returns {what}{_as_column(found, count)}"
             )
     return alone, together
+
+
+def _as_column(found: object, count: int) -> str:
+    """What makes one number per image a column; empty for other outputs."""
+    if isinstance(found, Tensor) and found.shape == (count,):
+        return ". Shape (b,) is not accepted: output[:, None] gives (b, 1)"
+    if isinstance(found, Tensor) and found.ndim == 0 and count == 1:
+        return ". Is there a squeeze()? Without it, the shape is (b, 1)"
+    return ""
 
 
 def _names(options: Options, data_classes: tuple[str, ...], outputs: int, head: Head) -> tuple[str, ...]:
