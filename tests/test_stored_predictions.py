@@ -294,6 +294,19 @@ def test_columns_of_classes_are_found(tmp_path: Path) -> None:
     assert loaded(width, scores="logits", class_names=("dog", "cat")).prediction(0, None)["predicted"] == "cat"
 
 
+@pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
+def test_the_separator_of_a_csv_is_the_one_of_its_header(separator: str, tmp_path: Path) -> None:
+    """Separators in quoted names of classes do not count."""
+    text = 'file_name,cat,"dog, puppy; or; hound"\na.png,0.25,0.75\n'
+    head, row = text.splitlines()
+    head = head.replace("name,cat,", f"name{separator}cat{separator}")
+    file = written(tmp_path / "p.csv", f"{head}\n{row.replace(',', separator)}\n")
+    model = loaded(file, ("cat", "dog, puppy; or; hound"))
+    assert model.class_names == ("cat", "dog, puppy; or; hound")
+    said = model.prediction(0, None)
+    assert (said["predicted"], said["confidence"]) == ("dog, puppy; or; hound", 0.75)
+
+
 def test_the_predicted_class_and_the_scores_must_agree(tmp_path: Path) -> None:
     """A list in another order than class_names shows in a column of predicted classes."""
     file = written(tmp_path / "p.csv", 'item,predicted,scores\na,dog,"[0.1,0.8,0.1]"\nb,fox,"[0.5,0.3,0.2]"\n')

@@ -18,6 +18,7 @@ import pyarrow.types as pt
 from numpy.typing import NDArray
 
 from audit.errors import ModelError
+from audit.separators import separator_of
 
 KINDS = (".csv", ".tsv", ".parquet")
 TOP = 5
@@ -69,7 +70,7 @@ def _parquet_header(path: Path) -> tuple[list[str], list[str]]:
 
 def _csv_header(path: Path) -> tuple[list[str], list[str]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=_delimiter(path))
+        lines = csv.reader(file, delimiter=_separator(path))
         columns = [name.strip() for name in next(lines, [])]
         first: Any = next(lines, [])
     if not columns:
@@ -85,8 +86,9 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix == ".tsv" else ","
+def _separator(path: Path) -> str:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return separator_of(file.readline(), path.suffix)
 
 
 def _csv(path: Path, columns: Sequence[str], texts: Sequence[str], numbers: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -94,7 +96,7 @@ def _csv(path: Path, columns: Sequence[str], texts: Sequence[str], numbers: Sequ
     reader = pacsv.open_csv(
         path,
         pacsv.ReadOptions(column_names=list(columns), skip_rows=1, block_size=2**22),
-        pacsv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True),
+        pacsv.ParseOptions(delimiter=_separator(path), newlines_in_values=True),
         pacsv.ConvertOptions(column_types=types, include_columns=[*types], strings_can_be_null=False),
     )
     yield from reader
