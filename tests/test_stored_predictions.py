@@ -340,7 +340,8 @@ def test_predicted_classes_alone(tmp_path: Path) -> None:
         ("image,path,predicted\n1,2,cat\n", "the columns 'image' and 'path'; choose one with 'item_column'"),
         ("item,note\na,b\n", "no predictions that can be read: its columns are item, note"),
         ("item,predicted,predicted\na,cat,cat\n", "has the column 'predicted' twice"),
-        ("item,cat,dog,fox\na,.5,.5,zero\n", "cannot be read.*zero"),
+        ("item,cat,dog,fox\na,.5,.5,zero\n", "row 1: 'fox' holds 'zero', which is not a number..*such as 0.524"),
+        ("item,predicted,score\na,cat,.5\n\nb,cat,90%\n", "row 2: 'score' holds '90%'.*shares instead of percentages"),
         ("item,cat,dog,fox\na,.5,.5,\nb,,,\n", "every row is empty, NaN or infinite"),
         ("item,cat,dog,fox\na,.5,.5\n", "cannot be read.*Expected 4 columns"),
     ],
@@ -348,6 +349,27 @@ def test_predicted_classes_alone(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         loaded(written(tmp_path / "p.csv", text))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("cell", "helps"),
+    [("52.40%", "0.524 for 52.4 %"), ("52,40 %", "0.524 for 52.4 %"), ("0,524002", "a decimal point"), ("x", "empty")],
+)
+def test_a_cell_that_is_no_number_is_named_with_what_would_work(
+    cell: str, helps: str, kind: str, tmp_path: Path
+) -> None:
+    """By its row and column; empty cells and NaN before it are numbers that are unknown."""
+    file = tmp_path / f"p.{kind}"
+    if kind == "csv":
+        written(file, f"item;cat;dog\na.png;0.25;0.75\nb.png;;NaN\nc.png;0.476;{cell}\nd.png;0;y\n")
+    else:
+        columns = {"cat": ["0.25", None, "0.476", "0"], "dog": ["0.75", "NaN", cell, "y"]}
+        pq.write_table(pa.table({"item": ["a.png", "b.png", "c.png", "d.png"], **columns}), file)
+    with pytest.raises(ModelError) as error:
+        loaded(file, ("cat", "dog"))
+    for words in (f"p.{kind}, row 3: 'dog' holds {cell!r}, which is not a number", helps):
+        assert words in str(error.value)
 
 
 def test_bytes_that_are_no_table_are_refused(tmp_path: Path) -> None:

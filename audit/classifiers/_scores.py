@@ -24,6 +24,7 @@ KINDS = (".csv", ".tsv", ".parquet")
 TOP = 5
 SUM_TOLERANCE = 0.01
 _BATCH = 10_000
+_EMPTY = frozenset(pacsv.ConvertOptions().null_values)
 Scale = Literal["auto", "probabilities", "logits"]
 Floats = NDArray[np.float64]
 
@@ -93,13 +94,38 @@ def _separator(path: Path) -> str:
 
 def _csv(path: Path, columns: Sequence[str], texts: Sequence[str], numbers: Sequence[str]) -> Iterator[pa.RecordBatch]:
     types = {name: pa.string() for name in texts} | {name: pa.float64() for name in numbers}
-    reader = pacsv.open_csv(
-        path,
-        pacsv.ReadOptions(column_names=list(columns), skip_rows=1, block_size=2**22),
-        pacsv.ParseOptions(delimiter=_separator(path), newlines_in_values=True),
-        pacsv.ConvertOptions(column_types=types, include_columns=[*types], strings_can_be_null=False),
-    )
-    yield from reader
+    try:
+        yield from pacsv.open_csv(
+            path,
+            pacsv.ReadOptions(column_names=list(columns), skip_rows=1, block_size=2**22),
+            pacsv.ParseOptions(delimiter=_separator(path), newlines_in_values=True),
+            pacsv.ConvertOptions(column_types=types, include_columns=[*types], strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid:
+        _refuse_text(path, columns, numbers)
+        raise
+
+
+def _refuse_text(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> None:
+    """Raise ModelError naming the first cell of a CSV file, among the columns of numbers, that is no number."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        lines = (row for row in csv.reader(file, delimiter=_separator(path)) if row)
+        next(lines, [])
+        for number, row in enumerate(lines, 1):
+            if len(row) != len(columns):
+                return
+            for name, cell in zip(columns, row, strict=True):
+                if name in numbers and cell not in _EMPTY and not _is_number(cell):
+                    raise ModelError(f"{path}, row {number}: {_no_number(name, cell)}")
+
+
+def _no_number(column: str, cell: str) -> str:
+    said = f"{column!r} holds {cell[:40]!r}, which is not a number. "
+    if cell.rstrip().endswith("%"):
+        return said + "Write shares instead of percentages, such as 0.524 for 52.4 %"
+    if "," in cell:
+        return said + "Write a decimal point instead of a comma, such as 0.524"
+    return said + "Write a number such as 0.524, or leave the cell empty if the number is unknown"
 
 
 def _parquet(
@@ -107,12 +133,25 @@ def _parquet(
 ) -> Iterator[pa.RecordBatch]:
     file = pq.ParquetFile(path)
     own = dict(zip(columns, file.schema_arrow.names, strict=True))
-    wanted = [*texts, *numbers]
+    wanted, start = [*texts, *numbers], 0
     for batch in file.iter_batches(_BATCH, columns=[own[name] for name in wanted]):
         arrays = [batch.column(batch.schema.get_field_index(own[name])) for name in wanted]
         cast = [_as_text(array) for array in arrays[: len(texts)]]
-        cast += [pc.cast(array, pa.float64()) for array in arrays[len(texts) :]]
+        cast += [
+            _as_numbers(array, name, path, start) for name, array in zip(numbers, arrays[len(texts) :], strict=True)
+        ]
+        start += batch.num_rows
         yield pa.record_batch(cast, names=wanted)
+
+
+def _as_numbers(array: pa.Array, column: str, path: Path, start: int) -> pa.Array:
+    try:
+        return pc.cast(array, pa.float64())
+    except pa.ArrowInvalid:
+        for i, cell in enumerate(array.to_pylist()):
+            if isinstance(cell, str) and not _is_number(cell):
+                raise ModelError(f"{path}, row {start + i + 1}: {_no_number(column, cell)}") from None
+        raise
 
 
 def _as_text(array: pa.Array) -> pa.Array:
