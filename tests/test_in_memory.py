@@ -123,6 +123,16 @@ def test_predictions_that_are_known_already() -> None:
             audit.screen(refused, images, class_names=NAMES)
 
 
+@pytest.mark.parametrize("scores", ["auto", "probabilities", "logits"])
+def test_percentages_are_refused_of_an_array_and_of_a_model(scores: Any) -> None:
+    images = noise(3)
+    percentages = np.array([[47.6, 52.4, 0], [100, 0, 0], [25, 25, 50]])
+    with pytest.raises(ModelError, match=r"look like percentages: .* Divide them by 100"):
+        audit.screen(percentages, images, class_names=NAMES, scores=scores)
+    with pytest.raises(ModelError, match=r"look like percentages: .* Divide them by 100"):
+        audit.screen(lambda x: 100 * Colours()(x).softmax(-1), images, class_names=NAMES, scores=scores)
+
+
 def test_outputs_that_are_probabilities_are_taken_as_such() -> None:
     model = torch.nn.Sequential(Colours(), torch.nn.Softmax(-1))
     images = noise(4)

@@ -210,7 +210,7 @@ def test_logits_become_probabilities_only_where_they_are_said_to_be_logits(tmp_p
     ("rows", "scores", "message"),
     [
         ("a,.9,.8,.1\n", "auto", "a sum of 1.8"),
-        ("a,.9,.05,.05\nb,60,30,10\n", "auto", "row 2.*values from 10 to 60"),
+        ("a,.9,.05,.05\nb,60,30,10\n", "auto", "row 2: the scores are not.*values from 10 to 60"),
         ("a,-.1,.6,.5\n", "auto", "values from -0.1"),
         ("a,.3,.3,.36\n", "auto", "a sum of 0.96"),
         ("a,.3,.3,.2\n", "probabilities", "a sum of 0.8"),
@@ -221,6 +221,31 @@ def test_scores_that_are_no_probabilities_are_refused(tmp_path: Path, rows: str,
     file = written(tmp_path / "p.csv", "item,cat,dog,fox\n" + rows)
     with pytest.raises(ModelError, match=message):
         loaded(file, scores=scores)
+
+
+@pytest.mark.parametrize("scores", ["auto", "probabilities", "logits"])
+@pytest.mark.parametrize("rows", ["a,47.60,52.40,0\nb,100,0,0\n", "a,,,\nb,47.6,52.4,0\nc,33,33,33\nd,34,34,33\n"])
+def test_percentages_are_refused_whatever_they_are_said_to_be(tmp_path: Path, rows: str, scores: str) -> None:
+    """As logits, 47.6 and 52.4 would be a confidence of 1 / (1 + exp(-4.8)) = .992."""
+    file = written(tmp_path / "p.csv", "item,cat,dog,fox\n" + rows)
+    with pytest.raises(ModelError, match=r"row \d: .* percentages: values from 0 to 52.4 with a sum of 100,.* by 100"):
+        loaded(file, scores=scores)
+
+
+def test_rounded_percentages_are_told_from_logits(tmp_path: Path) -> None:
+    """Sums of 98 and 102: percentages of many classes, rounded to whole numbers. Logits may be chosen for these."""
+    file = written(tmp_path / "p.csv", "item,cat,dog,fox\na,48,25,25\nb,50,26,26\n")
+    with pytest.raises(ModelError, match="look like percentages"):
+        loaded(file)
+    assert loaded(file, scores="logits").prediction(0, None)["predicted"] == "cat"
+
+
+@pytest.mark.parametrize("rows", ["60,40,0\n", "60,40,0\n1,2,3\n", "60,40,0\n101,-1,0\n", "60,41.1,0\n60,41.1,0\n"])
+def test_logits_of_which_some_rows_sum_to_100_are_logits(tmp_path: Path, rows: str) -> None:
+    """One row alone, another sum, another range, and 101.1 in each row."""
+    text = "".join(f"{i},{row}\n" for i, row in enumerate(rows.split()))
+    file = written(tmp_path / "p.csv", "item,cat,dog,fox\n" + text)
+    assert loaded(file, scores="logits").prediction(0, None)["predicted"] == "cat"
 
 
 def test_rounded_probabilities_are_taken_where_they_are_said_to_be(tmp_path: Path) -> None:
@@ -325,7 +350,7 @@ def test_predicted_classes_alone(tmp_path: Path) -> None:
     model = loaded(numbers, class_names=NAMES)
     assert [model.prediction(i, None)["correct"] for i in (0, 1)] == [False, True]
     assert loaded(numbers).class_names == ("2", "0")
-    with pytest.raises(ModelError, match="row 1: 'confidence' is 97, expected a probability"):
+    with pytest.raises(ModelError, match=r"row 1: 'confidence' is 97, expected .*; divide percentages by 100"):
         loaded(written(tmp_path / "c.csv", "item,predicted,confidence\na,cat,97\n"))
 
 

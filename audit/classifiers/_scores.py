@@ -23,6 +23,7 @@ from audit.separators import separator_of
 KINDS = (".csv", ".tsv", ".parquet")
 TOP = 5
 SUM_TOLERANCE = 0.01
+PERCENT_TOLERANCE = 1
 _BATCH = 10_000
 _EMPTY = frozenset(pacsv.ConvertOptions().null_values)
 Scale = Literal["auto", "probabilities", "logits"]
@@ -217,9 +218,10 @@ def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> 
     """Convert scores (rows, classes) to probabilities; NaN in rows that are not finite.
 
     scale: 'auto' expects rows in [0, 1] with a sum of 1, within `SUM_TOLERANCE`; 'logits' applies a softmax, where -inf
-    excludes a class. Raises ModelError naming the first row that does not fit, by `where`.
+    excludes a class. Raises ModelError for percentages, and naming the first row that does not fit, by `where`.
     """
     scores = np.where(_finite(scores, scale)[:, None], scores, np.nan)
+    _refuse_percentages(scores, scale, where)
     if scale == "logits":
         with np.errstate(invalid="ignore"):
             raised = np.exp(scores - scores.max(1, keepdims=True))
@@ -230,15 +232,35 @@ def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> 
     wrong = np.flatnonzero(outside | (np.abs(sums - 1) > allowed))
     if len(wrong):
         i = int(wrong[0])
-        found = (
-            f"values from {scores[i].min():.4g} to {scores[i].max():.4g}" if outside[i] else f"a sum of {sums[i]:.4g}"
-        )
+        found = _extent(scores[i]) if outside[i] else f"a sum of {sums[i]:.4g}"
         raise ModelError(
             f"{where(i)}: the scores are not probabilities of classes that exclude each other: {found}. For logits, or "
             "logarithms of probabilities, set 'scores: logits'; for rounded probabilities with sums from .95 to 1.05, "
             "set 'scores: probabilities'. Multi-label scores, each in [0, 1], cannot be used"
         )
     return scores
+
+
+def _refuse_percentages(scores: Floats, scale: Scale, where: Callable[[int], str]) -> None:
+    """Raise ModelError if every known row lies in [0, 100] and has a sum of 100, except for rounding.
+
+    Of scores that are said to be logits, less rounding is allowed, and one row is too few to tell.
+    """
+    known = np.flatnonzero(~np.isnan(scores).any(1))
+    rows = scores[known]
+    fewest, allowed = (2, PERCENT_TOLERANCE) if scale == "logits" else (1, 5 * PERCENT_TOLERANCE)
+    if len(rows) < fewest or rows.min() < 0 or rows.max() > 100 + 1e-6:
+        return
+    sums = rows.sum(1)
+    if np.abs(sums - 100).max() <= allowed + 1e-6:
+        raise ModelError(
+            f"{where(int(known[0]))}: the scores look like percentages: {_extent(rows[0])} with a sum of "
+            f"{sums[0]:.4g}, and so in every row. Divide them by 100"
+        )
+
+
+def _extent(row: Floats) -> str:
+    return f"values from {row.min():.4g} to {row.max():.4g}"
 
 
 def _finite(scores: Floats, scale: Scale) -> NDArray[np.bool_]:

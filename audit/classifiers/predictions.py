@@ -346,7 +346,7 @@ def _answered(
         if len(wrong):
             raise ModelError(
                 f"{where(int(wrong[0]))}: {layout.confidence!r} is {confidences[wrong[0]]:g}, expected a probability "
-                "in [0, 1]"
+                "in [0, 1]; divide percentages by 100"
             )
     return np.array(classes, np.int32)[:, None], confidences[:, None]
 
