@@ -314,9 +314,34 @@ def test_columns_of_classes_are_found(tmp_path: Path) -> None:
     width = written(tmp_path / "c.csv", "item,dog,cat,width\na,.2,.8,640\n")
     with pytest.raises(ModelError, match=r"values from 0.2 to 640"):
         loaded(width)
-    with pytest.raises(ModelError, match="the columns 'width' are not classes of the data set"):
-        loaded(width, scores="logits")
+    for scores in ("auto", "probabilities", "logits"):
+        with pytest.raises(ModelError, match=r"[tT]hese columns are not classes of the data set: 'width'.* out"):
+            loaded(width, scores=scores)
     assert loaded(width, scores="logits", class_names=("dog", "cat")).prediction(0, None)["predicted"] == "cat"
+
+
+INDEX = "pandas' index: write with index=False"
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("target", "'target'."),
+        ("loss", "'loss'."),
+        ("", f"a column without a name ({INDEX})."),
+        ("Unnamed: 0", f"'Unnamed: 0' ({INDEX})."),
+        ("__index_level_0__", f"'__index_level_0__' ({INDEX})."),
+    ],
+)
+def test_a_column_that_is_no_class_is_named_at_the_first_try(name: str, called: str, tmp_path: Path) -> None:
+    """Row 2 sums to 1 + 1 = 2; logits are not proposed, since the scores themselves are probabilities."""
+    file = written(tmp_path / "p.csv", f"{name},item,cat,dog\n0,a,.25,.75\n1,b,.5,.5\n")
+    with pytest.raises(ModelError) as error:
+        loaded(file)
+    for words in ("row 2", "a sum of 2", f"not classes of the data set: {called}", "leave them out of the file"):
+        assert words in str(error.value)
+    assert "logits" not in str(error.value)
+    assert loaded(file, class_names=("cat", "dog")).prediction(0, None)["confidence"] == 0.75
 
 
 @pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
@@ -365,6 +390,7 @@ def test_predicted_classes_alone(tmp_path: Path) -> None:
         ("image,path,predicted\n1,2,cat\n", "the columns 'image' and 'path'; choose one with 'item_column'"),
         ("item,note\na,b\n", "no predictions that can be read: its columns are item, note"),
         ("item,predicted,predicted\na,cat,cat\n", "has the column 'predicted' twice"),
+        (",,item,predicted\n1,2,a,cat\n", "has a column without a name twice"),
         ("item,cat,dog,fox\na,.5,.5,zero\n", "row 1: 'fox' holds 'zero', which is not a number..*such as 0.524"),
         ("item,predicted,score\na,cat,.5\n\nb,cat,90%\n", "row 2: 'score' holds '90%'.*shares instead of percentages"),
         ("item,cat,dog,fox\na,.5,.5,\nb,,,\n", "every row is empty, NaN or infinite"),

@@ -60,8 +60,12 @@ def open_table(path: Path) -> ScoreTable:
         raise ModelError(f"{path} cannot be read as a table: {error}") from error
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise ModelError(f"{path} has the column {twice[0]!r} twice")
+        raise ModelError(f"{path} has {_named(twice[0])} twice")
     return ScoreTable(path, tuple(columns), frozenset(numeric))
+
+
+def _named(column: str) -> str:
+    return f"the column {column!r}" if column else "a column without a name"
 
 
 def _parquet_header(path: Path) -> tuple[list[str], list[str]]:
@@ -214,11 +218,12 @@ def _numbers(text: str, where: str, column: str) -> list[float]:
     return values
 
 
-def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> Floats:
+def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str], cause: str = "") -> Floats:
     """Convert scores (rows, classes) to probabilities; NaN in rows that are not finite.
 
     scale: 'auto' expects rows in [0, 1] with a sum of 1, within `SUM_TOLERANCE`; 'logits' applies a softmax, where -inf
-    excludes a class. Raises ModelError for percentages, and naming the first row that does not fit, by `where`.
+    excludes a class. Raises ModelError for percentages, and naming the first row that does not fit, by `where`; `cause`
+    is what to say of it if a likely cause is known.
     """
     scores = np.where(_finite(scores, scale)[:, None], scores, np.nan)
     _refuse_percentages(scores, scale, where)
@@ -234,11 +239,16 @@ def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> 
         i = int(wrong[0])
         found = _extent(scores[i]) if outside[i] else f"a sum of {sums[i]:.4g}"
         raise ModelError(
-            f"{where(i)}: the scores are not probabilities of classes that exclude each other: {found}. For logits, or "
-            "logarithms of probabilities, set 'scores: logits'; for rounded probabilities with sums from .95 to 1.05, "
-            "set 'scores: probabilities'. Multi-label scores, each in [0, 1], cannot be used"
+            f"{where(i)}: the scores are not probabilities of classes that exclude each other: {found}. "
+            + (cause or _HELP)
         )
     return scores
+
+
+_HELP = (
+    "For logits, or logarithms of probabilities, set 'scores: logits'; for rounded probabilities with sums from .95 to "
+    "1.05, set 'scores: probabilities'. Multi-label scores, each in [0, 1], cannot be used"
+)
 
 
 def _refuse_percentages(scores: Floats, scale: Scale, where: Callable[[int], str]) -> None:

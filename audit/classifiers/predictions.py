@@ -92,7 +92,10 @@ class Options(Frozen):
 
 @dataclass(frozen=True)
 class _Layout:
-    """The columns of a file. `columns`: one per class, in the order of `names`; or `scores`: a column of lists."""
+    """The columns of a file. `columns`: one per class, in the order of `names`; or `scores`: a column of lists.
+
+    `doubt`: why some of the columns may be no classes, to be said where their rows are no probabilities.
+    """
 
     item: str
     label: str | None
@@ -102,6 +105,7 @@ class _Layout:
     scores: str | None = None
     confidence: str | None = None
     embedding: str | None = None
+    doubt: str = ""
 
     @property
     def has_scores(self) -> bool:
@@ -216,11 +220,14 @@ def _by_columns(table: ScoreTable, options: Options, data_classes: tuple[str, ..
     by_class = {name.removeprefix(prefix): name for name in left if name.startswith(prefix)}
     if given:
         return _named_columns(table, base, given, by_class)
+    doubt = ""
     if not prefix:
-        by_class = _unprefixed(table, options, data_classes, base, by_class)
+        by_class, doubt = _unprefixed(table, data_classes, base, by_class)
+    if doubt and options.scores == "logits":
+        raise ModelError(f"{table.path}: {doubt}")
     if len(by_class) < 2:
         return None
-    return _Layout(base.item, base.label, base.predicted, tuple(by_class), tuple(by_class.values()))
+    return _Layout(base.item, base.label, base.predicted, tuple(by_class), tuple(by_class.values()), doubt=doubt)
 
 
 def _prefix_of(columns: Sequence[str], given: Sequence[str]) -> str:
@@ -242,21 +249,30 @@ def _named_columns(
 
 
 def _unprefixed(
-    table: ScoreTable, options: Options, data_classes: tuple[str, ...], base: _Layout, left: dict[str, str]
-) -> dict[str, str]:
-    """Columns without a prefix count as classes if they are named like classes, or if they can be nothing else."""
+    table: ScoreTable, data_classes: tuple[str, ...], base: _Layout, left: dict[str, str]
+) -> tuple[dict[str, str], str]:
+    """Columns without a prefix count as classes if they are named like classes, or if they can be nothing else; and
+    what to say of the latter, '' if there are none."""
     known = {name for name in left if resolve(name, data_classes) is not None}
     numeric = {name: column for name, column in left.items() if column in table.numeric or name in known}
     others = [name for name in numeric if name not in known]
-    if len(others) == len(numeric) and base.predicted is not None:
-        return {}
-    if others and options.scores == "logits":
-        raise ModelError(
-            f"{table.path}: the columns {', '.join(map(repr, others[:5]))} are not classes of the data set. If they "
-            "are classes of the model, list all of its classes with class_names, or give their columns a prefix such "
-            "as 'score_'; if not, leave them out of the file"
-        )
-    return numeric
+    if not known and base.predicted is not None:
+        return {}, ""
+    if not others:
+        return numeric, ""
+    return numeric, (
+        f"These columns are not classes of the data set: {', '.join(map(_described, others[:5]))}. If they are classes "
+        "of the model, list all of its classes with class_names, or give their columns a prefix such as 'score_'; if "
+        "not, leave them out of the file"
+    )
+
+
+def _described(column: str) -> str:
+    """A column for messages. pandas writes its index as a column that it names so."""
+    if not column:
+        return "a column without a name (pandas' index: write with index=False)"
+    index = column.startswith("Unnamed: ") or column == "__index_level_0__"
+    return repr(column) + (" (pandas' index: write with index=False)" if index else "")
 
 
 def _by_answer(table: ScoreTable, options: Options, data_classes: tuple[str, ...], base: _Layout) -> _Layout:
@@ -332,7 +348,7 @@ def _scored(
         values = listed(batch, layout.scores, len(layout.names), where)
     else:
         values = matrix(batch, layout.columns)
-    return top_classes(probabilities(values, options.scores, where))
+    return top_classes(probabilities(values, options.scores, where, layout.doubt))
 
 
 def _answered(
