@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 from numpy.typing import NDArray
 
-from audit.errors import ModelError
+from audit.errors import ModelError, unknown
 from audit.separators import separator_of
 
 KINDS = (".csv", ".tsv", ".parquet")
 TOP = 5
 SUM_TOLERANCE = 0.01
 PERCENT_TOLERANCE = 1
-_BATCH = 10_000
+SETTING = "'scores: {}'"
+BATCH = 10_000
 _EMPTY = frozenset(pacsv.ConvertOptions().null_values)
 Scale = Literal["auto", "probabilities", "logits"]
 Floats = NDArray[np.float64]
@@ -60,11 +61,11 @@ def open_table(path: Path) -> ScoreTable:
         raise ModelError(f"{path} cannot be read as a table: {error}") from error
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise ModelError(f"{path} has {_named(twice[0])} twice")
+        raise ModelError(f"{path} has {_described(twice[0])} twice")
     return ScoreTable(path, tuple(columns), frozenset(numeric))
 
 
-def _named(column: str) -> str:
+def _described(column: str) -> str:
     return f"the column {column!r}" if column else "a column without a name"
 
 
@@ -139,7 +140,7 @@ def _parquet(
     file = pq.ParquetFile(path)
     own = dict(zip(columns, file.schema_arrow.names, strict=True))
     wanted, start = [*texts, *numbers], 0
-    for batch in file.iter_batches(_BATCH, columns=[own[name] for name in wanted]):
+    for batch in file.iter_batches(BATCH, columns=[own[name] for name in wanted]):
         arrays = [batch.column(batch.schema.get_field_index(own[name])) for name in wanted]
         cast = [_as_text(array) for array in arrays[: len(texts)]]
         cast += [
@@ -218,12 +219,14 @@ def _numbers(text: str, where: str, column: str) -> list[float]:
     return values
 
 
-def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str], cause: str = "") -> Floats:
+def probabilities(
+    scores: Floats, scale: Scale, where: Callable[[int], str], cause: str = "", setting: str = SETTING
+) -> Floats:
     """Convert scores (rows, classes) to probabilities; NaN in rows that are not finite.
 
     scale: 'auto' expects rows in [0, 1] with a sum of 1, within `SUM_TOLERANCE`; 'logits' applies a softmax, where -inf
     excludes a class. Raises ModelError for percentages, and naming the first row that does not fit, by `where`; `cause`
-    is what to say of it if a likely cause is known.
+    is what to say of it if a likely cause is known. setting: how messages spell the option `scores`.
     """
     scores = np.where(_finite(scores, scale)[:, None], scores, np.nan)
     _refuse_percentages(scores, scale, where)
@@ -240,15 +243,24 @@ def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str], cau
         found = _extent(scores[i]) if outside[i] else f"a sum of {sums[i]:.4g}"
         raise ModelError(
             f"{where(i)}: the scores are not probabilities of classes that exclude each other: {found}. "
-            + (cause or _HELP)
+            + (cause or _HELP.format(setting.format("logits"), setting.format("probabilities")))
         )
     return scores
 
 
 _HELP = (
-    "For logits, or logarithms of probabilities, set 'scores: logits'; for rounded probabilities with sums from .95 to "
-    "1.05, set 'scores: probabilities'. Multi-label scores, each in [0, 1], cannot be used"
+    "For logits, or logarithms of probabilities, set {}; for rounded probabilities with sums from .95 to 1.05, set {}. "
+    "Multi-label scores, each in [0, 1], cannot be used"
 )
+
+
+def refuse_all_unknown(lost: NDArray[np.bool_], where: str, setting: str = SETTING) -> None:
+    """Raise ModelError if there is no row whose classes are known."""
+    if lost.all():
+        raise ModelError(
+            f"{where}: every row is empty, NaN or infinite; if -inf excludes a class, these are logits: set "
+            + setting.format("logits")
+        )
 
 
 def _refuse_percentages(scores: Floats, scale: Scale, where: Callable[[int], str]) -> None:
@@ -304,3 +316,20 @@ def text_cells(batch: pa.RecordBatch, column: str | None) -> list[Any]:
     if _is_list(batch.schema.field(column).type):
         raise ModelError(f"the column {column!r} holds lists, expected text or numbers")
     return [value.strip() or None if value is not None else None for value in batch.column(column).to_pylist()]
+
+
+def named(text: str | None, names: dict[str, int], grows: bool) -> str | None:
+    """A class by its name; a number that is no name counts the given names from 0."""
+    if text is None or text in names:
+        return text
+    if grows:
+        names[text] = len(names)
+    elif text.isdecimal() and int(text) < len(names) and not any(name.isdecimal() for name in names):
+        return list(names)[int(text)]
+    return text
+
+
+def index_of(name: str | None, names: dict[str, int], where: str) -> int:
+    if name is not None and name not in names:
+        raise ModelError(f"{where}: {unknown('class', name, names)}")
+    return -1 if name is None else names[name]

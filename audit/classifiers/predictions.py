@@ -21,10 +21,13 @@ from audit.classifiers._scores import (
     Floats,
     Scale,
     ScoreTable,
+    index_of,
     listed,
     matrix,
+    named,
     open_table,
     probabilities,
+    refuse_all_unknown,
     text_cells,
     top_classes,
     width_of,
@@ -145,11 +148,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> StoredPredictions:
         raise ModelError(f"{options.path} has a header and no rows")
     _refuse_duplicates(keys, options)
     classes = np.concatenate([part.classes for part in parts])
-    if (classes[:, 0] < 0).all():
-        raise ModelError(
-            f"{options.path}: every row is empty, NaN or infinite; if -inf excludes a class, these are "
-            "logits: set 'scores: logits'"
-        )
+    refuse_all_unknown(classes[:, 0] < 0, str(options.path))
     return StoredPredictions(
         tuple(names),
         str(options.path),
@@ -297,14 +296,14 @@ def _parts(table: ScoreTable, layout: _Layout, names: dict[str, int], options: O
         def where(i: int, first: int = first) -> str:
             return f"{options.path}, row {first + i + 1}"
 
-        predicted = [_named(text, names, grows) for text in text_cells(batch, layout.predicted)]
+        predicted = [named(text, names, grows) for text in text_cells(batch, layout.predicted)]
         if layout.has_scores:
             classes, confidences = _scored(batch, layout, options, where)
             _refuse_other_answers(predicted, classes, layout, names, where)
         else:
             classes, confidences = _answered(batch, predicted, layout, names, where)
         keys = [_key(text, where(i), layout.item) for i, text in enumerate(text_cells(batch, layout.item))]
-        labels = [_named(text, names, False) for text in text_cells(batch, layout.label)]
+        labels = [named(text, names, False) for text in text_cells(batch, layout.label)]
         yield _Part(keys, labels, classes, confidences, _embedded(batch, layout.embedding, where))
 
 
@@ -330,17 +329,6 @@ def _key(text: str | None, where: str, column: str) -> str:
     return text
 
 
-def _named(text: str | None, names: dict[str, int], grows: bool) -> str | None:
-    """A class by its name; a number that is no name counts the given names from 0."""
-    if text is None or text in names:
-        return text
-    if grows:
-        names[text] = len(names)
-    elif text.isdecimal() and int(text) < len(names) and not any(name.isdecimal() for name in names):
-        return list(names)[int(text)]
-    return text
-
-
 def _scored(
     batch: pa.RecordBatch, layout: _Layout, options: Options, where: _Where
 ) -> tuple[NDArray[np.int32], Floats]:
@@ -354,7 +342,7 @@ def _scored(
 def _answered(
     batch: pa.RecordBatch, predicted: list[str | None], layout: _Layout, names: dict[str, int], where: _Where
 ) -> tuple[NDArray[np.int32], Floats]:
-    classes = [_index(name, names, where(i)) for i, name in enumerate(predicted)]
+    classes = [index_of(name, names, where(i)) for i, name in enumerate(predicted)]
     confidences = np.full(len(classes), np.nan)
     if layout.confidence is not None:
         confidences = matrix(batch, [layout.confidence])[:, 0]
@@ -367,18 +355,12 @@ def _answered(
     return np.array(classes, np.int32)[:, None], confidences[:, None]
 
 
-def _index(name: str | None, names: dict[str, int], where: str) -> int:
-    if name is not None and name not in names:
-        raise ModelError(f"{where}: {unknown('class', name, names)}")
-    return -1 if name is None else names[name]
-
-
 def _refuse_other_answers(
     predicted: list[str | None], classes: NDArray[np.int32], layout: _Layout, names: dict[str, int], where: _Where
 ) -> None:
     """The predicted class must be the one of the highest score, else the scores are in another order than the names."""
     for i, name in enumerate(predicted):
-        if name is not None and classes[i, 0] >= 0 and _index(name, names, where(i)) != classes[i, 0]:
+        if name is not None and classes[i, 0] >= 0 and index_of(name, names, where(i)) != classes[i, 0]:
             raise ModelError(
                 f"{where(i)}: {layout.predicted!r} says {name!r}, but the highest score is that of "
                 f"{layout.names[classes[i, 0]]!r}. Check that the classes are in the order of the scores, or "
