@@ -19,7 +19,7 @@ from audit.answers import Answers, Array, Transform
 from audit.class_names import in_order
 from audit.classifiers import Classifier, names_for, numbered
 from audit.classifiers._one_output import two_names
-from audit.classifiers._scores import Scale
+from audit.classifiers._scores import BATCH, Scale, index_of, named, probabilities, refuse_all_unknown
 from audit.config import Job, parse_job
 from audit.errors import ConfigError, DataError, ModelError
 from audit.images.encoding import as_bytes
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _IMAGES, _PREDICTIONS, _JOB = "images.parquet", "predictions.parquet", "job.yaml"
+_SETTING = "scores='{}'"
 _GROUP = 500  # images in a row group
 _SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string())])
 
@@ -169,6 +170,7 @@ def screen(
     names = _class_names(class_names, given, own, texts, said)
     match(in_order(text for text in texts if text is not None), names)
     said, scale = answers.scaled(said, scores)
+    _check(said, names, scale)
     pq.write_table(_table(said), folder / _PREDICTIONS)
     raw = _raw_job(name, names, scale)
     (folder / _JOB).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), "utf-8")
@@ -294,6 +296,24 @@ def _class_names(
             f"the model has {count} outputs, but there are {len(names)} class names: {', '.join(names[:8])}"
         )
     return names
+
+
+def _check(said: Array, names: Sequence[str], scale: Scale) -> None:
+    """Raise ModelError, in the terms of `screen`, for what cannot be used once it is a file of predictions."""
+    if said.ndim == 1:
+        order = {name: i for i, name in enumerate(names)}
+        for i, text in enumerate(said.tolist()):
+            index_of(named(text.strip() or None, order, False), order, f"prediction {i}")
+        return
+    lost = []
+    for start in range(0, len(said), BATCH):
+
+        def where(i: int, start: int = start) -> str:
+            return f"row {start + i} of the scores"
+
+        known = probabilities(said[start : start + BATCH], scale, where, setting=_SETTING)
+        lost.append(np.isnan(known).any(1))
+    refuse_all_unknown(np.concatenate(lost), "the scores", _SETTING)
 
 
 def _table(said: Array) -> pa.Table:

@@ -108,7 +108,7 @@ def test_predictions_that_are_known_already() -> None:
         assert screening.accuracy == pytest.approx(2 / 3)
         (error,) = screening.errors()
         assert (error.index, error.predicted, error.confidence) == (1, "blue", 0.7)
-    with pytest.raises(ModelError, match="scores: logits"):
+    with pytest.raises(ModelError, match="scores='logits'"):
         audit.screen(10 * scores, images, labels=labels, class_names=NAMES)
     screening = audit.screen(10 * scores, images, labels=labels, class_names=NAMES, scores="logits")
     (error,) = screening.errors()
@@ -121,6 +121,48 @@ def test_predictions_that_are_known_already() -> None:
     for refused in (scores[0], np.array([[0], [2], [1]]), np.zeros((3, 2, 2)), {"a": 1}):
         with pytest.raises(ModelError, match="expected a function of images"):
             audit.screen(refused, images, class_names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "messages"),
+    [
+        ([[0.5, 0.5, 0], [0.5, 0.5, 0.5], [1, 0, 0]], {}, ["row 1 of the scores: ", "1.5. ", "set scores='logits'"]),
+        ([[0.5, 0.5, 0], [0.5, 0.5, 0.5], [1, 0, 0]], {}, ["from .95 to 1.05, set scores='probabilities'"]),
+        ([[40, 60, 0]] * 3, {}, ["row 0 of the scores: the scores look like percentages"]),
+        ([[1, 2, -np.inf]] * 3, {}, ["the scores: every row is empty, NaN or infinite", "set scores='logits'"]),
+        (["red", "blue", "purple"], {}, ["prediction 2: unknown class 'purple'"]),
+        ([0, 7, 1], {}, ["prediction 1: unknown class '7'"]),
+        (lambda x: -x.mean((2, 3)), {"scores": "probabilities"}, ["row 0 of the scores: ", "set scores='logits'"]),
+        (lambda x: x.mean((2, 3)) * np.nan, {}, ["the scores: every row is empty, NaN or infinite"]),
+    ],
+)
+def test_what_is_refused_is_named_as_the_caller_knows_it(
+    model: Any, options: dict[str, Any], messages: list[str]
+) -> None:
+    """By its place in the array, from 0, and not by a file and a line of a job that the caller never wrote."""
+    with pytest.raises(ModelError) as error:
+        audit.screen(model, noise(3), class_names=NAMES, **options)
+    for message in messages:
+        assert message in str(error.value)
+    for word in ("predictions.parquet", "'scores: "):
+        assert word not in str(error.value)
+
+
+def test_a_row_beyond_the_first_batch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit.in_memory, "BATCH", 2)
+    scores = np.array([[0.5, 0.5, 0]] * 3 + [[0.5, 0.5, 0.5]])
+    with pytest.raises(ModelError, match="row 3 of the scores: "):
+        audit.screen(scores, noise(4), class_names=NAMES)
+
+
+@pytest.mark.parametrize("scores", ["auto", "probabilities", "logits"])
+def test_percentages_are_refused_of_an_array_and_of_a_model(scores: Any) -> None:
+    images = noise(3)
+    percentages = np.array([[47.6, 52.4, 0], [100, 0, 0], [25, 25, 50]])
+    with pytest.raises(ModelError, match=r"look like percentages: .* Divide them by 100"):
+        audit.screen(percentages, images, class_names=NAMES, scores=scores)
+    with pytest.raises(ModelError, match=r"look like percentages: .* Divide them by 100"):
+        audit.screen(lambda x: 100 * Colours()(x).softmax(-1), images, class_names=NAMES, scores=scores)
 
 
 def test_outputs_that_are_probabilities_are_taken_as_such() -> None:

@@ -210,7 +210,7 @@ def test_logits_become_probabilities_only_where_they_are_said_to_be_logits(tmp_p
     ("rows", "scores", "message"),
     [
         ("a,.9,.8,.1\n", "auto", "a sum of 1.8"),
-        ("a,.9,.05,.05\nb,60,30,10\n", "auto", "row 2.*values from 10 to 60"),
+        ("a,.9,.05,.05\nb,60,30,10\n", "auto", "row 2: the scores are not.*values from 10 to 60"),
         ("a,-.1,.6,.5\n", "auto", "values from -0.1"),
         ("a,.3,.3,.36\n", "auto", "a sum of 0.96"),
         ("a,.3,.3,.2\n", "probabilities", "a sum of 0.8"),
@@ -221,6 +221,31 @@ def test_scores_that_are_no_probabilities_are_refused(tmp_path: Path, rows: str,
     file = written(tmp_path / "p.csv", "item,cat,dog,fox\n" + rows)
     with pytest.raises(ModelError, match=message):
         loaded(file, scores=scores)
+
+
+@pytest.mark.parametrize("scores", ["auto", "probabilities", "logits"])
+@pytest.mark.parametrize("rows", ["a,47.60,52.40,0\nb,100,0,0\n", "a,,,\nb,47.6,52.4,0\nc,33,33,33\nd,34,34,33\n"])
+def test_percentages_are_refused_whatever_they_are_said_to_be(tmp_path: Path, rows: str, scores: str) -> None:
+    """As logits, 47.6 and 52.4 would be a confidence of 1 / (1 + exp(-4.8)) = .992."""
+    file = written(tmp_path / "p.csv", "item,cat,dog,fox\n" + rows)
+    with pytest.raises(ModelError, match=r"row \d: .* percentages: values from 0 to 52.4 with a sum of 100,.* by 100"):
+        loaded(file, scores=scores)
+
+
+def test_rounded_percentages_are_told_from_logits(tmp_path: Path) -> None:
+    """Sums of 98 and 102: percentages of many classes, rounded to whole numbers. Logits may be chosen for these."""
+    file = written(tmp_path / "p.csv", "item,cat,dog,fox\na,48,25,25\nb,50,26,26\n")
+    with pytest.raises(ModelError, match="look like percentages"):
+        loaded(file)
+    assert loaded(file, scores="logits").prediction(0, None)["predicted"] == "cat"
+
+
+@pytest.mark.parametrize("rows", ["60,40,0\n", "60,40,0\n1,2,3\n", "60,40,0\n101,-1,0\n", "60,41.1,0\n60,41.1,0\n"])
+def test_logits_of_which_some_rows_sum_to_100_are_logits(tmp_path: Path, rows: str) -> None:
+    """One row alone, another sum, another range, and 101.1 in each row."""
+    text = "".join(f"{i},{row}\n" for i, row in enumerate(rows.split()))
+    file = written(tmp_path / "p.csv", "item,cat,dog,fox\n" + text)
+    assert loaded(file, scores="logits").prediction(0, None)["predicted"] == "cat"
 
 
 def test_rounded_probabilities_are_taken_where_they_are_said_to_be(tmp_path: Path) -> None:
@@ -289,9 +314,47 @@ def test_columns_of_classes_are_found(tmp_path: Path) -> None:
     width = written(tmp_path / "c.csv", "item,dog,cat,width\na,.2,.8,640\n")
     with pytest.raises(ModelError, match=r"values from 0.2 to 640"):
         loaded(width)
-    with pytest.raises(ModelError, match="the columns 'width' are not classes of the data set"):
-        loaded(width, scores="logits")
+    for scores in ("auto", "probabilities", "logits"):
+        with pytest.raises(ModelError, match=r"[tT]hese columns are not classes of the data set: 'width'.* out"):
+            loaded(width, scores=scores)
     assert loaded(width, scores="logits", class_names=("dog", "cat")).prediction(0, None)["predicted"] == "cat"
+
+
+INDEX = "pandas' index: write with index=False"
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("target", "'target'."),
+        ("loss", "'loss'."),
+        ("", f"a column without a name ({INDEX})."),
+        ("Unnamed: 0", f"'Unnamed: 0' ({INDEX})."),
+        ("__index_level_0__", f"'__index_level_0__' ({INDEX})."),
+    ],
+)
+def test_a_column_that_is_no_class_is_named_at_the_first_try(name: str, called: str, tmp_path: Path) -> None:
+    """Row 2 sums to 1 + 1 = 2; logits are not proposed, since the scores themselves are probabilities."""
+    file = written(tmp_path / "p.csv", f"{name},item,cat,dog\n0,a,.25,.75\n1,b,.5,.5\n")
+    with pytest.raises(ModelError) as error:
+        loaded(file)
+    for words in ("row 2", "a sum of 2", f"not classes of the data set: {called}", "leave them out of the file"):
+        assert words in str(error.value)
+    assert "logits" not in str(error.value)
+    assert loaded(file, class_names=("cat", "dog")).prediction(0, None)["confidence"] == 0.75
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
+def test_the_separator_of_a_csv_is_the_one_of_its_header(separator: str, tmp_path: Path) -> None:
+    """Separators in quoted names of classes do not count."""
+    text = 'file_name,cat,"dog, puppy; or; hound"\na.png,0.25,0.75\n'
+    head, row = text.splitlines()
+    head = head.replace("name,cat,", f"name{separator}cat{separator}")
+    file = written(tmp_path / "p.csv", f"{head}\n{row.replace(',', separator)}\n")
+    model = loaded(file, ("cat", "dog, puppy; or; hound"))
+    assert model.class_names == ("cat", "dog, puppy; or; hound")
+    said = model.prediction(0, None)
+    assert (said["predicted"], said["confidence"]) == ("dog, puppy; or; hound", 0.75)
 
 
 def test_the_predicted_class_and_the_scores_must_agree(tmp_path: Path) -> None:
@@ -312,7 +375,7 @@ def test_predicted_classes_alone(tmp_path: Path) -> None:
     model = loaded(numbers, class_names=NAMES)
     assert [model.prediction(i, None)["correct"] for i in (0, 1)] == [False, True]
     assert loaded(numbers).class_names == ("2", "0")
-    with pytest.raises(ModelError, match="row 1: 'confidence' is 97, expected a probability"):
+    with pytest.raises(ModelError, match=r"row 1: 'confidence' is 97, expected .*; divide percentages by 100"):
         loaded(written(tmp_path / "c.csv", "item,predicted,confidence\na,cat,97\n"))
 
 
@@ -327,7 +390,9 @@ def test_predicted_classes_alone(tmp_path: Path) -> None:
         ("image,path,predicted\n1,2,cat\n", "the columns 'image' and 'path'; choose one with 'item_column'"),
         ("item,note\na,b\n", "no predictions that can be read: its columns are item, note"),
         ("item,predicted,predicted\na,cat,cat\n", "has the column 'predicted' twice"),
-        ("item,cat,dog,fox\na,.5,.5,zero\n", "cannot be read.*zero"),
+        (",,item,predicted\n1,2,a,cat\n", "has a column without a name twice"),
+        ("item,cat,dog,fox\na,.5,.5,zero\n", "row 1: 'fox' holds 'zero', which is not a number..*such as 0.524"),
+        ("item,predicted,score\na,cat,.5\n\nb,cat,90%\n", "row 2: 'score' holds '90%'.*shares instead of percentages"),
         ("item,cat,dog,fox\na,.5,.5,\nb,,,\n", "every row is empty, NaN or infinite"),
         ("item,cat,dog,fox\na,.5,.5\n", "cannot be read.*Expected 4 columns"),
     ],
@@ -335,6 +400,27 @@ def test_predicted_classes_alone(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used_are_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         loaded(written(tmp_path / "p.csv", text))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("cell", "helps"),
+    [("52.40%", "0.524 for 52.4 %"), ("52,40 %", "0.524 for 52.4 %"), ("0,524002", "a decimal point"), ("x", "empty")],
+)
+def test_a_cell_that_is_no_number_is_named_with_what_would_work(
+    cell: str, helps: str, kind: str, tmp_path: Path
+) -> None:
+    """By its row and column; empty cells and NaN before it are numbers that are unknown."""
+    file = tmp_path / f"p.{kind}"
+    if kind == "csv":
+        written(file, f"item;cat;dog\na.png;0.25;0.75\nb.png;;NaN\nc.png;0.476;{cell}\nd.png;0;y\n")
+    else:
+        columns = {"cat": ["0.25", None, "0.476", "0"], "dog": ["0.75", "NaN", cell, "y"]}
+        pq.write_table(pa.table({"item": ["a.png", "b.png", "c.png", "d.png"], **columns}), file)
+    with pytest.raises(ModelError) as error:
+        loaded(file, ("cat", "dog"))
+    for words in (f"p.{kind}, row 3: 'dog' holds {cell!r}, which is not a number", helps):
+        assert words in str(error.value)
 
 
 def test_bytes_that_are_no_table_are_refused(tmp_path: Path) -> None:

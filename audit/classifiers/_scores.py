@@ -17,12 +17,16 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 from numpy.typing import NDArray
 
-from audit.errors import ModelError
+from audit.errors import ModelError, unknown
+from audit.separators import separator_of
 
 KINDS = (".csv", ".tsv", ".parquet")
 TOP = 5
 SUM_TOLERANCE = 0.01
-_BATCH = 10_000
+PERCENT_TOLERANCE = 1
+SETTING = "'scores: {}'"
+BATCH = 10_000
+_EMPTY = frozenset(pacsv.ConvertOptions().null_values)
 Scale = Literal["auto", "probabilities", "logits"]
 Floats = NDArray[np.float64]
 
@@ -57,8 +61,12 @@ def open_table(path: Path) -> ScoreTable:
         raise ModelError(f"{path} cannot be read as a table: {error}") from error
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
-        raise ModelError(f"{path} has the column {twice[0]!r} twice")
+        raise ModelError(f"{path} has {_described(twice[0])} twice")
     return ScoreTable(path, tuple(columns), frozenset(numeric))
+
+
+def _described(column: str) -> str:
+    return f"the column {column!r}" if column else "a column without a name"
 
 
 def _parquet_header(path: Path) -> tuple[list[str], list[str]]:
@@ -69,7 +77,7 @@ def _parquet_header(path: Path) -> tuple[list[str], list[str]]:
 
 def _csv_header(path: Path) -> tuple[list[str], list[str]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=_delimiter(path))
+        lines = csv.reader(file, delimiter=_separator(path))
         columns = [name.strip() for name in next(lines, [])]
         first: Any = next(lines, [])
     if not columns:
@@ -85,19 +93,45 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix == ".tsv" else ","
+def _separator(path: Path) -> str:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return separator_of(file.readline(), path.suffix)
 
 
 def _csv(path: Path, columns: Sequence[str], texts: Sequence[str], numbers: Sequence[str]) -> Iterator[pa.RecordBatch]:
     types = {name: pa.string() for name in texts} | {name: pa.float64() for name in numbers}
-    reader = pacsv.open_csv(
-        path,
-        pacsv.ReadOptions(column_names=list(columns), skip_rows=1, block_size=2**22),
-        pacsv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True),
-        pacsv.ConvertOptions(column_types=types, include_columns=[*types], strings_can_be_null=False),
-    )
-    yield from reader
+    try:
+        yield from pacsv.open_csv(
+            path,
+            pacsv.ReadOptions(column_names=list(columns), skip_rows=1, block_size=2**22),
+            pacsv.ParseOptions(delimiter=_separator(path), newlines_in_values=True),
+            pacsv.ConvertOptions(column_types=types, include_columns=[*types], strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid:
+        _refuse_text(path, columns, numbers)
+        raise
+
+
+def _refuse_text(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> None:
+    """Raise ModelError naming the first cell of a CSV file, among the columns of numbers, that is no number."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        lines = (row for row in csv.reader(file, delimiter=_separator(path)) if row)
+        next(lines, [])
+        for number, row in enumerate(lines, 1):
+            if len(row) != len(columns):
+                return
+            for name, cell in zip(columns, row, strict=True):
+                if name in numbers and cell not in _EMPTY and not _is_number(cell):
+                    raise ModelError(f"{path}, row {number}: {_no_number(name, cell)}")
+
+
+def _no_number(column: str, cell: str) -> str:
+    said = f"{column!r} holds {cell[:40]!r}, which is not a number. "
+    if cell.rstrip().endswith("%"):
+        return said + "Write shares instead of percentages, such as 0.524 for 52.4 %"
+    if "," in cell:
+        return said + "Write a decimal point instead of a comma, such as 0.524"
+    return said + "Write a number such as 0.524, or leave the cell empty if the number is unknown"
 
 
 def _parquet(
@@ -105,12 +139,25 @@ def _parquet(
 ) -> Iterator[pa.RecordBatch]:
     file = pq.ParquetFile(path)
     own = dict(zip(columns, file.schema_arrow.names, strict=True))
-    wanted = [*texts, *numbers]
-    for batch in file.iter_batches(_BATCH, columns=[own[name] for name in wanted]):
+    wanted, start = [*texts, *numbers], 0
+    for batch in file.iter_batches(BATCH, columns=[own[name] for name in wanted]):
         arrays = [batch.column(batch.schema.get_field_index(own[name])) for name in wanted]
         cast = [_as_text(array) for array in arrays[: len(texts)]]
-        cast += [pc.cast(array, pa.float64()) for array in arrays[len(texts) :]]
+        cast += [
+            _as_numbers(array, name, path, start) for name, array in zip(numbers, arrays[len(texts) :], strict=True)
+        ]
+        start += batch.num_rows
         yield pa.record_batch(cast, names=wanted)
+
+
+def _as_numbers(array: pa.Array, column: str, path: Path, start: int) -> pa.Array:
+    try:
+        return pc.cast(array, pa.float64())
+    except pa.ArrowInvalid:
+        for i, cell in enumerate(array.to_pylist()):
+            if isinstance(cell, str) and not _is_number(cell):
+                raise ModelError(f"{path}, row {start + i + 1}: {_no_number(column, cell)}") from None
+        raise
 
 
 def _as_text(array: pa.Array) -> pa.Array:
@@ -172,13 +219,17 @@ def _numbers(text: str, where: str, column: str) -> list[float]:
     return values
 
 
-def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> Floats:
+def probabilities(
+    scores: Floats, scale: Scale, where: Callable[[int], str], cause: str = "", setting: str = SETTING
+) -> Floats:
     """Convert scores (rows, classes) to probabilities; NaN in rows that are not finite.
 
     scale: 'auto' expects rows in [0, 1] with a sum of 1, within `SUM_TOLERANCE`; 'logits' applies a softmax, where -inf
-    excludes a class. Raises ModelError naming the first row that does not fit, by `where`.
+    excludes a class. Raises ModelError for percentages, and naming the first row that does not fit, by `where`; `cause`
+    is what to say of it if a likely cause is known. setting: how messages spell the option `scores`.
     """
     scores = np.where(_finite(scores, scale)[:, None], scores, np.nan)
+    _refuse_percentages(scores, scale, where)
     if scale == "logits":
         with np.errstate(invalid="ignore"):
             raised = np.exp(scores - scores.max(1, keepdims=True))
@@ -189,15 +240,49 @@ def probabilities(scores: Floats, scale: Scale, where: Callable[[int], str]) -> 
     wrong = np.flatnonzero(outside | (np.abs(sums - 1) > allowed))
     if len(wrong):
         i = int(wrong[0])
-        found = (
-            f"values from {scores[i].min():.4g} to {scores[i].max():.4g}" if outside[i] else f"a sum of {sums[i]:.4g}"
-        )
+        found = _extent(scores[i]) if outside[i] else f"a sum of {sums[i]:.4g}"
         raise ModelError(
-            f"{where(i)}: the scores are not probabilities of classes that exclude each other: {found}. For logits, or "
-            "logarithms of probabilities, set 'scores: logits'; for rounded probabilities with sums from .95 to 1.05, "
-            "set 'scores: probabilities'. Multi-label scores, each in [0, 1], cannot be used"
+            f"{where(i)}: the scores are not probabilities of classes that exclude each other: {found}. "
+            + (cause or _HELP.format(setting.format("logits"), setting.format("probabilities")))
         )
     return scores
+
+
+_HELP = (
+    "For logits, or logarithms of probabilities, set {}; for rounded probabilities with sums from .95 to 1.05, set {}. "
+    "Multi-label scores, each in [0, 1], cannot be used"
+)
+
+
+def refuse_all_unknown(lost: NDArray[np.bool_], where: str, setting: str = SETTING) -> None:
+    """Raise ModelError if there is no row whose classes are known."""
+    if lost.all():
+        raise ModelError(
+            f"{where}: every row is empty, NaN or infinite; if -inf excludes a class, these are logits: set "
+            + setting.format("logits")
+        )
+
+
+def _refuse_percentages(scores: Floats, scale: Scale, where: Callable[[int], str]) -> None:
+    """Raise ModelError if every known row lies in [0, 100] and has a sum of 100, except for rounding.
+
+    Of scores that are said to be logits, less rounding is allowed, and one row is too few to tell.
+    """
+    known = np.flatnonzero(~np.isnan(scores).any(1))
+    rows = scores[known]
+    fewest, allowed = (2, PERCENT_TOLERANCE) if scale == "logits" else (1, 5 * PERCENT_TOLERANCE)
+    if len(rows) < fewest or rows.min() < 0 or rows.max() > 100 + 1e-6:
+        return
+    sums = rows.sum(1)
+    if np.abs(sums - 100).max() <= allowed + 1e-6:
+        raise ModelError(
+            f"{where(int(known[0]))}: the scores look like percentages: {_extent(rows[0])} with a sum of "
+            f"{sums[0]:.4g}, and so in every row. Divide them by 100"
+        )
+
+
+def _extent(row: Floats) -> str:
+    return f"values from {row.min():.4g} to {row.max():.4g}"
 
 
 def _finite(scores: Floats, scale: Scale) -> NDArray[np.bool_]:
@@ -231,3 +316,20 @@ def text_cells(batch: pa.RecordBatch, column: str | None) -> list[Any]:
     if _is_list(batch.schema.field(column).type):
         raise ModelError(f"the column {column!r} holds lists, expected text or numbers")
     return [value.strip() or None if value is not None else None for value in batch.column(column).to_pylist()]
+
+
+def named(text: str | None, names: dict[str, int], grows: bool) -> str | None:
+    """A class by its name; a number that is no name counts the given names from 0."""
+    if text is None or text in names:
+        return text
+    if grows:
+        names[text] = len(names)
+    elif text.isdecimal() and int(text) < len(names) and not any(name.isdecimal() for name in names):
+        return list(names)[int(text)]
+    return text
+
+
+def index_of(name: str | None, names: dict[str, int], where: str) -> int:
+    if name is not None and name not in names:
+        raise ModelError(f"{where}: {unknown('class', name, names)}")
+    return -1 if name is None else names[name]

@@ -21,10 +21,13 @@ from audit.classifiers._scores import (
     Floats,
     Scale,
     ScoreTable,
+    index_of,
     listed,
     matrix,
+    named,
     open_table,
     probabilities,
+    refuse_all_unknown,
     text_cells,
     top_classes,
     width_of,
@@ -92,7 +95,10 @@ class Options(Frozen):
 
 @dataclass(frozen=True)
 class _Layout:
-    """The columns of a file. `columns`: one per class, in the order of `names`; or `scores`: a column of lists."""
+    """The columns of a file. `columns`: one per class, in the order of `names`; or `scores`: a column of lists.
+
+    `doubt`: why some of the columns may be no classes, to be said where their rows are no probabilities.
+    """
 
     item: str
     label: str | None
@@ -102,6 +108,7 @@ class _Layout:
     scores: str | None = None
     confidence: str | None = None
     embedding: str | None = None
+    doubt: str = ""
 
     @property
     def has_scores(self) -> bool:
@@ -141,11 +148,7 @@ def load(options: Options, data_classes: tuple[str, ...]) -> StoredPredictions:
         raise ModelError(f"{options.path} has a header and no rows")
     _refuse_duplicates(keys, options)
     classes = np.concatenate([part.classes for part in parts])
-    if (classes[:, 0] < 0).all():
-        raise ModelError(
-            f"{options.path}: every row is empty, NaN or infinite; if -inf excludes a class, these are "
-            "logits: set 'scores: logits'"
-        )
+    refuse_all_unknown(classes[:, 0] < 0, str(options.path))
     return StoredPredictions(
         tuple(names),
         str(options.path),
@@ -216,11 +219,14 @@ def _by_columns(table: ScoreTable, options: Options, data_classes: tuple[str, ..
     by_class = {name.removeprefix(prefix): name for name in left if name.startswith(prefix)}
     if given:
         return _named_columns(table, base, given, by_class)
+    doubt = ""
     if not prefix:
-        by_class = _unprefixed(table, options, data_classes, base, by_class)
+        by_class, doubt = _unprefixed(table, data_classes, base, by_class)
+    if doubt and options.scores == "logits":
+        raise ModelError(f"{table.path}: {doubt}")
     if len(by_class) < 2:
         return None
-    return _Layout(base.item, base.label, base.predicted, tuple(by_class), tuple(by_class.values()))
+    return _Layout(base.item, base.label, base.predicted, tuple(by_class), tuple(by_class.values()), doubt=doubt)
 
 
 def _prefix_of(columns: Sequence[str], given: Sequence[str]) -> str:
@@ -242,21 +248,30 @@ def _named_columns(
 
 
 def _unprefixed(
-    table: ScoreTable, options: Options, data_classes: tuple[str, ...], base: _Layout, left: dict[str, str]
-) -> dict[str, str]:
-    """Columns without a prefix count as classes if they are named like classes, or if they can be nothing else."""
+    table: ScoreTable, data_classes: tuple[str, ...], base: _Layout, left: dict[str, str]
+) -> tuple[dict[str, str], str]:
+    """Columns without a prefix count as classes if they are named like classes, or if they can be nothing else; and
+    what to say of the latter, '' if there are none."""
     known = {name for name in left if resolve(name, data_classes) is not None}
     numeric = {name: column for name, column in left.items() if column in table.numeric or name in known}
     others = [name for name in numeric if name not in known]
-    if len(others) == len(numeric) and base.predicted is not None:
-        return {}
-    if others and options.scores == "logits":
-        raise ModelError(
-            f"{table.path}: the columns {', '.join(map(repr, others[:5]))} are not classes of the data set. If they "
-            "are classes of the model, list all of its classes with class_names, or give their columns a prefix such "
-            "as 'score_'; if not, leave them out of the file"
-        )
-    return numeric
+    if not known and base.predicted is not None:
+        return {}, ""
+    if not others:
+        return numeric, ""
+    return numeric, (
+        f"These columns are not classes of the data set: {', '.join(map(_described, others[:5]))}. If they are classes "
+        "of the model, list all of its classes with class_names, or give their columns a prefix such as 'score_'; if "
+        "not, leave them out of the file"
+    )
+
+
+def _described(column: str) -> str:
+    """A column for messages. pandas writes its index as a column that it names so."""
+    if not column:
+        return "a column without a name (pandas' index: write with index=False)"
+    index = column.startswith("Unnamed: ") or column == "__index_level_0__"
+    return repr(column) + (" (pandas' index: write with index=False)" if index else "")
 
 
 def _by_answer(table: ScoreTable, options: Options, data_classes: tuple[str, ...], base: _Layout) -> _Layout:
@@ -281,14 +296,14 @@ def _parts(table: ScoreTable, layout: _Layout, names: dict[str, int], options: O
         def where(i: int, first: int = first) -> str:
             return f"{options.path}, row {first + i + 1}"
 
-        predicted = [_named(text, names, grows) for text in text_cells(batch, layout.predicted)]
+        predicted = [named(text, names, grows) for text in text_cells(batch, layout.predicted)]
         if layout.has_scores:
             classes, confidences = _scored(batch, layout, options, where)
             _refuse_other_answers(predicted, classes, layout, names, where)
         else:
             classes, confidences = _answered(batch, predicted, layout, names, where)
         keys = [_key(text, where(i), layout.item) for i, text in enumerate(text_cells(batch, layout.item))]
-        labels = [_named(text, names, False) for text in text_cells(batch, layout.label)]
+        labels = [named(text, names, False) for text in text_cells(batch, layout.label)]
         yield _Part(keys, labels, classes, confidences, _embedded(batch, layout.embedding, where))
 
 
@@ -314,17 +329,6 @@ def _key(text: str | None, where: str, column: str) -> str:
     return text
 
 
-def _named(text: str | None, names: dict[str, int], grows: bool) -> str | None:
-    """A class by its name; a number that is no name counts the given names from 0."""
-    if text is None or text in names:
-        return text
-    if grows:
-        names[text] = len(names)
-    elif text.isdecimal() and int(text) < len(names) and not any(name.isdecimal() for name in names):
-        return list(names)[int(text)]
-    return text
-
-
 def _scored(
     batch: pa.RecordBatch, layout: _Layout, options: Options, where: _Where
 ) -> tuple[NDArray[np.int32], Floats]:
@@ -332,13 +336,13 @@ def _scored(
         values = listed(batch, layout.scores, len(layout.names), where)
     else:
         values = matrix(batch, layout.columns)
-    return top_classes(probabilities(values, options.scores, where))
+    return top_classes(probabilities(values, options.scores, where, layout.doubt))
 
 
 def _answered(
     batch: pa.RecordBatch, predicted: list[str | None], layout: _Layout, names: dict[str, int], where: _Where
 ) -> tuple[NDArray[np.int32], Floats]:
-    classes = [_index(name, names, where(i)) for i, name in enumerate(predicted)]
+    classes = [index_of(name, names, where(i)) for i, name in enumerate(predicted)]
     confidences = np.full(len(classes), np.nan)
     if layout.confidence is not None:
         confidences = matrix(batch, [layout.confidence])[:, 0]
@@ -346,15 +350,9 @@ def _answered(
         if len(wrong):
             raise ModelError(
                 f"{where(int(wrong[0]))}: {layout.confidence!r} is {confidences[wrong[0]]:g}, expected a probability "
-                "in [0, 1]"
+                "in [0, 1]; divide percentages by 100"
             )
     return np.array(classes, np.int32)[:, None], confidences[:, None]
-
-
-def _index(name: str | None, names: dict[str, int], where: str) -> int:
-    if name is not None and name not in names:
-        raise ModelError(f"{where}: {unknown('class', name, names)}")
-    return -1 if name is None else names[name]
 
 
 def _refuse_other_answers(
@@ -362,7 +360,7 @@ def _refuse_other_answers(
 ) -> None:
     """The predicted class must be the one of the highest score, else the scores are in another order than the names."""
     for i, name in enumerate(predicted):
-        if name is not None and classes[i, 0] >= 0 and _index(name, names, where(i)) != classes[i, 0]:
+        if name is not None and classes[i, 0] >= 0 and index_of(name, names, where(i)) != classes[i, 0]:
             raise ModelError(
                 f"{where(i)}: {layout.predicted!r} says {name!r}, but the highest score is that of "
                 f"{layout.names[classes[i, 0]]!r}. Check that the classes are in the order of the scores, or "

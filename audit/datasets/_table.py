@@ -1,7 +1,6 @@
 """Read the rows of a text table one by one: CSV or TSV with a header, or one JSON object per line.
 
-The separator of CSV is the most frequent one in the header: ',' ';' '|' or a tab. Spaces at the ends of names and cells
-are removed.
+Spaces at the ends of names and cells are removed.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from itertools import chain
 from typing import BinaryIO
 
 from audit.errors import DataError
+from audit.separators import separator_of
 
 KINDS = (".csv", ".tsv", ".jsonl")
 _LONGEST = 2**22  # characters in a line
-_SEPARATORS = ",;\t|"
 
 
 def rows(file: BinaryIO, kind: str, where: str) -> Iterator[tuple[int, dict[str, object]]]:
@@ -57,7 +56,7 @@ def _lines(text: io.TextIOWrapper, where: str) -> Iterator[str]:
 
 def _cells(lines: Iterator[str], kind: str, where: str) -> Iterator[dict[str, object]]:
     first = next(lines, "")
-    separator = "\t" if kind == ".tsv" else max(_SEPARATORS, key=first.count)
+    separator = separator_of(first, kind)
     table = csv.reader(chain([first], lines), delimiter=separator, skipinitialspace=separator != "\t")
     header = [name.strip() for name in next(table, [])]
     twice = next((name for name in header if name and header.count(name) > 1), None) if len(header) < 1000 else None
