@@ -235,7 +235,12 @@ def test_a_limit_on_sorted_classes_has_all_of_them(tmp_path: Path) -> None:
     """The first 90 are all cats. Of a fair sample of 90 of 300, a class has 30 +- 3.9 (hypergeometric): 15 to 45 is
     within 3.8 standard deviations."""
     data = classes_in_a_row(tmp_path)
-    assert {entry.label for entry in opened({**data, "first": 90}).entries()} == {"cat"}
+    beginning = opened({**data, "first": 90})
+    assert {entry.label for entry in beginning.entries()} == {"cat"}
+    assert [(one.code, one.blocks_gate) for one in beginning.warnings()] == [("one_class", False)]
+    both = opened({**data, "first": 101})
+    assert {entry.label for entry in both.entries()} == {"cat", "dog"}
+    assert both.warnings() == ()
     for seed in range(5):
         counts = Counter(entry.label for entry in opened({**data, "limit": 90, "sample_seed": seed}).entries())
         assert counts.total() == 90

@@ -23,7 +23,21 @@ class ListedSource(ABC):
 
     def entries(self) -> Iterator[Entry]:
         self.notes = Notes(self.labels_expected())
-        return sampled(self.notes.watched(self._all()), self.part)
+        entries = sampled(self.notes.watched(self._all()), self.part)
+        return entries if self.part.first is None else self._compared(entries)
+
+    def _compared(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The first entries; notes if they are of one class, as in a sorted listing."""
+        labels = set()
+        for entry in entries:
+            labels.add(entry.label)
+            yield entry
+        if len(labels) == 1 and None not in labels:
+            self.notes.say(
+                "one_class",
+                f"first: {self.part.first} takes images with the label {labels.pop()!r} only; limit takes a sample",
+                blocks_gate=False,
+            )
 
     def labels_expected(self) -> bool:
         """Whether to warn of images without a label."""

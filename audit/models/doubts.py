@@ -29,7 +29,7 @@ def warnings_of_models(models: Models, sides: Sequence[int]) -> list[RunWarning]
             small = small_images(model_id, model.preprocess.size, sides, python=plugin.name == "python")
             found += [small] if small else []
         found += _of_labels(models, model_id)
-    return [*found, *_of_names(models), *_of_classes(models), *warnings_of(models.job, torch.cuda.device_count())]
+    return [*found, *_of_names(models), *warnings_of(models.job, torch.cuda.device_count())]
 
 
 def _of_labels(models: Models, model_id: str) -> list[RunWarning]:
@@ -46,14 +46,6 @@ def _of_labels(models: Models, model_id: str) -> list[RunWarning]:
         words = "the model names no classes; its outputs are assumed to be ImageNet's 1,000 classes in WordNet id order"
         found.append(RunWarning("imagenet_order_assumed", words, model_id=model_id, blocks_gate=False))
     return found
-
-
-def _of_classes(models: Models) -> list[RunWarning]:
-    """A data set with one label shows no image of another class that a model takes for this one."""
-    if len(models.classes.labels) != 1:
-        return []
-    words = f"all labelled images have the label {models.classes.labels[0]!r}, so accuracy is the recall of one class"
-    return [RunWarning("one_class", words, role="data", blocks_gate=False)]
 
 
 def _of_names(models: Models) -> list[RunWarning]:
