@@ -106,7 +106,7 @@ work/torchvision/installed: constraints.txt | $(VENV)/installed
 	touch $@
 
 test: $(VENV)/installed lint work/torchvision/installed
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # The pictures of README and docs, from runs/demo and the shipped models. Screenshots need Chromium.
 docs: $(VENV)/installed runs/demo/job.json

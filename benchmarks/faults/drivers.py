@@ -215,7 +215,7 @@ def f08(folder: Path, seed: int, long: bool) -> Found:
     work = Workload(folder)
     root, rows = expected_rows(work)
     before, job = work.executions(), work.job("clean")
-    work.misbehave(pause=1.0)
+    work.misbehave(pause=3.0)  # so long that the second driver meets the first at work on a slow machine, too
     first = work.start("run", str(job))
     wait_for_commits(Store(root), 3, first)
     second = work.audit("run", str(job))
