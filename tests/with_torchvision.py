@@ -164,7 +164,7 @@ def test_broken_folders_are_refused(tmp_path: Path) -> None:
         load(pickled)
     for change, message in (
         ("lack", "lack fc.weight"),
-        ("more", "holds 'head_dist.weight', which its architecture lacks"),
+        ("more", "holds 'head_dist.weight', which its architecture does not have"),
         ("nan", "NaN or infinity"),
         ("other", "cannot be loaded as a classifier of timm: .*ResNet"),
     ):
