@@ -1,22 +1,13 @@
 """Rules that a run has to keep before a model ships: on the number of failure modes, and on any number of SQL.
 
-<<<<<<< HEAD
-A gate does not pass for want of knowledge. A rule about failure modes fails where the run could have confirmed none
-(`audit/review/askable.py`). A rule about new ones fails where a confirmed one has no images in common with the run of
-before, and where a class got worse and no new one was found among its images: discovery finds what its embedder and its
-names can tell apart, and no other feature. A query that gives no number fails.
-
-A rule says itself whether a confirmed failure mode of which it is `unclear` whether it is new counts; one that was
-confirmed before and may be fixed never does. What a model misses where it says something else counts with that as one
-failure, and by itself for a rule that is about the missed class alone, or where only that is new.
-=======
 A rule that the run cannot answer fails. A rule about failure modes fails if the run could not have confirmed any
-(`audit/review/askable.py`), a rule about new ones if a confirmed one has no images in common with the run of before,
-and a query that gives no number fails. A rule sets itself whether a confirmed failure mode with the status `unclear`
-counts; a mode that only the earlier run confirmed, and that may be fixed, never counts. What a model misses where it
-says something else counts with that as one failure, and by itself for a rule that is about the missed class alone, or
-where only that is new.
->>>>>>> english
+(`audit/review/askable.py`). A rule about new ones fails if a confirmed one has no images in common with the run of
+before. It also fails if a class got worse and no new one was found among the images of this class: discovery finds only
+what its embedder and its vocabulary describe. A query that gives no number fails.
+
+A rule sets itself whether a confirmed failure mode with the status `unclear` counts; a mode that only the earlier run
+confirmed, and that may be fixed, never counts. What a model misses where it says something else counts with that as one
+failure, and by itself for a rule that is about the missed class alone, or where only that is new.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ class ListedSource(ABC):
     def entries(self) -> Iterator[Entry]:
         self.notes = Notes(self.labels_expected())
         entries = sampled(self.notes.watched(self._all()), self.part)
-        return entries if self.part.first is None else self._compared(entries)
+        return entries if self.part.first is None else self._noting_one_class(entries)
 
-    def _compared(self, entries: Iterator[Entry]) -> Iterator[Entry]:
-        """The first entries; notes if they are of one class, as in a sorted listing."""
+    def _noting_one_class(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """The same entries, with a note if all have one label, as the first ones of a sorted listing do."""
         labels = set()
         for entry in entries:
             labels.add(entry.label)

@@ -73,8 +73,8 @@ class StoredPredictions:
         """Columns of the table `predictions` for a row.
 
         label: of the data set; if None, the label in the file is used, with the spelling of the class that it matches.
-        class_of: maps a label to the prediction that is
-        right for it, or to None if the model has no such class; by default, to the label itself.
+        class_of: maps a label to the prediction that is right for it, or to None if the model has no such class; by
+        default, to the label itself.
         """
         meant = label or self.labels[row]
         right = class_of(meant) if meant else None
