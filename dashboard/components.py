@@ -146,7 +146,7 @@ def warned(found: Sequence[RunWarning]) -> str:
         style = (
             f"border-left:4px solid {colour};background:{colour}18;padding:8px 12px;margin:0 0 8px 0;border-radius:4px"
         )
-        text = f"<b>{word}:</b> {escape(warning.message)} <span style='opacity:0.65'>({escape(warning.code)})</span>"
+        text = f"<b>{word}:</b> {escape(warning.text)} <span style='opacity:0.65'>({escape(warning.code)})</span>"
         boxes.append(f"<div role='alert' style='{style};overflow-wrap:anywhere'>{text}</div>")
     return "".join(boxes)
 

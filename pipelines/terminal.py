@@ -140,8 +140,7 @@ def print_warnings(found: Sequence[RunWarning]) -> None:
     """Warnings of a job or a run, a line each, on stderr."""
     for warning in found:
         style, kind = ("bold red", "blocking warning") if warning.blocks_gate else ("bold yellow", "warning")
-        model = f"{warning.model_id}: " if warning.model_id and warning.model_id not in warning.message else ""
-        text = f"[{style}]{kind}:[/{style}] {escape(model + warning.message)} [dim]({escape(warning.code)})[/dim]"
+        text = f"[{style}]{kind}:[/{style}] {escape(warning.text)} [dim]({escape(warning.code)})[/dim]"
         _say(text)
 
 

@@ -135,6 +135,7 @@ def test_warnings_stand_on_top_those_that_block_first(tmp_path: Path, monkeypatc
     for text in (shown, page(run)):
         blocking, other = text.index("m is right on none"), text.index("few pixels")
         assert blocking < other
+        assert "m: few pixels" in text  # of which model
         assert text.count("Blocking warning") == 1
         assert text.index("Blocking warning") < blocking
         assert "<script" not in text

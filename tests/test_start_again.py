@@ -96,10 +96,14 @@ def test_status_shows_warnings(tmp_path: Path) -> None:
     warnings = [
         RunWarning("odd_order", "v: [red] order of classes", "v"),
         RunWarning("small", "tiny", blocks_gate=False),
+        RunWarning("even", "every one", "v", blocks_gate=False),  # whose id is a part of the message
     ]
     run.store.commit("w", "1-screen", {"warnings": warning_rows(warnings)})
     done = CliRunner().invoke(app, ["status", str(run.location)])
     assert "blocking warning: v: [red] order of classes (odd_order)" in done.stderr
     assert "warning: tiny (small)" in done.stderr
+    assert "warning: v: every one (even)" in done.stderr
     told = json.loads(CliRunner().invoke(app, ["status", str(run.location), "--json"]).stdout)
-    assert [(one["code"], one["blocks_gate"]) for one in told["warnings"]] == [("odd_order", True), ("small", False)]
+    found = {one["code"]: one["blocks_gate"] for one in told["warnings"]}
+    assert found == {"odd_order": True, "even": False, "small": False}
+    assert told["warnings"][0]["code"] == "odd_order"

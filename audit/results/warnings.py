@@ -23,6 +23,12 @@ class RunWarning:
     items: int | None = None
     blocks_gate: bool = True
 
+    @property
+    def text(self) -> str:
+        """The message, with the model that it concerns."""
+        named = self.model_id is None or self.message.startswith(f"{self.model_id}: ")
+        return self.message if named else f"{self.model_id}: {self.message}"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, and for a row of `warnings`."""
         return asdict(self)
