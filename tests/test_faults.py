@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fault_table import SECONDS, nothing_is_lost_or_doubled, rows_of
-
-pytestmark = pytest.mark.timeout(SECONDS)
+pytestmark = pytest.mark.timeout(3600)  # the first test waits for all rows
+ROOT = Path(__file__).resolve().parent.parent
 # Not those of F02, F04-F06, F09-F12 and F39, and not the long mixture, which take most of a minute or more each.
-SHORT = [f"F{number:02}" for number in (1, 3, 7, 8, *range(13, 25))]
+SHORT = [f"F{number:02}" for number in (1, 3, 7, 8, *range(13, 31), 34, 35, 40)]
+NOT_COMPARED = {"F26"}  # no clean run has its rows
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return rows_of(SHORT, tmp_path_factory.mktemp("faults"))
+    """The script in a process of its own, as a person runs it."""
+    output = tmp_path_factory.mktemp("faults") / "table.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults", "--only", *SHORT, "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert output.exists(), done.stderr[-3000:]
+    return {row["id"]: row for row in json.loads(output.read_text())}
 
 
 @pytest.mark.parametrize("fault", SHORT)
 def test_nothing_is_lost_or_doubled(table: dict[str, dict[str, Any]], fault: str) -> None:
-    nothing_is_lost_or_doubled(table[fault])
+    row = table[fault]
+    assert row["ok"], row
+    measured = None if fault in NOT_COMPARED else 0
+    assert (row["lost"], row["duplicates"]) == (measured, measured), row
+    assert row["bad_snapshots"] in (0, None), row
 
 
 def test_what_was_not_measured_is_no_zero() -> None:
