@@ -166,7 +166,8 @@ def _neighbours(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        if str(folder) in sys.path:  # the file may have changed it, too
+            sys.path.remove(str(folder))
         new = {name: name.partition(".")[0] for name in set(sys.modules) - before}
         beside = {
             top for top in new.values() if _place_of(sys.modules.get(top)) in (folder / f"{top}.py", folder / top)
