@@ -421,7 +421,9 @@ def test_the_command_exits_with_one_where_a_rule_is_broken(
     assert shell.invoke(app, ["gate", str(unfinished.root), "--rules", str(rules)]).exit_code == 2
 
 
-def test_the_examples_are_rules_and_commands_that_there_are(better: Run, worse: Run, before: Run) -> None:
+def test_the_examples_are_rules_and_commands_that_there_are(
+    tmp_path: Path, better: Run, worse: Run, before: Run
+) -> None:
     folder = Path(__file__).parent.parent / "examples" / "ci"
     rules = load_rules(folder / "gate.yaml")
     found = check(rules, better, before)
@@ -431,6 +433,9 @@ def test_the_examples_are_rules_and_commands_that_there_are(better: Run, worse: 
     assert [outcome.passed for outcome in check(alone, worse, before)] == [False]
     screened = load_rules(folder / "accuracy.yaml")
     assert [(outcome.passed, outcome.value) for outcome in check(screened, better, None)] == [(True, 1.0), (True, 1.0)]
+    # v is right on 60 images, 16 of them crabs, and wrong on ten more crabs: of all images, and of the worst class.
+    wrong = audited(tmp_path / "wrong", [], said("data", "v", dict.fromkeys("abcdefghij", "boat"), "crab"))
+    assert [outcome.value for outcome in check(screened, wrong, None)] == pytest.approx([60 / 70, 16 / 26])
     steps = yaml.safe_load((folder / "github-actions.yml").read_text("utf-8"))["jobs"]["gate"]["steps"]
     commands = [step["run"] for step in steps if str(step.get("run", "")).startswith("audit ")]
     assert [command.split()[1] for command in commands] == ["run", "gate"]
