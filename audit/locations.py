@@ -99,17 +99,3 @@ def folders(location: Location) -> list[str]:
 def key_of(uri: str) -> str:
     """Bucket and key of a URI, as file systems of Arrow and fsspec want them."""
     return uri.partition("://")[2]
-
-
-def filesystem() -> Any:
-    """An Arrow file system over the object stores, with the same settings."""
-    return _filesystem(os.environ.get("AWS_ENDPOINT_URL", ""), os.environ.get("AWS_ACCESS_KEY_ID", ""))
-
-
-@lru_cache(maxsize=4)
-def _filesystem(endpoint: str, key_id: str) -> Any:  # noqa: ARG001 - another key, another store
-    from obstore.fsspec import FsspecStore
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    options: Any = {"skip_instance_cache": True, **client_settings(endpoint)}  # fsspec would keep the first endpoint
-    return PyFileSystem(FSSpecHandler(FsspecStore("s3", **options)))

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.faults.table import markdown
+from benchmarks.faults.workload import Found, whole
+
 pytestmark = pytest.mark.timeout(3600)  # the first test waits for all rows
 ROOT = Path(__file__).resolve().parent.parent
 # Not those of F02, F04-F06, F09-F12 and F39, and not the long mixture, which take most of a minute or more each.
@@ -42,9 +45,6 @@ def test_nothing_is_lost_or_doubled(table: dict[str, dict[str, Any]], fault: str
 
 
 def test_what_was_not_measured_is_no_zero() -> None:
-    from benchmarks.faults.__main__ import markdown
-    from benchmarks.faults.workload import Found, whole
-
     found = Found("F00", "a | fault", "nothing", seen="something", ok=True)
     assert not whole(found)
     assert markdown([found]).splitlines()[2] == "| F00 | a / fault | nothing | something |  |  |  |  |  |  |"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -19,6 +21,8 @@ from audit.results.objects import open_objects
 from audit.results.progress import LIVE, live
 from audit.results.sql import Run
 from audit.results.store import Store
+from benchmarks.faults.stores import Proxy
+from benchmarks.s3_server import environment
 from pipelines import lock
 from tests.s3_server import s3_endpoint as s3_endpoint
 
@@ -230,3 +234,19 @@ def test_a_run_in_a_store_is_held_by_whoever_changes_its_state(
         other.join()
     with lock.only_driver(store):
         pass  # its state says that it is at work, and does not change any more
+
+
+def test_a_process_ends_while_arrow_reads_ahead(s3_endpoint: str) -> None:
+    """A query that needs one row leaves reads behind, which take longer than what the program still does."""
+    place = f"s3://bucket/{uuid.uuid4().hex}/run"
+    store = Store(place)
+    store.create("job.json", b"{}")
+    for unit in range(6):
+        store.commit(f"u{unit}", "s", rows(10))
+    query = "select subject_id from measurements limit 1"
+    script = f"import sys; from audit.results.sql import Run; print(len(Run(sys.argv[1]).rows('{query}')))"
+    with Proxy(s3_endpoint, pause=1.0).serving() as endpoint, environment({"AWS_ENDPOINT_URL": endpoint}):
+        ended = subprocess.run(
+            [sys.executable, "-c", script, place], capture_output=True, text=True, timeout=100, check=False
+        )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")

@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from audit.errors import ConfigError, StoreError, unknown
-from audit.locations import Location, filesystem, key_of, located
+from audit.locations import Location, key_of, located
 from audit.results.schema import TABLES
 from audit.results.store import Commit, File, Store
 from audit.results.views import VIEWS
@@ -167,6 +167,8 @@ class Run:
             paths = ", ".join(_quoted(str(self.location / file.path)) for file in files)
             return f"read_parquet([{paths}], union_by_name=true)"
         import pyarrow.dataset as ds
+
+        from audit.results.object_files import filesystem
 
         keys = [f"{key_of(self.location)}/{file.path}" for file in files]
         dataset = ds.dataset(keys, schema=TABLES[table], format="parquet", filesystem=filesystem())

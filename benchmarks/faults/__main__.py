@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 # Ray reads these when it is imported; every cluster of this process and of those it starts shares the token.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -23,6 +22,7 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from benchmarks.faults import changes, cluster, damage, drivers, items, protocol, stores
+from benchmarks.faults.table import markdown, table
 from benchmarks.faults.workload import Found
 
 MODULES = (protocol, damage, drivers, changes, items, stores, cluster)
@@ -60,44 +60,6 @@ def run(name: str, seed: int, long: bool) -> Found:
     verdict = "ok" if found.ok else f"FAILED, {found.seen},"
     print(f"{found.id} {verdict} in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
     return found
-
-
-def table(found: list[Found]) -> Table:
-    made = Table(*Found("", "", "").as_dict())
-    for one in found:
-        made.add_row(*(cell(value) for value in one.as_dict().values()))
-    return made
-
-
-def cell(value: object) -> str:
-    """A figure in words; what was not measured is blank."""
-    return "" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-COLUMNS = (
-    "id",
-    "injected",
-    "expected",
-    "seen",
-    "seed",
-    "kills",
-    "executions/tasks",
-    "duplicates",
-    "lost",
-    "recovery s",
-)
-
-
-def markdown(found: list[Found]) -> str:
-    """The columns of the documentation."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for one in found:
-        ratio = "" if one.executions is None else f"{one.executions}/{cell(one.tasks)}"
-        seen = one.seen + ("" if one.ok else " **FAILED**")
-        figures = (one.seed, one.kills, ratio, one.duplicates, one.lost, one.recovery_seconds)
-        cells = [one.id, one.injected, one.expected, seen, *map(cell, figures)]
-        lines.append(f"| {' | '.join(' '.join(text.replace('|', '/').split()) for text in cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import itertools
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +34,7 @@ class Proxy:
 
     `failing`: share of requests answered 503 without asking the server. `losing`: of so many PUTs one is carried
     out and its answer then lost. `unconditional`: If-None-Match is dropped, as by stores that do not know it.
-    `stale`: a listing of keys that was made before is answered again.
+    `stale`: a listing of keys that was made before is answered again. `pause`: seconds before a Parquet file is sent.
 
     Counted are requests that `failed`, answers that were `lost`, how often what was `hurt` by either was `asked_again`,
     and how many of these found there (412) what the lost answer had been of.
@@ -44,6 +45,7 @@ class Proxy:
     losing: int = 0
     unconditional: bool = False
     stale: bool = False
+    pause: float = 0.0
     seed: int = 0
     failed: int = 0
     lost: int = 0
@@ -103,6 +105,8 @@ class Proxy:
         if listing and self.stale and request.path in self.kept:
             self.answer(request, *self.kept[request.path])
             return
+        if request.command == "GET" and request.path.endswith(".parquet"):
+            time.sleep(self.pause)
         connection = http.client.HTTPConnection(self.server.removeprefix("http://"), timeout=60)
         connection.request(request.command, request.path, body, headers)
         response = connection.getresponse()
