@@ -61,6 +61,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(store.root)
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `page` sets is gone after the test."""
+    monkeypatch.setenv("AUDIT_RUN", "")
+
+
 def page(run: Run, **parameters: str) -> AppTest:
     def script() -> None:
         import os
