@@ -444,7 +444,8 @@ def test_an_image_that_cannot_be_used_is_a_row_of_its_own() -> None:
 
 def test_outputs_that_are_not_finite_are_said() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
-        return torch.where(x.mean((2, 3)) > 0.9, torch.nan, x.mean((2, 3)) - 1)
+        shades = x.mean((2, 3)) * torch.tensor([1.0, 0.9, 0.8])
+        return torch.where(shades[:, :1] > 0.9, torch.nan, shades - 1)
 
     images = [np.full((8, 8, 3), value, np.uint8) for value in (10, 255, 20)]
     screening = audit.screen(model, images, class_names=NAMES)

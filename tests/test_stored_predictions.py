@@ -364,6 +364,36 @@ def test_the_predicted_class_and_the_scores_must_agree(tmp_path: Path) -> None:
         loaded(file, class_names=NAMES)
 
 
+def test_of_several_highest_scores_the_predicted_class_counts(tmp_path: Path) -> None:
+    text = "item,predicted,cat,dog,fox\na.png,dog,.4,.4,.2\nb.png,cat,.4,.4,.2\nc.png,fox,.1,.1,.8\n"
+    model = loaded(written(tmp_path / "p.csv", text))
+    assert [model.prediction(row, None)["predicted"] for row in range(3)] == ["dog", "cat", "fox"]
+    assert model.prediction(0, None)["top_classes"] == ["dog", "cat", "fox"]
+    assert model.warnings == ()
+    with pytest.raises(ModelError, match=r"row 1: 'predicted' says 'fox', but the highest score is that of 'cat'"):
+        loaded(written(tmp_path / "q.csv", "item,predicted,cat,dog,fox\na.png,fox,.4,.4,.2\n"))
+
+
+def test_several_highest_scores_without_a_predicted_class_are_a_warning(tmp_path: Path) -> None:
+    """A gate does not pass where they could change the accuracy by more than one image in a thousand."""
+    clear = "".join(f"{i}.png,,.6,.3,.1\n" for i in range(998))
+    header, nan = "item,predicted,cat,dog,fox\n", "nan.png,,nan,nan,nan\n"
+    one = loaded(written(tmp_path / "p.csv", f"{header}{clear}{nan}x.png,,.2,.4,.4\n"))
+    (warning,) = one.warnings
+    assert (warning.code, warning.items, warning.blocks_gate) == ("tied_scores", 1, False)
+    assert "the first is row 1000 ('x.png')" in warning.message
+    assert one.prediction(999, None)["predicted"] == "dog"
+    (warning,) = loaded(written(tmp_path / "q.csv", f"{header}{clear}x.png,,.2,.4,.4\ny.png,,.4,.4,.2\n")).warnings
+    assert (warning.items, warning.blocks_gate) == (2, True)
+
+
+def test_the_warning_about_ties_reaches_the_run(tmp_path: Path, three: dict[str, str]) -> None:
+    rows = "cat/1.png,.5,.5,0\ncat/2.png,.1,.6,.3\ndog/1.png,0,.5,.5\n"
+    run = done(job(tmp_path, written(tmp_path / "p.csv", f"item,cat,dog,fox\n{rows}")), tmp_path / "run", 1)
+    (warning,) = warnings_of(run)
+    assert (warning.code, warning.model_id, warning.items, warning.blocks_gate) == ("tied_scores", "m", 2, True)
+
+
 def test_predicted_classes_alone(tmp_path: Path) -> None:
     file = written(tmp_path / "p.tsv", "file_name\tpredicted\tscore\na\tdog\t.75\nb\tcat\t\nc\t\t.5\n")
     model = loaded(file)

@@ -292,21 +292,28 @@ def _finite(scores: Floats, scale: Scale) -> NDArray[np.bool_]:
     return np.asarray(known & np.any(np.isfinite(scores), axis=1), np.bool_)
 
 
-def top_classes(values: Floats) -> tuple[NDArray[np.int32], Floats]:
-    """Indices and values (rows, k) of the up to `TOP` largest scores of each row, in descending order; ties by index.
+def top_classes(values: Floats, predicted: NDArray[np.int32]) -> tuple[NDArray[np.int32], Floats, NDArray[np.bool_]]:
+    """Indices and values (rows, k) of the up to `TOP` largest scores of each row, in descending order, and whether
+    several classes of a row share the highest one, so that its prediction is unknown (rows,).
 
-    A row of NaN gives -1 and NaN.
+    predicted: the index of the predicted class of each row (rows,), -1 if unknown; it comes first if it has the highest
+    score. Other ties are ordered by index. A row of NaN gives -1 and NaN.
     """
+    tied = (values == values.max(1, keepdims=True)).sum(1) > 1
+    of_predicted = values[np.arange(len(values)), predicted]
+    known = (predicted >= 0) & (of_predicted == values.max(1))
     left, lost = values.copy(), np.isnan(values).any(1)
     left[lost] = 0
     indices = np.empty((len(values), min(TOP, values.shape[1])), np.int32)
     for place in range(indices.shape[1]):
         indices[:, place] = left.argmax(1)
+        if place == 0:
+            indices[known, 0] = predicted[known]
         left[np.arange(len(left)), indices[:, place]] = -np.inf
     largest = np.take_along_axis(values, indices.astype(np.int64), 1)
     indices[lost] = -1
     largest[lost] = np.nan
-    return indices, largest
+    return indices, largest, tied & ~known
 
 
 def text_cells(batch: pa.RecordBatch, column: str | None) -> list[Any]:

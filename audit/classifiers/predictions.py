@@ -37,8 +37,10 @@ from audit.errors import ModelError, unknown
 from audit.models.prediction_rows import Rule, normal
 from audit.models.stored import StoredPredictions
 from audit.reference import digest_of_file
+from audit.results.warnings import RunWarning
 
 FORWARD = False
+TIES = 0.001  # share of rows with several highest scores above which a gate does not pass
 _Where = Callable[[int], str]  # a row of a batch, for messages
 
 _ITEM = (
@@ -125,12 +127,14 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some rows: keys, labels, indices of the most probable classes (n, k), and their probabilities."""
+    """Some rows: keys, labels, indices of the most probable classes (n, k), their probabilities, and whether several
+    classes share the highest score (n,)."""
 
     keys: list[str]
     labels: list[str | None]
     classes: NDArray[np.int32]
     confidences: Floats
+    tied: NDArray[np.bool_]
     embeddings: NDArray[np.float32] | None
 
 
@@ -159,7 +163,20 @@ def load(options: Options, data_classes: tuple[str, ...]) -> StoredPredictions:
         options.match,
         embeddings=_joined([part.embeddings for part in parts], options),
         complete=bool(layout.names),
+        warnings=_ties(np.concatenate([part.tied for part in parts]), keys, options),
     )
+
+
+def _ties(tied: NDArray[np.bool_], keys: Sequence[str], options: Options) -> tuple[RunWarning, ...]:
+    """A warning of rows with several highest scores. It blocks a gate if they could change the accuracy by more than
+    `TIES`."""
+    rows = np.flatnonzero(tied)
+    if not len(rows):
+        return ()
+    message = f"{options.path}: rows in which several classes share the highest score: {len(rows):,}, the first is row "
+    message += f"{rows[0] + 1} ({keys[rows[0]]!r}). The first of these classes counts as predicted. Write the scores "
+    message += "with more digits, or add a column 'predicted'"
+    return (RunWarning("tied_scores", message, items=len(rows), blocks_gate=len(rows) > TIES * len(tied)),)
 
 
 def digest(options: Options) -> str:
@@ -298,13 +315,14 @@ def _parts(table: ScoreTable, layout: _Layout, names: dict[str, int], options: O
 
         predicted = [named(text, names, grows) for text in text_cells(batch, layout.predicted)]
         if layout.has_scores:
-            classes, confidences = _scored(batch, layout, options, where)
+            classes, confidences, tied = _scored(batch, predicted, layout, names, options, where)
             _refuse_other_answers(predicted, classes, layout, names, where)
         else:
             classes, confidences = _answered(batch, predicted, layout, names, where)
+            tied = np.zeros(len(classes), np.bool_)
         keys = [_key(text, where(i), layout.item) for i, text in enumerate(text_cells(batch, layout.item))]
         labels = [named(text, names, False) for text in text_cells(batch, layout.label)]
-        yield _Part(keys, labels, classes, confidences, _embedded(batch, layout.embedding, where))
+        yield _Part(keys, labels, classes, confidences, tied, _embedded(batch, layout.embedding, where))
 
 
 def _embedded(batch: pa.RecordBatch, column: str | None, where: _Where) -> NDArray[np.float32] | None:
@@ -330,13 +348,19 @@ def _key(text: str | None, where: str, column: str) -> str:
 
 
 def _scored(
-    batch: pa.RecordBatch, layout: _Layout, options: Options, where: _Where
-) -> tuple[NDArray[np.int32], Floats]:
+    batch: pa.RecordBatch,
+    predicted: list[str | None],
+    layout: _Layout,
+    names: dict[str, int],
+    options: Options,
+    where: _Where,
+) -> tuple[NDArray[np.int32], Floats, NDArray[np.bool_]]:
     if layout.scores is not None:
         values = listed(batch, layout.scores, len(layout.names), where)
     else:
         values = matrix(batch, layout.columns)
-    return top_classes(probabilities(values, options.scores, where, layout.doubt))
+    indices = np.array([index_of(name, names, where(i)) for i, name in enumerate(predicted)], np.int32)
+    return top_classes(probabilities(values, options.scores, where, layout.doubt), indices)
 
 
 def _answered(
