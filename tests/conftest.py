@@ -26,6 +26,14 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random weights of a test are the same whatever ran before it."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def main_module_stays() -> Iterator[None]:
     """Streamlit's AppTest leaves its script as the main module, which processes that are spawned later would run."""
     kept = sys.modules["__main__"]

@@ -399,7 +399,7 @@ def test_a_model_of_grey_images_is_told_the_transform_that_helps(first: torch.nn
     transform = eval(advice, {"torch": torch, "np": np})
     (image,) = noise(1)
     assert torch.equal(transform(Image.fromarray(image)), as_grey(Image.fromarray(image)))
-    screening = audit.screen(model, noise(2), class_names=NAMES, transform=transform)
+    screening = audit.screen(model, noise(2), class_names=NAMES, transform=transform, scores="logits")
     assert len(said_of(screening)) == 2
 
 

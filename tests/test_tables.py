@@ -240,6 +240,37 @@ def test_splits_in_one_folder_of_tables(tmp_path: Path) -> None:
     assert warned(opened({"source": "parquet", "path": str(tmp_path / "train-*.parquet")})) == {}
 
 
+@pytest.mark.parametrize("values", [["train", "train", "val", "test"], ["Train", "Train ", "train", "val"]])
+@pytest.mark.parametrize("kind", ["csv", "text", "dictionary"])
+def test_splits_in_a_column(kind: str, values: list[str], tmp_path: Path) -> None:
+    if kind == "csv":
+        rows = "".join(f"\n{p},{label},{split}" for p, label, split in zip(PATHS, LABELS, values, strict=True))
+        source = manifest(tmp_path, "image,label,Split" + rows)
+    else:
+        column = pa.array(values) if kind == "text" else pa.array(values).dictionary_encode()
+        pq.write_table(pa.table({"image": BINARY, "label": LABELS, "Split": column}), tmp_path / "a.parquet")
+        source = opened({"source": "parquet", "path": str(tmp_path)})
+    (warning,) = warned(source).values()
+    assert (warning.code, warning.blocks_gate) == ("several_splits", True)
+    assert f"the column 'Split' names several splits ({values[0]!r}, " in warning.message
+    holds_all(source)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("split", ["test"] * 4), ("split", list("abcd")), ("fox", ["train", "test"] * 2)]
+)
+def test_a_column_that_names_no_splits_or_one_is_no_warning(column: str, values: list[str], tmp_path: Path) -> None:
+    rows = "".join(f"\n{p},{label},{split}" for p, label, split in zip(PATHS, LABELS, values, strict=True))
+    assert warned(manifest(tmp_path, f"image,label,{column}{rows}")) == {}
+    pq.write_table(pa.table({"image": BINARY, "label": LABELS, column: values}), tmp_path / "a.parquet")
+    assert warned(opened({"source": "parquet", "path": str(tmp_path)})) == {}
+
+
+def test_a_column_of_labels_is_no_column_of_splits(tmp_path: Path) -> None:
+    text = "image,split" + "".join(f"\n{p},{v}" for p, v in zip(PATHS, ["train", "test"] * 2, strict=True))
+    assert warned(manifest(tmp_path, text, label_column="split")) == {}
+
+
 def with_classes(table: pa.Table, names: list[str], column: str = "label") -> pa.Table:
     features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
     return table.replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})

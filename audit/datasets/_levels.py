@@ -19,6 +19,7 @@ _MASKS = frozenset(
         *("gt", "ground_truth", "groundtruth", "trimaps", "labels"),
     )
 )
+_COLUMNS = frozenset(("split", "splits", "subset", "set", "partition", "phase"))
 _SHOWN, _STEMS = 4, 2000
 
 
@@ -112,6 +113,33 @@ def splits_of(names: Iterable[str], notes: Notes) -> None:
             f"the files of {_shown(found)} look like splits of one data set, and all their images are used; "
             "to use one split, set path to a pattern for its files",
         )
+
+
+def split_column(names: Iterable[str]) -> str | None:
+    """The column that may hold the split of a row, such as 'split'. names: of the columns."""
+    return next((name for name in names if name.strip().casefold() in _COLUMNS), None)
+
+
+class SplitColumn:
+    """The splits that the rows of a table name."""
+
+    def __init__(self) -> None:
+        self._column = ""
+        self._splits: dict[str, None] = {}
+
+    def add(self, column: str | None, value: object) -> None:
+        if column is not None and isinstance(value, str) and value.strip().casefold() in SPLITS:
+            self._column = column
+            _keep(self._splits, value.strip())
+
+    def say(self, notes: Notes) -> None:
+        """Warn if there is more than one."""
+        if len(self._splits) > 1:
+            notes.say(
+                "several_splits",
+                f"the column {printable(self._column)!r} names several splits ({_shown(self._splits)}), and the rows "
+                "of all of them are used; to use one split, write its rows to a file of their own",
+            )
 
 
 def _keep(names: dict[str, None], name: str) -> None:

@@ -19,6 +19,7 @@ from audit.datasets import Entry, printable
 from audit.datasets._columns import PATHS, image_column, label_column
 from audit.datasets._files import Files, ahead, as_name, as_uri, files_at
 from audit.datasets._labels import Label, is_whole_number, label_of
+from audit.datasets._levels import SplitColumn, split_column
 from audit.datasets._listed import ListedSource
 from audit.datasets._patience import patiently, real
 from audit.datasets._places import parent_of
@@ -58,6 +59,7 @@ class Options(Part):
 class _Columns:
     image: str
     label: str | None
+    split: str | None
 
 
 class CsvSource(ListedSource):
@@ -78,7 +80,7 @@ class CsvSource(ListedSource):
 
     def _all(self) -> Iterator[Entry]:
         options, number, known = self.options, 0, {}
-        whole = None
+        whole, splits = None, SplitColumn()
         for number, row in self._rows():
             where, names = f"{options.path}, row {number}", tuple(row)
             if names not in known:  # rows of JSON may each have keys of their own
@@ -86,14 +88,17 @@ class CsvSource(ListedSource):
             columns = known[names]
             if whole is None and columns.label is not None:
                 whole = self._are_whole_numbers(columns.label)
+            splits.add(columns.split, row.get(columns.split or ""))
             yield self._entry(row, columns, number, bool(whole))
+        splits.say(self.notes)
         if not number:
             raise DataError(f"no rows in {options.path}")
 
     def _columns(self, names: Sequence[str], where: str) -> _Columns:
         image = image_column(self.options.image_column, names, PATHS, where=where, notes=self.notes)
         others = [name for name in names if name != image]
-        return _Columns(image, label_column(self.options.label_column, others, where=where, notes=self.notes))
+        label = label_column(self.options.label_column, others, where=where, notes=self.notes)
+        return _Columns(image, label, split_column(name for name in others if name != label))
 
     def _are_whole_numbers(self, column: str) -> bool:
         """Whether all labels of a column are text such as '1.0', as tables write whole numbers among empty cells. The

@@ -26,7 +26,7 @@ from audit.datasets._columns import BYTES, IMAGE, LABEL, LABELS, find, folded, l
 from audit.datasets._encoded import cell_of, is_image, is_text
 from audit.datasets._files import Files, as_name, as_uri
 from audit.datasets._labels import Label, classes_of, label_of, named, normal, of_class
-from audit.datasets._levels import splits_of
+from audit.datasets._levels import SplitColumn, split_column, splits_of
 from audit.datasets._listed import ListedSource
 from audit.datasets._notes import Notes
 from audit.datasets._places import matching
@@ -95,12 +95,24 @@ class ParquetSource(ListedSource):
     def _all(self) -> Iterator[Entry]:
         self._opened, rows = None, 0  # so that what opening a file shows is noted in this listing
         splits_of(self._places[1], self.notes)
+        splits = SplitColumn()
         for name in self._places[1]:
+            self._add_splits(name, splits)
             for entry in self._entries(name):
                 yield entry
                 rows += 1
+        splits.say(self.notes)
         if not rows:
             raise DataError(f"no rows in {self.options.path}")
+
+    def _add_splits(self, name: str, splits: SplitColumn) -> None:
+        file, columns = self._file(name)
+        column = split_column(other for other in file.schema_arrow.names if other not in (columns.image, columns.label))
+        if column is None or not is_text(file.schema_arrow.field(column).type):
+            return
+        for batch in file.iter_batches(columns=[column]):
+            for value in batch.column(0).unique().to_pylist():
+                splits.add(column, value)
 
     def _entries(self, name: str) -> Iterator[Entry]:
         uri, row = as_uri(name), 0
