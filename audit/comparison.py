@@ -116,9 +116,9 @@ def compare(before: Run, after: Run, models: Mapping[str, str] | None = None) ->
     pairs = pairs_of(before, after, models)
     called = with_namesakes(before, after, pairs)
     changes: list[Change] = []
-    images = _images_of(before), _images_of(after)
     earlier = before.failure_modes(ends=True)
     later = earlier if after is before else after.failure_modes(ends=True)
+    images = _images_of(before, earlier), _images_of(after, later)
     for old_id, new_id in pairs.items():
         old = [mode for mode in earlier if owner(mode) == old_id]
         new = [mode for mode in later if owner(mode) == new_id]
@@ -231,9 +231,11 @@ def _impact(change: Change) -> float:
     return max((row["impact"] or 0.0) for row in (change.before, change.after) if row is not None)
 
 
-def _images_of(run: Run) -> dict[str, Row]:
-    """Rows of `compared_images` by their failure mode."""
-    return {row["failure_mode_id"]: row for row in run.rows("select * from compared_images")}
+def _images_of(run: Run, modes: list[Row]) -> dict[str, Row]:
+    """Rows of `compared_images` by their failure mode, of those modes that are confirmed."""
+    ids = [mode["failure_mode_id"] for mode in modes if _confirmed(mode)]
+    rows = run.rows("select * from compared_images where failure_mode_id in (select unnest(?::varchar[]))", [ids])
+    return {row["failure_mode_id"]: row for row in rows}
 
 
 def _compared_images(old: Row | None, new: Row | None, images: tuple[dict[str, Row], dict[str, Row]]) -> Row | None:
