@@ -189,7 +189,21 @@ def test_modes_are_the_same_by_concept_or_by_half_of_their_evidence() -> None:
     assert twins_of(first[:1], second[:1]) == {0: 0}
     assert twins_of(first[:1], [mode("crab", "yellow", evidence="axyz")]) == {}
     assert twins_of(first[:1], [mode("crab", "yellow", evidence="ab")]) == {}  # two images say nothing
+    assert twins_of(first[:1], [mode("crab", "yellow", evidence="abz")]) == {0: 0}  # three are enough
+    for name in ("yellow", "on sand"):  # by the evidence, by the concept
+        missed = {**mode("crab", name, evidence="abcd"), "at_fault": "reference"}
+        assert twins_of(first[:1], [missed]) == {}  # a failure of the other model
     assert twins_of(first[:2], [second[1]] * 2) == {0: 0}  # no two for one
+
+
+def test_a_mode_that_both_confirmed_is_told_as_the_later_run_has_it(tmp_path: Path) -> None:
+    """By its name there, and on the images on which it was confirmed there."""
+    first = [mode("crab", "on sand", evidence="abcdef")]
+    second = [mode("crab", "on a beach", evidence="abcvwxyz")]
+    answers = against(on("abcdefvwxyz", 11))
+    before, after = audited(tmp_path / "a", first, answers), audited(tmp_path / "b", second, answers)
+    assert changed(compare(before, after)) == [("unchanged", "on a beach", 8, 8, 8)]
+    assert changed(compare(after, before)) == [("unchanged", "on sand", 6, 6, 6)]
 
 
 def test_new_ones_come_first_then_by_impact(tmp_path: Path) -> None:
