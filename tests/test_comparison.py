@@ -206,6 +206,21 @@ def test_a_mode_that_both_confirmed_is_told_as_the_later_run_has_it(tmp_path: Pa
     assert changed(compare(after, before)) == [("unchanged", "on sand", 6, 6, 6)]
 
 
+def test_the_other_end_of_a_mode_is_told_by_itself_if_its_status_is_another(tmp_path: Path) -> None:
+    whole = mode("crab", "on sand", evidence="abcde")
+    end = mode("crab", "missed", evidence="vwxyz", part_of=whole["failure_mode_id"])
+    answers = against({**on("abcde", 5), **on("vwxyz", 0)})
+    old = audited(tmp_path / "a", [whole], answers)
+    new = audited(tmp_path / "b", [whole, end], against(on("abcdevwxyz", 10)))
+    found = compare(old, new)
+    assert changed(found) == [("new", "missed", 5, 0, 5), ("unchanged", "on sand", 5, 5, 5)]
+    assert found.ends == ()
+    none = audited(tmp_path / "c", [], against(on("abcdevwxyz", 0)))
+    found = compare(none, new)
+    assert changed(found) == [("new", "on sand", 5, 0, 5)]
+    assert [change.name for change in found.ends] == ["missed"]
+
+
 def test_new_ones_come_first_then_by_impact(tmp_path: Path) -> None:
     answers = {**on("abcde", 5), **on("vwxyz", 0)}
     before = audited(
