@@ -222,8 +222,9 @@ def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str
 
 
 def _unexplained(compared: Comparison, wanted: Modes, run: Run) -> list[WorseClass]:
-    """Classes that got worse, none of whose images belong to a failure mode that is or may be new."""
-    new = [one for one in (*compared.changes, *compared.ends) if one.status in ("new", "unclear") and _ships(one)]
+    """Classes that got worse, none of whose images belong to a failure mode with a status that the rule counts."""
+    assert wanted.status is not None
+    new = [one for one in (*compared.changes, *compared.ends) if one.status in wanted.status and _ships(one)]
     rows = run.rows("select failure_mode_id, list_distinct(strata) as classes from compared_images")
     labels = {row["failure_mode_id"]: row["classes"] for row in rows}
     explained = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -105,6 +106,41 @@ def test_a_new_mode_among_the_images_of_a_class_explains_why_it_got_worse(tmp_pa
         (change,) = compare(before, after).changes
         assert change.status == "new"
         assert outcome(tmp_path, rule, after, before).passed == passed
+    assert outcome(tmp_path, NEW, after, before).value == 1  # more new ones than it allows: that is the answer
+
+
+def test_a_mode_that_may_be_old_or_gone_explains_nothing(tmp_path: Path) -> None:
+    """Of the images that got worse, one shows a confirmed mode, too few to tell whether it is new."""
+    clean, worse = screened(tmp_path / "a", ""), screened(tmp_path / "b", LETTERS[:12])
+    letters = [*LETTERS[:1], *LETTERS[12:20]]
+    sand = mode("fish", "on sand", evidence="", showing=["crab a"], other_model_id=None)
+    images = {"failure_mode_id": sand["failure_mode_id"], "item_ids": [f"crab {letter}" for letter in letters]}
+    images |= {"shows": [True] + [False] * 8, "strata": ["crab"] * 9}
+    rows = {
+        name: run.rows("select * from predictions where item_id like 'crab _'")
+        for name, run in (("clean", clean), ("worse", worse))
+    }
+
+    def run(name: str, modes: list[dict[str, Any]]) -> Run:
+        return audited(
+            tmp_path / f"{name}{len(modes)}",
+            modes,
+            rows[name],
+            ("v",),
+            askable=True,
+            compared_images=[images] * len(modes),
+        )
+
+    either = NEW.replace("[new]", "[new, unclear]")
+    before, after = run("clean", []), run("worse", [sand])
+    assert [(one.status, one.happened, one.happens) for one in compare(before, after).changes] == [("unclear", 0, 1)]
+    assert "classes that got worse" in outcome(tmp_path, NEW, after, before).message
+    assert outcome(tmp_path, either, after, before).value == 1
+    gone = sand | {"class_name": "crab"}  # of the class that got worse, and no longer confirmed
+    before, after = run("clean", [gone]), run("worse", [])
+    assert [(one.status, one.happened, one.happens) for one in compare(before, after).changes] == [("unclear", 1, 0)]
+    for rule in (NEW, either):
+        assert "classes that got worse" in outcome(tmp_path, rule, after, before).message
 
 
 def test_compare_shows_the_classes_that_got_worse(tmp_path: Path) -> None:
