@@ -62,6 +62,9 @@ def test_images_count_under_the_label_that_both_runs_have(tmp_path: Path) -> Non
     before, after = audited(tmp_path / "a", [], answers, ("v",)), audited(tmp_path / "b", [], other, ("v",))
     (accuracy,), worse = paired_accuracy(before, after, {"v": "v"})
     assert (accuracy.images, accuracy.before, accuracy.after, accuracy.p_value, worse) == (0, 0, 0, 1, ())
+    pool = said("pool", "v", dict.fromkeys(LETTERS, "crab"), "crab")  # not under audit
+    one, other = audited(tmp_path / "c", [], pool, ("v",)), audited(tmp_path / "d", [], pool, ("v",))
+    assert paired_accuracy(one, other, {"v": "v"})[0][0].images == 0
 
 
 def outcome(folder: Path, rule: str, run: Run, baseline: Run, accepted: str = "") -> Outcome:
