@@ -168,15 +168,16 @@ def test_what_takes_too_much_is_ended(run: Run, query: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("does", "ends"),
+    ("does", "seconds", "ends"),
     [
-        ("open('OUT', 'wb', 0).write(b'x')", "File too large"),
-        ("bytes(2**31)", "MemoryError"),
-        ("[0 for _ in iter(int, 1)]", "killed"),
+        ("open('OUT', 'wb', 0).write(b'x')", 5, "File too large"),
+        ("bytes(2**31)", 5, "MemoryError"),
+        ("[0 for _ in iter(int, 1)]", -4, "killed"),  # after 1 second, in which the others may not have begun
     ],
 )
-def test_the_system_s_limits_hold_whatever_the_process_does(tmp_path: Path, does: str, ends: str) -> None:
-    code = f"import runpy; runpy.run_path({str(_CHILD)!r})['_confine']({{'memory': 2**31, 'seconds': -4}}); {does}"
+def test_the_system_s_limits_hold_whatever_the_process_does(tmp_path: Path, does: str, seconds: int, ends: str) -> None:
+    limits = {"memory": 2**31, "seconds": seconds}
+    code = f"import runpy; runpy.run_path({str(_CHILD)!r})['_confine']({limits}); {does}"
     began = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-c", code.replace("OUT", str(tmp_path / "x"))], capture_output=True, text=True, check=False
