@@ -257,13 +257,27 @@ def test_splits_in_a_column(kind: str, values: list[str], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("column", "values"), [("split", ["test"] * 4), ("split", list("abcd")), ("fox", ["train", "test"] * 2)]
+    ("column", "values"),
+    [("split", ["test", "Test", "TEST ", "test"]), ("split", list("abcd")), ("fox", ["train", "test"] * 2)],
 )
 def test_a_column_that_names_no_splits_or_one_is_no_warning(column: str, values: list[str], tmp_path: Path) -> None:
     rows = "".join(f"\n{p},{label},{split}" for p, label, split in zip(PATHS, LABELS, values, strict=True))
     assert warned(manifest(tmp_path, f"image,label,{column}{rows}")) == {}
     pq.write_table(pa.table({"image": BINARY, "label": LABELS, column: values}), tmp_path / "a.parquet")
     assert warned(opened({"source": "parquet", "path": str(tmp_path)})) == {}
+
+
+def test_a_damaged_column_of_splits_is_an_error_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": BINARY, "label": LABELS, "split": ["test"] * 4}), path, use_dictionary=False)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    data = bytearray(path.read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + chunk.total_compressed_size] = b"\xff" * (
+        chunk.total_compressed_size
+    )
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"the column 'split' cannot be read"):
+        warned(opened({"source": "parquet", "path": str(tmp_path)}))
 
 
 def test_a_column_of_labels_is_no_column_of_splits(tmp_path: Path) -> None:

@@ -314,11 +314,12 @@ def _parts(table: ScoreTable, layout: _Layout, names: dict[str, int], options: O
             return f"{options.path}, row {first + i + 1}"
 
         predicted = [named(text, names, grows) for text in text_cells(batch, layout.predicted)]
+        indices = np.array([index_of(name, names, where(i)) for i, name in enumerate(predicted)], np.int32)
         if layout.has_scores:
-            classes, confidences, tied = _scored(batch, predicted, layout, names, options, where)
-            _refuse_other_answers(predicted, classes, layout, names, where)
+            classes, confidences, tied = _scored(batch, indices, layout, options, where)
+            _refuse_other_answers(indices, classes, layout, where)
         else:
-            classes, confidences = _answered(batch, predicted, layout, names, where)
+            classes, confidences = _answered(batch, indices, layout, where)
             tied = np.zeros(len(classes), np.bool_)
         keys = [_key(text, where(i), layout.item) for i, text in enumerate(text_cells(batch, layout.item))]
         labels = [named(text, names, False) for text in text_cells(batch, layout.label)]
@@ -348,26 +349,19 @@ def _key(text: str | None, where: str, column: str) -> str:
 
 
 def _scored(
-    batch: pa.RecordBatch,
-    predicted: list[str | None],
-    layout: _Layout,
-    names: dict[str, int],
-    options: Options,
-    where: _Where,
+    batch: pa.RecordBatch, predicted: NDArray[np.int32], layout: _Layout, options: Options, where: _Where
 ) -> tuple[NDArray[np.int32], Floats, NDArray[np.bool_]]:
     if layout.scores is not None:
         values = listed(batch, layout.scores, len(layout.names), where)
     else:
         values = matrix(batch, layout.columns)
-    indices = np.array([index_of(name, names, where(i)) for i, name in enumerate(predicted)], np.int32)
-    return top_classes(probabilities(values, options.scores, where, layout.doubt), indices)
+    return top_classes(probabilities(values, options.scores, where, layout.doubt), predicted)
 
 
 def _answered(
-    batch: pa.RecordBatch, predicted: list[str | None], layout: _Layout, names: dict[str, int], where: _Where
+    batch: pa.RecordBatch, predicted: NDArray[np.int32], layout: _Layout, where: _Where
 ) -> tuple[NDArray[np.int32], Floats]:
-    classes = [index_of(name, names, where(i)) for i, name in enumerate(predicted)]
-    confidences = np.full(len(classes), np.nan)
+    confidences = np.full(len(predicted), np.nan)
     if layout.confidence is not None:
         confidences = matrix(batch, [layout.confidence])[:, 0]
         wrong = np.flatnonzero((confidences < 0) | (confidences > 1))
@@ -376,20 +370,21 @@ def _answered(
                 f"{where(int(wrong[0]))}: {layout.confidence!r} is {confidences[wrong[0]]:g}, expected a probability "
                 "in [0, 1]; divide percentages by 100"
             )
-    return np.array(classes, np.int32)[:, None], confidences[:, None]
+    return predicted[:, None], confidences[:, None]
 
 
 def _refuse_other_answers(
-    predicted: list[str | None], classes: NDArray[np.int32], layout: _Layout, names: dict[str, int], where: _Where
+    predicted: NDArray[np.int32], classes: NDArray[np.int32], layout: _Layout, where: _Where
 ) -> None:
     """The predicted class must be the one of the highest score, else the scores are in another order than the names."""
-    for i, name in enumerate(predicted):
-        if name is not None and classes[i, 0] >= 0 and index_of(name, names, where(i)) != classes[i, 0]:
-            raise ModelError(
-                f"{where(i)}: {layout.predicted!r} says {name!r}, but the highest score is that of "
-                f"{layout.names[classes[i, 0]]!r}. Check that the classes are in the order of the scores, or "
-                f"leave {layout.predicted!r} out of the file"
-            )
+    wrong = np.flatnonzero((predicted >= 0) & (classes[:, 0] >= 0) & (predicted != classes[:, 0]))
+    if len(wrong):
+        i = int(wrong[0])
+        raise ModelError(
+            f"{where(i)}: {layout.predicted!r} says {layout.names[predicted[i]]!r}, but the highest score is that of "
+            f"{layout.names[classes[i, 0]]!r}. Check that the classes are in the order of the scores, or "
+            f"leave {layout.predicted!r} out of the file"
+        )
 
 
 def _refuse_duplicates(keys: Sequence[str], options: Options) -> None:

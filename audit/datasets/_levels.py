@@ -125,20 +125,21 @@ class SplitColumn:
 
     def __init__(self) -> None:
         self._column = ""
-        self._splits: dict[str, None] = {}
+        self._splits: dict[str, str] = {}  # by the name in lower case, as it is first written
 
     def add(self, column: str | None, value: object) -> None:
         if column is not None and isinstance(value, str) and value.strip().casefold() in SPLITS:
             self._column = column
-            _keep(self._splits, value.strip())
+            self._splits.setdefault(value.strip().casefold(), value.strip())
 
     def say(self, notes: Notes) -> None:
         """Warn if there is more than one."""
         if len(self._splits) > 1:
+            splits = _shown(self._splits.values())
             notes.say(
                 "several_splits",
-                f"the column {printable(self._column)!r} names several splits ({_shown(self._splits)}), and the rows "
-                "of all of them are used; to use one split, write its rows to a file of their own",
+                f"the column {printable(self._column)!r} names several splits ({splits}), and the rows of all of them "
+                "are used; to use one split, write its rows to a file of their own",
             )
 
 

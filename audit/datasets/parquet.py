@@ -110,9 +110,12 @@ class ParquetSource(ListedSource):
         column = split_column(other for other in file.schema_arrow.names if other not in (columns.image, columns.label))
         if column is None or not is_text(file.schema_arrow.field(column).type):
             return
-        for batch in file.iter_batches(columns=[column]):
-            for value in batch.column(0).unique().to_pylist():
-                splits.add(column, value)
+        try:
+            for batch in file.iter_batches(columns=[column]):
+                for value in batch.column(0).unique().to_pylist():
+                    splits.add(column, value)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{self._where(name)}: the column {column!r} cannot be read: {error}") from error
 
     def _entries(self, name: str) -> Iterator[Entry]:
         uri, row = as_uri(name), 0
