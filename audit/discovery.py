@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn.cluster import AgglomerativeClustering
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -71,6 +70,8 @@ def groups(embeddings: Floats, threshold: float, smallest: int) -> list[Ints]:
     """Clusters of (n, d) by average cosine distance under `threshold`, of at least `smallest`, largest first."""
     if len(embeddings) < max(2, smallest):
         return []
+    from sklearn.cluster import AgglomerativeClustering
+
     clustering = AgglomerativeClustering(
         n_clusters=None, distance_threshold=threshold, metric="cosine", linkage="average"
     ).fit(embeddings)

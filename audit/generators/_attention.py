@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention as Layer
 from torch import Tensor, nn
 
 from audit.errors import ModelError
@@ -38,6 +37,8 @@ def attended(unet: nn.Module, attention: Attention | None, size: tuple[int, int]
 
 def is_cross(layer: nn.Module) -> bool:
     """Whether a layer is one at which the latents look at the prompt."""
+    from diffusers.models.attention_processor import Attention as Layer
+
     return isinstance(layer, Layer) and layer.is_cross_attention
 
 
