@@ -389,5 +389,6 @@ def _verdict(explanations: list[dict[str, Any]], facts: dict[str, Any], options:
     drawn = [bool(x["seen_before"]) for x in explanations if x["arm"] == "minimise" and x["status"] == "ok"]
     if drawn:
         columns["check_hits"] = float(np.mean(drawn))
-        columns["reason"] += f"; of {len(drawn)} starts drawn for the class, the check sees it on {sum(drawn)}"
+        starts = f"{len(drawn)} start{'s' * (len(drawn) != 1)}"
+        columns["reason"] += f"; of {starts} drawn for the class, the check sees it on {sum(drawn)}"
     return columns
