@@ -247,6 +247,9 @@ def test_a_model_that_the_run_before_has_not_passes_no_rule_on_what_is_new(tmp_p
     assert (found.passed, found.value) == (False, 1.0)
     quiet = audited(tmp_path / "quiet", [], answers, models=("v2", "v", "reference"))
     assert outcomes(tmp_path, NO_NEW, quiet, before)[0].passed
+    guessed = [mode("crab", "red", "hypothesis", model_id="v2")]
+    unsure = audited(tmp_path / "unsure", guessed, answers, models=("v2", "v", "reference"))
+    assert outcomes(tmp_path, NO_NEW, unsure, before)[0].passed
 
 
 def unlabelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

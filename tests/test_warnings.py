@@ -236,6 +236,17 @@ def test_a_rule_about_one_model_is_not_held_up_by_warnings_of_another(tmp_path: 
     rule = {"name": "none", "failure_modes": {"model": "v"}, "at_most": 0}
     outcomes = check(checked(Rules, {"version": 1, "rules": [rule]}, "rules", {}), run, None)
     assert [outcome.name for outcome in outcomes] == ["none"]
-    everybody = {**rule, "failure_modes": {}}
-    outcomes = check(checked(Rules, {"version": 1, "rules": [everybody]}, "rules", {}), run, None)
-    assert [outcome.name for outcome in outcomes] == ["warnings", "none"]
+    for other in ({**rule, "failure_modes": {}}, RULES["rules"][0]):  # a rule on every model, and a query
+        for rules in ([other], [rule, other]):
+            outcomes = check(checked(Rules, {"version": 1, "rules": rules}, "rules", {}), run, None)
+            assert [outcome.name for outcome in outcomes] == ["warnings", *(each["name"] for each in rules)]
+
+
+def test_warnings_of_the_baseline_fail_only_a_gate_that_compares_with_it(tmp_path: Path) -> None:
+    bad = answers([(name, "cat") for name in ("cat", "dog", "fox") for _ in range(30)])
+    before, now = audited(tmp_path / "before", [], bad), audited(tmp_path / "now", [], [])
+    assert check(checked(Rules, RULES, "rules", {}), now, before)[0].name == "few errors"
+    new = {"name": "new", "failure_modes": {"status": ["new"]}, "at_most": 0}
+    outcomes = check(checked(Rules, {"version": 1, "rules": [RULES["rules"][0], new]}, "rules", {}), now, before)
+    assert [outcome.name for outcome in outcomes] == ["warnings", "few errors", "new"]
+    assert outcomes[0].modes[0].startswith("the baseline: at_chance (v, data)")
