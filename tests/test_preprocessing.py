@@ -23,6 +23,7 @@ from audit.classifiers._preprocessing import (
     Resize,
     ShortestEdge,
     Step,
+    Thumbnail,
     Within,
 )
 from audit.classifiers._processor_check import check_processor
@@ -312,9 +313,13 @@ def test_grey_values_are_those_of_pillow() -> None:
         ((100, 150), ShortestEdge(64), (64, 96)),
         ((151, 100), ShortestEdge(64), (96, 64)),
         ((500, 1000), ShortestEdge(64, longest=100), (50, 100)),
+        ((100, 201), ShortestEdge(100, longest=200), (100, 201)),
         ((100, 151), ShortestEdge(100, divisor=32), (128, 160)),
         ((100, 151), ShortestEdge(50, rounding=round), (50, 76)),
         ((100, 200), Within(50, 50), (25, 50)),
+        ((300, 300), Thumbnail(100, 80), (100, 80)),  # a square is squashed, as Donut's processor does
+        ((40, 60), Thumbnail(100, 80), (40, 60)),
+        ((400, 200), Thumbnail(100, 80), (100, 50)),
         ((49, 49), ShortestEdge(224), (224, 224)),
     ],
 )
