@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from audit.config import Frozen, Job
 from audit.decode import decode
+from audit.labels.contradictions import contradictory_labels
 from audit.methods import Context, Counts, Payload, check_model, chunks
 from audit.models import can_predict, folder_of
 from audit.models.doubts import warnings_of_models
@@ -85,7 +86,8 @@ def run(options: Options, payload: Payload, context: Context) -> Rows:
     role, items = payload["role"], payload["items"]
     stored = _stored(role, items, context)
     if payload.get("doubts"):
-        stored["warnings"] += warning_rows(warnings_of_models(context.models, _sides(context)))
+        found = [*warnings_of_models(context.models, _sides(context)), *contradictory_labels(context.run)]
+        stored["warnings"] += warning_rows(found)
     if not shows_images(context):
         return stored
     contents = context.models.source(role).read([uri for uri, _, _ in items])
