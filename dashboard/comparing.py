@@ -150,6 +150,9 @@ def _accuracy(found: Comparison) -> None:
         for one in found.accuracy
         if one.images
     ]
+    for one in found.accuracy:
+        if one.note:
+            st.text(one.note)
     if not rows:
         st.info("No labelled image was answered by both.")
         return

@@ -71,6 +71,9 @@ def compare(
         else:
             out.print("neither run has confirmed a failure mode of these models")
         out.print(_table("on the labelled images that both runs have", [_accuracy(one) for one in found.accuracy]))
+        for one in found.accuracy:
+            if one.note:
+                out.print(one.note, markup=False, highlight=False)
         for worse in found.worse:
             out.print(f"worse: {worse}", markup=False, highlight=False)
 
@@ -217,8 +220,9 @@ def _cells(change: Change) -> dict[str, str]:
 
 
 def _accuracy(one: Accuracy) -> dict[str, str]:
-    shares = {"model": one.model_id, "images": f"{one.images:,}", "before": f"{one.before:.2%}"}
-    counts = {"after": f"{one.after:.2%}", "fixed": str(one.fixed), "broken": str(one.broken)}
+    before, after = (f"{share:.2%}" if one.images else "" for share in (one.before, one.after))
+    shares = {"model": one.model_id, "images": f"{one.images:,}", "before": before}
+    counts = {"after": after, "fixed": str(one.fixed), "broken": str(one.broken)}
     return {**shares, **counts, "p": f"{one.p_value:.1g}"}
 
 

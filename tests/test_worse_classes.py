@@ -62,9 +62,23 @@ def test_images_count_under_the_label_that_both_runs_have(tmp_path: Path) -> Non
     before, after = audited(tmp_path / "a", [], answers, ("v",)), audited(tmp_path / "b", [], other, ("v",))
     (accuracy,), worse = paired_accuracy(before, after, {"v": "v"})
     assert (accuracy.images, accuracy.before, accuracy.after, accuracy.p_value, worse) == (0, 0, 0, 1, ())
+    assert accuracy.relabelled == 26
+    assert (
+        accuracy.note == "v: images that both runs have, but whose labels name different classes, are not counted: 26"
+    )
     pool = said("pool", "v", dict.fromkeys(LETTERS, "crab"), "crab")  # not under audit
     one, other = audited(tmp_path / "c", [], pool, ("v",)), audited(tmp_path / "d", [], pool, ("v",))
     assert paired_accuracy(one, other, {"v": "v"})[0][0].images == 0
+
+
+def test_a_class_that_is_spelled_otherwise_now_is_the_same_class(tmp_path: Path) -> None:
+    """By hand: 26 images of hot dogs, all right before, 14 broken now."""
+    old = said("data", "v", dict.fromkeys(LETTERS, "hot_dog"), "hot_dog")
+    new = said("data", "v", {x: "crab" if x in LETTERS[:14] else "Hot dog" for x in LETTERS}, "Hot dog")
+    before, after = audited(tmp_path / "a", [], old, ("v",)), audited(tmp_path / "b", [], new, ("v",))
+    (accuracy,), (worse,) = paired_accuracy(before, after, {"v": "v"})
+    assert (accuracy.images, accuracy.broken, accuracy.relabelled, accuracy.note) == (26, 14, 0, None)
+    assert (worse.class_name, worse.images, worse.after) == ("Hot dog", 26, pytest.approx(14 / 26))
 
 
 def outcome(folder: Path, rule: str, run: Run, baseline: Run, accepted: str = "") -> Outcome:

@@ -11,18 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy import stats
 
+from audit.class_names import resolve
 from audit.discovery import holm
 from audit.results.sql import Run
 
+_SPELLING = pa.schema([("label", pa.string()), ("now", pa.string())])
 LEVEL = 0.01  # corrected p-value below which a class counts as worse
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """A model on the labelled images that both runs have: share right before and after, in [0, 1]; `fixed` were wrong
-    and are right, `broken` the other way round; `p_value`: McNemar's exact test, two-sided, that both are as likely."""
+    and are right, `broken` the other way round; `p_value`: McNemar's exact test, two-sided, that both are as likely.
+    `relabelled`: images that both runs have with labels of different classes, which are not counted."""
 
     model_id: str
     images: int
@@ -31,6 +36,17 @@ class Accuracy:
     fixed: int
     broken: int
     p_value: float
+    relabelled: int = 0
+
+    @property
+    def note(self) -> str | None:
+        """What is said of images that are not counted; None if there are none."""
+        if not self.relabelled:
+            return None
+        return (
+            f"{self.model_id}: images that both runs have, but whose labels name different classes, are not counted: "
+            f"{self.relabelled:,}"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,33 +92,39 @@ def paired_accuracy(
     """Each model that is compared, and the classes that got worse, by how many more images are wrong. `pairs`: what
     each model of `before` is called in `after`."""
     counted = {new_id: _counts(before, after, old_id, new_id) for old_id, new_id in pairs.items()}
-    accuracy = tuple(_accuracy(model_id, counts) for model_id, counts in counted.items())
-    return accuracy, _worse([one for counts in counted.values() for one in counts])
+    accuracy = tuple(_accuracy(model_id, *found) for model_id, found in counted.items())
+    return accuracy, _worse([one for counts, _ in counted.values() for one in counts])
 
 
-def _counts(before: Run, after: Run, old_id: str, new_id: str) -> list[_Counts]:
+def _counts(before: Run, after: Run, old_id: str, new_id: str) -> tuple[list[_Counts], int]:
+    """The counts of each class, spelled as in `after`, and the number of images with another class in each run."""
     # 64 bits for an id of 64 characters: in ten million images two are taken for one with a chance of 3 in a million.
     query = (
-        "select hash(item_id, label) as image, any_value(label) as label, any_value(correct) as correct "
+        "select hash(item_id) as image, any_value(label) as label, any_value(correct) as correct "
         "from predictions where role = 'data' and correct is not null and model_id = ? group by image"
     )
     old, new = before.sql(query, [old_id]), after.sql(query, [new_id])
+    spelled = pc.unique(new["label"]).to_pylist()
+    labels = pc.unique(old["label"]).to_pylist()
+    spelling = pa.table({"label": labels, "now": [resolve(label, spelled) for label in labels]})
     with duckdb.connect() as connection:
-        connection.register("old", old)
-        connection.register("new", new)
+        for name, table in (("old", old), ("new", new), ("spelling", spelling.cast(_SPELLING))):
+            connection.register(name, table)
         rows = connection.execute(
-            "select label, count(*), count(*) filter (old.correct), count(*) filter (new.correct), "
-            "count(*) filter (new.correct and not old.correct), count(*) filter (old.correct and not new.correct) "
-            "from old join new using (image, label) group by label order by label"
+            "select now is not distinct from new.label as same, new.label, count(*), count(*) filter (old.correct), "
+            "count(*) filter (new.correct), count(*) filter (new.correct and not old.correct), "
+            "count(*) filter (old.correct and not new.correct) from old join spelling using (label) "
+            "join new using (image) group by all order by new.label"
         ).fetchall()
-    return [_Counts(new_id, *row) for row in rows]
+    counts = [_Counts(new_id, *row) for same, *row in rows if same]
+    return counts, sum(row[2] for row in rows if not row[0])
 
 
-def _accuracy(model_id: str, counts: Sequence[_Counts]) -> Accuracy:
+def _accuracy(model_id: str, counts: Sequence[_Counts], relabelled: int) -> Accuracy:
     images, fixed, broken = (sum(getattr(one, key) for one in counts) for key in ("images", "fixed", "broken"))
     before, after = (sum(getattr(one, key) for one in counts) / max(images, 1) for key in ("was_right", "is_right"))
     p_value = float(stats.binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
-    return Accuracy(model_id, images, before, after, fixed, broken, p_value)
+    return Accuracy(model_id, images, before, after, fixed, broken, p_value, relabelled)
 
 
 def _worse(counts: Sequence[_Counts]) -> tuple[WorseClass, ...]:
