@@ -402,6 +402,16 @@ def test_names_with_dots_of_their_own(tmp_path: Path) -> None:
         shard(tmp_path, *members, key="second_dot")
 
 
+def test_a_sample_with_two_images_is_said_until_one_is_chosen(tmp_path: Path) -> None:
+    members = samples("{i:04}", (".png", ""), (".jpg", "another picture"), (".cls", "LABEL"))
+    warning = warned(shard(tmp_path, *members))["several_images"]
+    assert (warning.items, warning.blocks_gate) == (4, True)
+    assert "of (jpg, png), the first is used" in warning.message
+    chosen = shard(tmp_path, *members, image_suffixes=["png"])
+    assert "several_images" not in warned(chosen)
+    holds_all(chosen)
+
+
 def test_leftovers_in_shards_are_skipped(tmp_path: Path) -> None:
     source = shard(tmp_path, ("__MACOSX/._a.png", b"\0\5"), ("._a.png", b"\0\5"), ("a.png", IMAGES[0]), ("a.cls", b"x"))
     assert [entry.display_name for entry in source.entries()] == ["s.tar/a.png"]

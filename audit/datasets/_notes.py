@@ -64,6 +64,9 @@ _KINDS = {
         "{items} images in shards belong to no sample ({examples}), since the name of a sample ends at its first dot; "
         "if file names contain dots of their own, set key: last_dot"
     ),
+    "several_images": _Kind(
+        "{items} samples have several images; of ({examples}), the first is used. To choose one, set image_suffixes"
+    ),
     "linked_folder": _Kind(
         "{items} folders are links and were not followed ({examples}): their files are not part of this run; set "
         "follow_links: true to follow them"

@@ -201,7 +201,11 @@ class WebDatasetSource(ListedSource):
     def _entry(self, shard: str, sample: _Sample, folder: str) -> Entry:
         """`folder`: whose name is the label where the sample has none; '' where it is not."""
         options = self.options
-        place = next((sample.places[suffix] for suffix in options.image_suffixes if suffix in sample.places), None)
+        images = [suffix for suffix in options.image_suffixes if suffix in sample.places]
+        place = sample.places[images[0]] if images else None
+        several = [suffix for suffix in images if suffix != options.mask_suffix]
+        if len(several) > 1:
+            self.notes.count("several_images", ", ".join(several))
         mask = sample.places.get(options.mask_suffix) if options.mask_suffix else None
         if place is None:
             for path in sample.dotted:
