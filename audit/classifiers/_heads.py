@@ -81,6 +81,10 @@ def head_of(outputs: Tensor, ref: str) -> Head:
             "logits: the softmax of these is the same probabilities. Searches work better with a module of logits"
         )
         return Head(outputs.shape[1], from_probabilities, (RunWarning("probabilities", message, blocks_gate=False),))
+    if bool((values >= 0).all()) and torch.allclose(sums, torch.full_like(sums, 100.0), rtol=0, atol=0.1):
+        raise ModelError(
+            f"{ref} returns percentages (at least 0, with a sum of 100). Return the logits, or divide by 100"
+        )
     doubt = (_unit_interval(outputs.shape[1], ref),) if within and last not in _UNBOUNDED else ()
     return Head(outputs.shape[1], as_they_are, doubt)
 
@@ -118,17 +122,27 @@ def last_operation(outputs: Tensor) -> str | None:
 
 
 def doubts(alone: Tensor, outputs: Tensor, ref: str) -> tuple[RunWarning, ...]:
-    """Warnings about a module's outputs (b, outputs) for varied images; `alone`: (1, outputs) for the first of them."""
-    values, one = outputs.detach().double(), alone.detach().double()
-    scale = values.abs().max().clamp_min(1e-3)
+    """Warnings about a module's outputs (b, outputs) for varied images; `alone`: the same, shown one by one."""
+    values = outputs.detach().double()
     found = []
-    if len(values) > 1 and (values - values[:1]).abs().max() <= 1e-6 * scale:
+    if len(values) > 1 and (values - values[:1]).abs().max() <= 1e-6 * _scale(values):
         message = f"{ref} returns the same output for {len(values)} very different trial images: it ignores its input"
         found.append(RunWarning("constant_output", message))
-    if (one - values[:1]).abs().max() > 1e-3 * scale:
-        message = (
-            f"{ref} returns another output for an image alone than for the same image in a batch: its results depend "
-            "on random numbers or on the batch (dropout or batch statistics that eval() does not switch off?)"
-        )
-        found.append(RunWarning("unstable_output", message))
-    return tuple(found)
+    return (*found, *unstable(alone, outputs, ref))
+
+
+def unstable(alone: Tensor, outputs: Tensor, ref: str) -> tuple[RunWarning, ...]:
+    """A warning if a model's outputs (b, outputs) differ from those for the same images one by one."""
+    one, values = alone.detach().double(), outputs.detach().double()
+    equal = (one == values) | (one.isnan() & values.isnan())  # of infinite ones, no difference is known
+    if (one - values).abs().masked_fill(equal, 0.0).max() <= 1e-3 * _scale(values):
+        return ()
+    message = (
+        f"{ref} returns another output for an image alone than for the same image in a batch: its results depend "
+        "on random numbers or on the batch (dropout or batch statistics that eval() does not switch off?)"
+    )
+    return (RunWarning("unstable_output", message),)
+
+
+def _scale(values: Tensor) -> Tensor:
+    return values.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-3)

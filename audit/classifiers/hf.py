@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from audit.class_names import beginning
 from audit.classifiers import Classifier, Preprocess, check_network, check_whole, names_for
 from audit.classifiers._heads import one_output, two_classes
 from audit.classifiers._image_processor import preprocess_of
@@ -82,7 +84,8 @@ def _loaded(options: Options, folder: Path, **changes: Any) -> tuple[Any, dict[s
             **changes,
         )
     except _LOAD_ERRORS as error:
-        raise ModelError(f"{_unloadable(options.ref)}: {str(error).rstrip('.')}{_advice(folder)}") from error
+        found = _wrong_names(folder) or str(error).rstrip(".") + _advice(folder)
+        raise ModelError(f"{_unloadable(options.ref)}: {found}") from error
 
 
 def _unloadable(ref: str) -> str:
@@ -121,6 +124,21 @@ def _advice(folder: Path) -> str:
             f"A.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
         )
     return ""
+
+
+def _wrong_names(folder: Path) -> str:
+    """What is wrong with id2label in config.json; '' if nothing is."""
+    try:
+        names = json.loads((folder / "config.json").read_text("utf-8")).get("id2label")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if names is None or (isinstance(names, dict) and all(key.strip().isdecimal() for key in names)):
+        return ""
+    found = f"the keys {beginning(list(names))}" if isinstance(names, dict) else f"a {type(names).__name__}"
+    return (
+        f"id2label in its config.json has {found}; expected an object from the number of each output to its name, "
+        'such as {"0": "cat"}'
+    )
 
 
 def _channels(network: nn.Module, ref: str) -> int:

@@ -22,6 +22,7 @@ from pickle import UnpicklingError
 from types import ModuleType
 from typing import Annotated, Any
 
+import torch
 from pydantic import BeforeValidator, Field, ValidationInfo
 from torch import Tensor, nn
 
@@ -114,20 +115,21 @@ def _load(options: Options, data_classes: tuple[str, ...], module_name: str, fun
 
 
 def _outputs(network: nn.Module, preprocess: Preprocess, ref: str) -> tuple[Tensor, Tensor]:
-    """Outputs (b, outputs) for one image alone and for the same image in a batch, with their autograd graph."""
+    """Outputs (b, outputs) for images one by one, and for the same images in a batch, with their autograd graph."""
     x = images(preprocess.size[0]).requires_grad_(True)
     try:
-        alone, together = network(preprocess(x[:1].detach())), network(preprocess(x))
+        alone = [network(preprocess(one[None].detach())) for one in x]
+        together = network(preprocess(x))
     except _USER_ERRORS as error:
         raise ModelError(f"{ref} fails on images of shape {tuple(x.shape)}: {type(error).__name__}: {error}") from error
-    for found, count in ((alone, 1), (together, len(x))):
+    for found, count in (*((one, 1) for one in alone), (together, len(x))):
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != count or not found.is_floating_point():
             what = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ModelError(
                 f"{ref}: the module must return logits of shape (b, classes), (b, 1) for one output; for {count} "
                 f"images it returns {what}{_as_column(found, count)}"
             )
-    return alone, together
+    return torch.cat(alone), together
 
 
 def _as_column(found: object, count: int) -> str:
