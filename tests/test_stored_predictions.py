@@ -133,7 +133,34 @@ def test_labels_of_the_file_stand_in_and_are_compared(tmp_path: Path) -> None:
     assert "'cat' in the file and 'dog' in the data set for '2.png'" in warning["message"]
 
 
-def test_labels_of_the_file_are_spelled_as_the_classes_that_they_mean(tmp_path: Path) -> None:
+def test_a_label_of_the_file_that_is_never_predicted_counts_as_missed(tmp_path: Path) -> None:
+    """The data set has no labels. By hand: 2 of 3 are right; two scores for three labels are refused."""
+    images(tmp_path / "data", ["1.png", "2.png", "3.png"])
+    labels = ["1.png,cat", "2.png,dog", "3.png,bird"]
+    text = "image,label,predicted\n" + "\n".join(map(",".join, zip(labels, ("cat", "dog", "dog"), strict=True)))
+    run = done(job(tmp_path, written(tmp_path / "p.csv", text)), tmp_path / "run", 1)
+    assert run.rows("select avg(correct::int) as share from predictions")[0]["share"] == pytest.approx(2 / 3)
+    assert "classes_never_predicted" in {row["code"] for row in run.rows("select code from warnings")}
+    misspelt = text.replace("bird", "dogs")
+    scored = "image,label,cat,dog\n" + "\n".join(f"{label},.7,.3" for label in labels)
+    for name, refused, lacking in (
+        ("q.csv", misspelt.replace("dog,dog", "dog,cow"), "'dog'"),
+        ("r.csv", scored, "'bird'"),
+    ):
+        with pytest.raises(AssertionError, match=f"labels match no output of the model. Labels: .*{lacking}"):
+            done(job(tmp_path, written(tmp_path / name, refused)), tmp_path / name[0], 1)
+
+
+def test_a_label_of_the_file_without_a_class_is_said_where_the_data_set_has_labels_too(tmp_path: Path) -> None:
+    images(tmp_path / "data", ["1.png", "2.png", "cat/3.png", "dog/4.png"])
+    text = "image,label,predicted\n1.png,unicorn,cat\n2.png,dog,cat\n3.png,cat,cat\n4.png,dog,dog\n"
+    run = done(job(tmp_path, written(tmp_path / "p.csv", text)), tmp_path / "run", 1)
+    (warning,) = run.rows("select * from warnings where code = 'labels_unknown'")
+    assert (warning["items"], warning["blocks_gate"]) == (1, True)
+    assert "'1.png' with 'unicorn'" in warning["message"]
+
+
+def test_classes_are_spelled_as_the_labels_of_the_file_that_mean_them(tmp_path: Path) -> None:
     """Else a model that is right on every image seems to have its outputs in another order."""
     names = [f"{i}.png" for i in range(40)]
     images(tmp_path / "data", names)
@@ -141,7 +168,7 @@ def test_labels_of_the_file_are_spelled_as_the_classes_that_they_mean(tmp_path: 
     file = written(tmp_path / "p.csv", "\n".join(["image,label,predicted", *rows, ""]))
     run = done(job(tmp_path, file), tmp_path / "run", 1)
     found = run.rows("select label, predicted, count(*) as n from predictions where correct group by all order by all")
-    assert [(r["label"], r["predicted"], r["n"]) for r in found] == [("cat", "cat", 20), ("hot dog", "hot dog", 20)]
+    assert [(r["label"], r["predicted"], r["n"]) for r in found] == [("Cat", "Cat", 20), ("Hot_dog", "Hot_dog", 20)]
     assert [warning.code for warning in warnings_of(run)] == ["no_label_column"]
 
 
@@ -557,7 +584,11 @@ def test_names_beyond_ascii_and_images_at_two_places(tmp_path: Path) -> None:
     file = written(tmp_path / "p.csv", "image,predicted\nzoo/same.png,zoo\ncafe\u0301/na me.png,cafe\u0301\n")
     run = done(job(tmp_path, file), tmp_path / "run", 1)
     assert [r["predicted"] for r in run.rows("select predicted from predictions")] == ["caf\u00e9"]
-    assert run.rows("select * from warnings") == []
+    codes = {row["code"]: row["blocks_gate"] for row in run.rows("select code, blocks_gate from warnings")}
+    assert codes == {"contradictory_labels": True, "copies_differ": True}
+    alike = written(tmp_path / "q.csv", "image,predicted\nzoo/same.png,zoo\ncafe\u0301/na me.png,zoo\n")
+    run = done(job(tmp_path, alike), tmp_path / "again", 1)
+    assert "copies_differ" not in {row["code"] for row in run.rows("select code from warnings")}
 
 
 def test_a_run_s_own_predictions_are_a_model(tmp_path: Path, three: dict[str, str]) -> None:
@@ -612,3 +643,58 @@ def test_embeddings_are_stored_where_the_job_has_no_embedder(
     short = written(tmp_path / "short.csv", 'image,predicted,embedding\na,cat,"[1, 2]"\nb,cat,"[1]"\n')
     with pytest.raises(ModelError, match="row 2: 'embedding' holds 1 numbers; expected 2, as in its first row"):
         loaded(short)
+
+
+def decimals(path: Path) -> Path:
+    values = pa.array([1, 2, 3]).cast(pa.decimal128(24, 2))
+    table = {"image": ["1.png", "2.png", "3.png"], "cat": values, "dog": values, "bird": values}
+    pq.write_table(pa.table(table), path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
+def texts(path: Path) -> Path:
+    table = {"image": ["1.png", "2.png"], "cat": [0.5, 0.1], "dog": [0.5, 3.0], "bird": [None, "2.5"]}
+    pq.write_table(pa.table(table), path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        decimals,
+        texts,
+        lambda path: written(path.with_suffix(".csv"), "image,cat,dog,bird\n1.png,1,2,\n2.png,3,1,9\n"),
+        lambda path: written(path.with_suffix(".csv"), "image;cat;dog;bird\n1.png;1;2;0,5\n2.png;3;1;9\n"),
+    ],
+    ids=["decimals", "numbers as text", "first cell empty", "decimal comma"],
+)
+@pytest.mark.parametrize("options", [{}, {"class_names": "data"}], ids=["", "class_names: data"])
+def test_a_column_of_a_class_is_never_left_out_for_its_type(
+    file: Callable[[Path], Path], options: dict[str, Any], tmp_path: Path
+) -> None:
+    """The data set has no image of a bird. Without its column, a model that says bird everywhere may seem right."""
+    with pytest.raises(ModelError, match="columns are not classes of the data set: 'bird'"):
+        loaded(file(tmp_path / "p"), ("cat", "dog"), scores="logits", **options)
+
+
+def test_columns_beside_probabilities_of_all_classes_are_no_classes(tmp_path: Path) -> None:
+    file = written(tmp_path / "p.csv", "image,cat,dog,width\n1.png,.1,.9,640\n2.png,.8,.2,480\n")
+    assert loaded(file, ("cat", "dog"), class_names="data").classes[:, 0].tolist() == [1, 0]
+    file = written(tmp_path / "q.csv", "image,cat,dog,bird\n1.png,.1,.2,.7\n2.png,.8,.1,.1\n")
+    with pytest.raises(ModelError, match=r"row 1.*not classes of the data set: 'bird'"):
+        loaded(file, ("cat", "dog"), class_names="data")
+
+
+def test_a_row_of_another_file_that_is_there_does_not_fit_by_the_end_of_its_path(tmp_path: Path) -> None:
+    """Numbered files of two splits have equal names; a copy of the data set at another place is the data set."""
+    images(tmp_path / "test", ["cat/1.png", "dog/1.png"])
+    images(tmp_path / "train", ["dog/1.png", "cat/1.png"])  # other colours
+    images(tmp_path / "copy", ["cat/1.png", "dog/1.png"])
+    places = [Place("data", name, name, name, str(tmp_path / "test")) for name in ("cat/1.png", "dog/1.png")]
+
+    def rows(folder: Path) -> dict[str, int]:
+        return match([str(folder / "cat/1.png"), str(folder / "dog/1.png")], places).rows
+
+    assert rows(tmp_path / "train") == {}
+    assert rows(tmp_path / "copy") == {"cat/1.png": 0, "dog/1.png": 1}
+    assert rows(tmp_path / "on another machine") == {"cat/1.png": 0, "dog/1.png": 1}

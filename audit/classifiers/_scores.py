@@ -51,7 +51,7 @@ class ScoreTable:
 
 
 def open_table(path: Path) -> ScoreTable:
-    """Read the header of a file. `numeric`: columns of numbers; in CSV, columns with a number in the first row.
+    """Read the header of a file. `numeric`: columns of numbers; of text, those whose first filled cell is a number.
 
     Raises ModelError if the file is not a table, or has a column twice.
     """
@@ -70,19 +70,33 @@ def _described(column: str) -> str:
 
 
 def _parquet_header(path: Path) -> tuple[list[str], list[str]]:
-    schema = pq.read_schema(path)
-    numeric = [field.name for field in schema if pt.is_floating(field.type) or pt.is_integer(field.type)]
-    return [name.strip() for name in schema.names], [name.strip() for name in numeric]
+    file = pq.ParquetFile(path)
+    schema = file.schema_arrow
+    numeric = {f.name for f in schema if pt.is_floating(f.type) or pt.is_integer(f.type) or pt.is_decimal(f.type)}
+    texts = [field.name for field in schema if pt.is_string(field.type) or pt.is_large_string(field.type)]
+    for batch in file.iter_batches(BATCH, columns=texts) if texts else ():
+        numeric |= {name for name in texts if _resembles_number(next(filter(None, batch[name].to_pylist()), ""))}
+        break
+    return [name.strip() for name in schema.names], [name.strip() for name in schema.names if name in numeric]
 
 
 def _csv_header(path: Path) -> tuple[list[str], list[str]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=_separator(path))
         columns = [name.strip() for name in next(lines, [])]
-        first: Any = next(lines, [])
+        first: dict[str, str] = {}
+        for line in lines:
+            first = {name: cell for name, cell in zip(columns, line, strict=False) if cell.strip()} | first
+            if len(first) == len(columns):
+                break
     if not columns:
         raise ModelError(f"{path} is empty: its first line names the columns")
-    return columns, [name for name, cell in zip(columns, first, strict=False) if _is_number(cell)]
+    return columns, [name for name in columns if _resembles_number(first.get(name, ""))]
+
+
+def _resembles_number(cell: str) -> bool:
+    """Whether a cell is a number, or one in a spelling that `_no_number` explains."""
+    return _is_number(cell.strip().removesuffix("%").replace(",", "."))
 
 
 def _is_number(cell: str) -> bool:

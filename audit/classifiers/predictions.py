@@ -234,16 +234,19 @@ def _by_columns(table: ScoreTable, options: Options, data_classes: tuple[str, ..
     given = _given(options, data_classes)
     prefix = options.score_prefix if options.score_prefix is not None else _prefix_of(left, given)
     by_class = {name.removeprefix(prefix): name for name in left if name.startswith(prefix)}
-    if given:
-        return _named_columns(table, base, given, by_class)
     doubt = ""
-    if not prefix:
-        by_class, doubt = _unprefixed(table, data_classes, base, by_class)
-    if doubt and options.scores == "logits":
+    if options.class_names == "data":
+        doubt = _doubt([name for name, column in by_class.items() if name not in given and column in table.numeric])
+    if given:
+        found = _named_columns(table, base, given, by_class, doubt)
+    else:
+        if not prefix:
+            by_class, doubt = _unprefixed(table, data_classes, base, by_class)
+        names, columns = tuple(by_class), tuple(by_class.values())
+        found = _Layout(base.item, base.label, base.predicted, names, columns, doubt=doubt) if len(names) > 1 else None
+    if found is not None and doubt and options.scores == "logits":
         raise ModelError(f"{table.path}: {doubt}")
-    if len(by_class) < 2:
-        return None
-    return _Layout(base.item, base.label, base.predicted, tuple(by_class), tuple(by_class.values()), doubt=doubt)
+    return found
 
 
 def _prefix_of(columns: Sequence[str], given: Sequence[str]) -> str:
@@ -254,14 +257,14 @@ def _prefix_of(columns: Sequence[str], given: Sequence[str]) -> str:
 
 
 def _named_columns(
-    table: ScoreTable, base: _Layout, given: tuple[str, ...], by_class: dict[str, str]
+    table: ScoreTable, base: _Layout, given: tuple[str, ...], by_class: dict[str, str], doubt: str
 ) -> _Layout | None:
     missing = [name for name in given if name not in by_class]
     if len(missing) == len(given):
         return None
     if missing:
         raise ModelError(f"{table.path} lacks the score of a class: {unknown('class', missing[0], by_class)}")
-    return _Layout(base.item, base.label, base.predicted, given, tuple(by_class[name] for name in given))
+    return _Layout(base.item, base.label, base.predicted, given, tuple(by_class[name] for name in given), doubt=doubt)
 
 
 def _unprefixed(
@@ -274,9 +277,14 @@ def _unprefixed(
     others = [name for name in numeric if name not in known]
     if not known and base.predicted is not None:
         return {}, ""
+    return numeric, _doubt(others)
+
+
+def _doubt(others: Sequence[str]) -> str:
+    """What to say of columns of numbers that may be classes; '' if there are none."""
     if not others:
-        return numeric, ""
-    return numeric, (
+        return ""
+    return (
         f"These columns are not classes of the data set: {', '.join(map(_described, others[:5]))}. If they are classes "
         "of the model, list all of its classes with class_names, or give their columns a prefix such as 'score_'; if "
         "not, leave them out of the file"

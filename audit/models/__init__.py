@@ -9,6 +9,7 @@ from pathlib import Path
 
 from audit import registry
 from audit.captioners import Captioner
+from audit.class_names import in_order
 from audit.classifiers import Classifier, Embedder
 from audit.config import Job, Plugin, digest
 from audit.datasets import DataSource
@@ -69,7 +70,8 @@ class Models:
     def matched(self, model_id: str, stored: StoredPredictions, places: Callable[[], Iterable[Place]]) -> Matched:
         """Which row of a file of predictions belongs to which image of the job. The result is cached."""
         if model_id not in self._matched:
-            self._matched[model_id] = matched(stored, model_id, list(places()))
+            class_of = self.matching(model_id).class_of
+            self._matched[model_id] = matched(stored, model_id, list(places()), class_of)
         return self._matched[model_id]
 
     def matching(self, model_id: str) -> Matching:
@@ -86,7 +88,7 @@ class Models:
             loaded = self._load_classifier(model)
             try:
                 matching = match(
-                    self.classes.labels,
+                    self.classes.labels or _own_labels(loaded),
                     loaded.class_names,
                     model.labels,
                     declared=self.classes.declared,
@@ -154,6 +156,11 @@ class Models:
 def can_predict(plugin: Plugin) -> bool:
     """Whether a model predicts images; False if it has stored predictions only."""
     return bool(getattr(registry.plugin("classifiers", plugin.name), "FORWARD", True))
+
+
+def _own_labels(loaded: Classifier | StoredPredictions) -> tuple[str, ...]:
+    """The labels of a file of predictions, which count where the data set has none."""
+    return in_order(filter(None, loaded.labels)) if isinstance(loaded, StoredPredictions) else ()
 
 
 def _knows_all(loaded: Classifier | StoredPredictions) -> bool:

@@ -6,11 +6,14 @@ several images belongs to none of them.
 
 from __future__ import annotations
 
+import filecmp
+import os
 import posixpath
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from audit.datasets._files import as_name
@@ -37,12 +40,14 @@ class Place(NamedTuple):
 @dataclass
 class Matching:
     """`rows`: the row of each matched image, by item id. `unused`: rows that fit no image. `ambiguous`: rows that fit
-    several images, each with two of these images. `rule`: how rows and images were compared."""
+    several images, each with two of these images. `copies`: the rows of further copies of an image, each with the row
+    of its first copy. `rule`: how rows and images were compared."""
 
     rule: Rule
     rows: dict[str, int] = field(default_factory=dict)
     unused: list[int] = field(default_factory=list)
     ambiguous: list[tuple[int, Place, Place]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
 
 
 def by_digest(keys: Sequence[str], rule: Rule = "auto") -> bool:
@@ -96,7 +101,9 @@ def _matched(keys: Sequence[str], places: Sequence[Place], rule: Rule, source: s
                     f"the image {places[i].display_name!r}; give each image one row"
                 )
     for i, row in sorted(taken.items()):  # of an image at several places, the first is screened
-        found.rows.setdefault(places[i].item_id, row)
+        first_row = found.rows.setdefault(places[i].item_id, row)
+        if first_row != row:
+            found.copies.append((row, first_row))
     return found
 
 
@@ -122,7 +129,10 @@ def _by_stem(places: Sequence[Place]) -> _Candidates:
 
 
 def _by_end(places: Sequence[Place], shown: Callable[[str], str]) -> _Candidates:
-    """Equal paths, else images whose whole path ends in the row's path, else images whose path ends the row's path."""
+    """Equal paths, else images whose whole path ends in the row's path, else images whose path ends the row's path.
+
+    A row that names another file, which is there and not a copy of the image, does not belong to the image.
+    """
     names = [[shown(name) for name in _names(place)] for place in places]
     wholes = [
         [shown(normal(f"{p.root}/{n}")) for n in _names(p)] if p.root else own
@@ -135,9 +145,21 @@ def _by_end(places: Sequence[Place], shown: Callable[[str], str]) -> _Candidates
         same = index.get(posixpath.basename(key), [])
         equal = [i for i in same if key in names[i] or key in wholes[i]]
         longer = equal or [i for i in same if any(whole.endswith(f"/{key}") for whole in wholes[i])]
-        return longer or [i for i in same if any(key.endswith(f"/{name}") for name in names[i])]
+        ending = longer or [i for i in same if any(key.endswith(f"/{name}") for name in names[i])]
+        return ending if longer or not _is_file(key) else [i for i in ending if _is_copy(key, places[i])]
 
     return candidates
+
+
+def _is_file(path: str) -> bool:
+    """Whether an absolute path leads to a file of this machine."""
+    return os.path.isabs(path) and os.path.isfile(path)
+
+
+def _is_copy(path: str, place: Place) -> bool:
+    """Whether a file has the bytes of an image, as far as the image is a local file."""
+    own = Path(place.root, as_name(place.uri.partition("#mask=")[0]))
+    return not place.root or not own.is_file() or filecmp.cmp(path, own, shallow=False)
 
 
 _BY_RULE: dict[Rule, Callable[[Sequence[Place]], _Candidates]] = {

@@ -108,9 +108,13 @@ class StoredPredictions:
             if not (pool and warning.code == UNUSED_PREDICTIONS)
         ]
 
-    def doubts(self, model_id: str, places: Sequence[Place], found: Matching) -> list[RunWarning]:
-        """Warnings about differences between the file and the data sets."""
+    def doubts(
+        self, model_id: str, places: Sequence[Place], found: Matching, class_of: Callable[[str], str | None] = str
+    ) -> list[RunWarning]:
+        """Warnings about differences between the file and the data sets. `class_of`: as in `prediction`."""
         return [
+            *self._without_class(model_id, places, found, class_of),
+            *self._copies(model_id, found),
             *self._without_prediction(model_id, places, found),
             *self._without_image(model_id, found),
             *self._not_finite(model_id, places, found),
@@ -146,6 +150,29 @@ class StoredPredictions:
             message += f"{min(rows) + 1} ({self.keys[min(rows)]!r})"
             yield RunWarning("not_finite", message, model_id, items=len(rows))
 
+    def _copies(self, model_id: str, found: Matching) -> Iterator[RunWarning]:
+        """Rows of copies of one image with different predictions: some belong to other images."""
+        differing = [(row, first) for row, first in found.copies if self.classes[row, 0] != self.classes[first, 0]]
+        if differing:
+            row, first = differing[0]
+            message = f"{self.source}: rows whose prediction differs from that of an equal image: {len(differing):,}, "
+            message += f"such as row {row + 1} ({self.keys[row]!r}), whose image equals that of row {first + 1} "
+            message += f"({self.keys[first]!r}). Check that the rows belong to these images"
+            yield RunWarning("copies_differ", message, model_id, items=len(differing))
+
+    def _without_class(
+        self, model_id: str, places: Sequence[Place], found: Matching, class_of: Callable[[str], str | None]
+    ) -> Iterator[RunWarning]:
+        """Labels of the file that the model has no class for, of images without a label in the data set."""
+        labelled = {place.item_id for place in places if place.label is not None}
+        usable = {place.item_id for place in places if place.usable and place.item_id not in labelled}
+        rows = [row for item_id, row in found.rows.items() if item_id in usable]
+        unknown = [row for row in rows if self.labels[row] is not None and class_of(str(self.labels[row])) is None]
+        if unknown:
+            message = f"{self.source}: images whose label in the file is no class of the model: {len(unknown):,}, such "
+            message += f"as {self.keys[unknown[0]]!r} with {self.labels[unknown[0]]!r}; they count as unlabelled"
+            yield RunWarning("labels_unknown", message, model_id, items=len(unknown))
+
     def _other_labels(self, model_id: str, places: Sequence[Place], found: Matching) -> Iterator[RunWarning]:
         """Labels that differ between file and data set: the rows may belong to other images."""
         labels = {place.item_id: place.label for place in reversed(places) if place.label is not None}
@@ -175,15 +202,19 @@ class Matched:
     first: dict[str, str]
 
 
-def matched(stored: StoredPredictions, model_id: str, places: Sequence[Place]) -> Matched:
-    """Match the rows of a model. Raises ModelError if no row belongs to an image of a role, or two rows to one
-    image."""
+def matched(
+    stored: StoredPredictions, model_id: str, places: Sequence[Place], class_of: Callable[[str], str | None] = str
+) -> Matched:
+    """Match the rows of a model. `class_of`: as in `StoredPredictions.prediction`.
+
+    Raises ModelError if no row belongs to an image of a role, or two rows to one image.
+    """
     found = stored.matching(places)
     first: dict[str, str] = {}
     for place in places:
         if place.usable:
             first.setdefault(place.role, place.item_id)
-    return Matched(found, tuple(stored.doubts(model_id, places, found)), first)
+    return Matched(found, tuple(stored.doubts(model_id, places, found, class_of)), first)
 
 
 def rows_of_stored(
