@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,16 +13,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from audit.classifiers import Classifier
+from audit.classifiers._heads import unstable
 from audit.classifiers._one_output import of_two_classes
 from audit.classifiers._scores import Scale
 from audit.decode import decode
 from audit.errors import BadItem, ConfigError, DataError, ModelError
 from audit.predictions import to_tensor
+from audit.results.warnings import RunWarning
 
 Array = NDArray[Any]
 Transform = Callable[[Image.Image], Tensor]
 
-_USER_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)
+_USER_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+_TRIED = 8  # images that are shown one by one too
 _GREY = (
     "the model takes images of one channel, but images are given as RGB, with 3 channels. Convert them with "
     'transform=, such as lambda image: torch.from_numpy(np.asarray(image.convert("L")) / 255).float()[None]'
@@ -36,11 +39,23 @@ class Answers:
         self._transform, self._batch_size = transform, batch_size
         self._asked: list[Array] = []
         self._known = None if callable(model) or isinstance(model, Classifier) else _known(model)
+        self._numbers = self._known is not None and np.asarray(model).dtype.kind in "iu"
         self._loaded = isinstance(model, Classifier)
         self._model = model.logits if isinstance(model, Classifier) else model
-        self._network = model.network if isinstance(model, Classifier) else model
+        self._network = model.network if isinstance(model, Classifier) else getattr(model, "__self__", model)
+        self._seen = 0
+        self.warnings: tuple[RunWarning, ...] = ()
         if self._known is not None and transform is not None:
             raise ConfigError("transform= needs a model, but predictions are given")
+
+    def named(self, said: Array, names: Sequence[str]) -> Array:
+        """Classes that are given as whole numbers by their names; other outputs are unchanged."""
+        if said.ndim == 2 or not names or not self._numbers:
+            return said
+        for i, text in enumerate(said.tolist()):
+            if not 0 <= int(text) < len(names):
+                raise ModelError(f"prediction {i} is {text}, but there are {len(names)} class names")
+        return np.array([names[int(text)] for text in said.tolist()], object)
 
     def predict_minus_one(self) -> bool:
         """Whether -1 is one of the classes that are given as predictions."""
@@ -54,15 +69,25 @@ class Answers:
         with _evaluating(self._network) as device:
             for data in images:
                 tensor = self._tensor(data)
+                self._seen += 1
                 if batch and (tensor is None or batch[0].shape != tensor.shape or len(batch) == self._batch_size):
-                    self._asked.append(self._ask(torch.stack(batch).to(device)))
+                    self._asked.append(self._answer(torch.stack(batch).to(device)))
                     batch = []
                 if tensor is not None:
                     batch.append(tensor)
                 else:  # the inventory says why this image cannot be used
                     self._asked.append(np.full((1, 0), np.nan))
             if batch:
-                self._asked.append(self._ask(torch.stack(batch).to(device)))
+                self._asked.append(self._answer(torch.stack(batch).to(device)))
+
+    def _answer(self, batch: Tensor) -> Array:
+        """Outputs for a batch. Some images of the first one are shown alone too: what differs then is a warning."""
+        said = self._ask(batch)
+        if not any(part.shape[1] for part in self._asked):
+            alone = np.concatenate([self._ask(one[None]) for one in batch[:_TRIED]])
+            if alone.shape[1] == said.shape[1]:
+                self.warnings = unstable(torch.from_numpy(alone), torch.from_numpy(said[:_TRIED]), "the model")
+        return said
 
     def _ask(self, batch: Tensor) -> Array:
         try:
@@ -82,7 +107,10 @@ class Answers:
             return None
         if self._transform is None:
             return to_tensor(pixels)
-        made = self._transform(Image.fromarray(pixels))
+        try:
+            made = self._transform(Image.fromarray(pixels))
+        except _USER_ERRORS as error:
+            raise ConfigError(f"transform= fails on image {self._seen}: {type(error).__name__}: {error}") from error
         if not isinstance(made, Tensor) or made.ndim != 3:
             raise ConfigError(f"transform= gives {type(made).__name__}, expected a tensor (c, h, w)")
         return made

@@ -28,7 +28,7 @@ from audit.methods import Context, module_of, stage_names, unit_of
 from audit.models import digests
 from audit.results.sql import Run
 from audit.results.store import Store
-from audit.results.warnings import RunWarning
+from audit.results.warnings import RunWarning, warning_rows
 from audit.review.warnings import warnings_of
 from audit.stages.identity import decides, job_record, run_row
 from audit.stages.plans import units_in, write_plan
@@ -134,6 +134,7 @@ def screen(
 
     class_names: of the scores, in their order; 'data' for the names that the data set has, else its labels, sorted.
     Default: the model's own, else the names that the data set has (`classes`, or a ClassLabel), else numbers from 0.
+    For a pandas DataFrame of scores, 'data' and the default are the names of its columns.
     labels: in the order of the data set, where it holds images alone. Whole numbers count the names that the data set
     has, else `class_names`, from 0; -1 is no label, unless it is a predicted class.
     scores: 'probabilities', 'logits', or 'auto': probabilities if every row sums to 1; else logits from a model, and an
@@ -166,7 +167,7 @@ def screen(
             answers.look([image for image, _ in group])
     if not texts:
         raise DataError("the data set holds no images")
-    said = answers.of_all(len(texts))
+    said = answers.named(answers.of_all(len(texts)), given or own)
     names = _class_names(class_names, given, own, texts, said)
     match(in_order(text for text in texts if text is not None), names)
     said, scale = answers.scaled(said, scores)
@@ -175,7 +176,7 @@ def screen(
     raw = _raw_job(name, names, scale)
     (folder / _JOB).write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), "utf-8")
     classes = in_order(text for text in texts if text is not None)
-    return Screening(_run(parse_job(raw, folder), folder / str(raw["name"]), classes), held)
+    return Screening(_run(parse_job(raw, folder), folder / str(raw["name"]), classes, answers.warnings), held)
 
 
 def _new_folder(output: str | Path | None) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
@@ -200,12 +201,16 @@ def _names_of(dataset: Any) -> tuple[str, ...]:
 
 def _given(class_names: Sequence[str] | str | None, model: Any) -> tuple[str, ...]:
     """The class names of the caller or of the model; empty if the data set's names are to be used."""
+    columns = () if callable(model) else tuple(getattr(model, "columns", ()))  # of a pandas DataFrame
+    named = columns if columns and all(isinstance(name, str) for name in columns) else ()
     if class_names == "data":
-        return ()
+        return named
     if isinstance(class_names, str):
         raise ConfigError(f"class_names is {class_names!r}; give a list of names, or 'data' for those of the data set")
     if class_names is None:
-        return model.class_names if isinstance(model, Classifier) else ()
+        return model.class_names if isinstance(model, Classifier) else named
+    if named and sorted(named) == sorted(class_names) and named != tuple(class_names):
+        raise ConfigError(f"class_names are {list(class_names)}, but the columns of the scores are {list(named)}")
     if len(set(class_names)) != len(class_names):
         raise ConfigError("class_names repeats a name; every output needs its own")
     return tuple(map(str, class_names))
@@ -282,7 +287,7 @@ def _class_names(
     count = said.shape[1]
     if count == 1:
         return two_names(given or own or (numbered(known, 2) if known else None) or (known if asked == "data" else ()))
-    if asked == "data" and not own:
+    if asked == "data" and not own and not given:
         return names_for("data", (), known, count)
     names = given or own or numbered(known, count)
     if names is None:
@@ -336,13 +341,14 @@ def _raw_job(name: str, names: tuple[str, ...], scale: Scale) -> dict[str, Any]:
     }
 
 
-def _run(job: Job, location: Path, classes: tuple[str, ...]) -> Path:
-    """Compute all units of a job in this process. Raises ModelError or DataError if one fails."""
+def _run(job: Job, location: Path, classes: tuple[str, ...], warnings: Sequence[RunWarning]) -> Path:
+    """Compute all units of a job in this process. warnings: of the model. Raises ModelError or DataError if a unit
+    fails."""
     store, found = Store(location), digests(job)
     decided = decides(job, found)
     record = job_record(job, decided)
     store.create("job.json", record)
-    store.commit("run", "run", {"runs": [run_row(job, decided, record)]})
+    store.commit("run", "run", {"runs": [run_row(job, decided, record)], "warnings": warning_rows(warnings)})
     worker = Worker(job, location, classes, 1)
     for stage in stage_names(job):
         plugin, module = module_of(job, stage)

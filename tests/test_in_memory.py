@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_predictions_that_are_known_already() -> None:
         ([[40, 60, 0]] * 3, {}, ["row 0 of the scores: the scores look like percentages"]),
         ([[1, 2, -np.inf]] * 3, {}, ["the scores: every row is empty, NaN or infinite", "set scores='logits'"]),
         (["red", "blue", "purple"], {}, ["prediction 2: unknown class 'purple'"]),
-        ([0, 7, 1], {}, ["prediction 1: unknown class '7'"]),
+        ([0, 7, 1], {}, ["prediction 1 is 7, but there are 3 class names"]),
         (lambda x: -x.mean((2, 3)), {"scores": "probabilities"}, ["row 0 of the scores: ", "set scores='logits'"]),
         (lambda x: x.mean((2, 3)) * np.nan, {}, ["the scores: every row is empty, NaN or infinite"]),
     ],
@@ -440,6 +441,72 @@ def test_an_image_that_cannot_be_used_is_a_row_of_its_own() -> None:
     assert [(row["status"], row["reason"]) for row in rows] == [("ok", None)] * 2 + [("quarantined", "unidentified")]
     assert screening.run.rows("select count(*) as n from predictions")[0]["n"] == 2
     assert screening.warnings == []
+
+
+def test_a_function_whose_outputs_depend_on_chance_or_on_the_batch_is_said() -> None:
+    """A function around a module cannot be set to evaluation mode; a method of a module can."""
+    torch.manual_seed(0)
+    features = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    for layer in (torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(12)):
+        network = torch.nn.Sequential(features, layer, torch.nn.Linear(12, 3))
+        screening = audit.screen(network.forward, noise(9), class_names=NAMES)
+        assert "unstable_output" not in {warning.code for warning in screening.warnings}
+        assert network.training
+        if isinstance(layer, torch.nn.Dropout):
+            screening = audit.screen(lambda x, network=network: network(x), noise(9), class_names=NAMES)
+            (warning,) = [one for one in screening.warnings if one.code == "unstable_output"]
+            assert warning.blocks_gate
+    centred = audit.screen(lambda x: x.mean((2, 3)) - x.mean((0, 2, 3)) - 1, noise(9), class_names=NAMES)
+    assert "unstable_output" in {warning.code for warning in centred.warnings}
+
+
+def test_numbers_are_places_where_the_names_are_numbers_too() -> None:
+    """As torchvision sorts folders: '10' is class 2. Labels and predictions count the same names."""
+
+    class Folders(list[Any]):
+        classes = ("0", "1", "10", "2")
+
+    pairs = list(zip(noise(4), [0, 1, 2, 3], strict=True))
+    screening = audit.screen([0, 1, 2, 2], Folders(pairs))
+    assert screening.accuracy == 0.75
+    (error,) = screening.errors()
+    assert (error.index, error.label, error.predicted) == (3, "2", "10")
+    assert audit.screen(["0", "1", "10", "2"], Folders(pairs)).accuracy == 1  # names
+
+
+def test_columns_of_a_frame_name_its_scores() -> None:
+    scores = pd.DataFrame({"dog": [0.9, 0.2], "cat": [0.1, 0.8]})
+    for names in (None, "data", ["dog", "cat"]):
+        assert audit.screen(scores, noise(2), labels=["dog", "cat"], class_names=names).accuracy == 1
+    with pytest.raises(ConfigError, match=r"class_names are \['cat', 'dog'\], but the columns .* \['dog', 'cat'\]"):
+        audit.screen(scores, noise(2), labels=["dog", "cat"], class_names=["cat", "dog"])
+
+
+@pytest.mark.parametrize(("several", "blocks"), [(1, False), (2, True)])
+def test_an_image_with_two_labels_is_said(several: int, blocks: bool) -> None:
+    """More than one image in 1,000 blocks a gate. The first label counts."""
+    shades = [np.full((8, 8, 3), (i % 250, i // 250, 0), np.uint8) for i in range(1000)]
+    pairs = [(shade, "red") for shade in shades] + [(shade, "blue") for shade in shades[:several]]
+    screening = audit.screen(["red"] * len(pairs), pairs, class_names=NAMES)
+    (warning,) = [one for one in screening.warnings if one.code == "contradictory_labels"]
+    assert (warning.role, warning.items, warning.blocks_gate) == ("data", several, blocks)
+    assert "'blue' and 'red'" in warning.message
+    same = audit.screen(["red"] * 4, [(shade, "red") for shade in shades[:2] * 2], class_names=NAMES)
+    assert "contradictory_labels" not in {one.code for one in same.warnings}
+
+
+def test_errors_of_the_caller_s_own_code_say_where() -> None:
+    def fails(image: Image.Image) -> torch.Tensor:
+        raise AttributeError("no such thing")
+
+    with pytest.raises(ConfigError, match="transform= fails on image 0: AttributeError: no such thing"):
+        audit.screen(lambda x: x, noise(2), class_names=NAMES, transform=fails)
+    with pytest.raises(ModelError, match=r"fails on images of shape \(2, 3, .*AssertionError: odd"):
+        audit.screen(asserts, noise(2), class_names=NAMES)
+
+
+def asserts(x: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("odd")
 
 
 def test_outputs_that_are_not_finite_are_said() -> None:
