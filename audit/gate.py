@@ -35,6 +35,8 @@ from audit.sentences import claim
 
 Row = dict[str, Any]
 WORSE_CLASS = "worse_class"  # the code in accept_warnings
+RELABELLED = "relabelled"  # as well
+MOST_RELABELLED = 0.01  # share of the labelled images of both runs above which what got worse is not known
 
 
 class Modes(Frozen):
@@ -212,6 +214,17 @@ def _changed(rule: Rule, rules: Rules, run: Run, baseline: Run, excused: set[str
         float(len(changes)),
         tuple(f"{_words(change.shown)} ({change.status}: {change.reason})" for change in changes),
     )
+    if outcome.passed and "new" in wanted.status and RELABELLED not in rules.accept_warnings:
+        notes = tuple(
+            str(one.note)
+            for one in compared.accuracy
+            if wanted.model in (None, one.model_id) and one.relabelled > MOST_RELABELLED * (one.images + one.relabelled)
+        )
+        if notes:
+            why = (
+                f"more than {MOST_RELABELLED:.0%} of the images have another label than in the baseline. Compare runs "
+            )
+            return _unknown(rule, f"{why}with the same labels, or set accept_warnings: [{RELABELLED}]", notes)
     if outcome.passed and "new" in wanted.status and WORSE_CLASS not in rules.accept_warnings:
         worse = _unexplained(compared, wanted, run)
         if worse:

@@ -23,6 +23,12 @@ NFD = unicodedata.normalize("NFD", "café")
 NFC = unicodedata.normalize("NFC", "café")
 
 
+def test_predicted_classes_alone_have_no_positions() -> None:
+    """They are in the order in which a file names them first."""
+    with pytest.raises(ModelError, match=r"by_position needs the outputs in their order.*'2', '0'.*class_names"):
+        match(["0", "1", "2"], ["2", "0"], "by_position", complete=False)
+
+
 @pytest.mark.parametrize(
     ("labels", "outputs", "names"),
     [

@@ -109,6 +109,11 @@ def match(
     Raises ModelError if a label is left without an output, or is given twice.
     """
     outputs = [composed(name) for name in outputs]
+    if isinstance(given, str) and not complete:
+        raise ModelError(
+            f"labels: {given} needs the outputs in their order, but only predicted classes are known: "
+            f"{beginning(outputs)}. Give all classes in their order with class_names"
+        )
     chosen, excused = _given(labels, outputs, given, declared)
     left = [label for label in labels if label not in chosen and label not in excused]
     found = {**chosen, **_matched(left, outputs, labels, {place for place, _ in chosen.values()})}
