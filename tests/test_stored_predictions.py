@@ -153,7 +153,7 @@ def test_a_label_of_the_file_that_is_never_predicted_counts_as_missed(tmp_path: 
 
 def test_a_label_of_the_file_without_a_class_is_said_where_the_data_set_has_labels_too(tmp_path: Path) -> None:
     images(tmp_path / "data", ["1.png", "2.png", "cat/3.png", "dog/4.png"])
-    text = "image,label,predicted\n1.png,unicorn,cat\n2.png,dog,cat\n3.png,cat,cat\n4.png,dog,dog\n"
+    text = "image,label,predicted\n1.png,unicorn,cat\n2.png,dog,cat\n3.png,gryphon,cat\n4.png,dog,dog\n"
     run = done(job(tmp_path, written(tmp_path / "p.csv", text)), tmp_path / "run", 1)
     (warning,) = run.rows("select * from warnings where code = 'labels_unknown'")
     assert (warning["items"], warning["blocks_gate"]) == (1, True)
