@@ -19,7 +19,7 @@ from audit.config import parse_job
 from audit.diffusion.noise import latent
 from audit.diffusion.sampling import sample
 from audit.errors import ModelError
-from audit.generators import diffusers, warnings_of
+from audit.generators import _layout, _schedule, diffusers, warnings_of
 from audit.generators.diffusers import DiffusersGenerator, Options
 from tests.hub_folder import (
     INDEX,
@@ -594,3 +594,56 @@ def test_what_pads_prompts_is_what_the_folder_says(folder: Path) -> None:
     ids += [tokenizer.convert_tokens_to_ids("!")] * (77 - len(ids))
     with torch.no_grad():
         assert torch.allclose(generator.embed(["a crab"]), text(torch.tensor([ids])).last_hidden_state, atol=1e-6)
+
+
+SHARDS = ("-00001-of-00002", "-00002-of-00002")
+
+
+@pytest.mark.parametrize("form", ["{stem}.fp16{shard}.safetensors", "{stem}{shard}.fp16.safetensors"])
+def test_a_variant_in_shards_is_fetched_and_a_part_without_it_has_its_plain_weights(form: str, tmp_path: Path) -> None:
+    """Either of the two names that shards of a variant have on the hub, with their index."""
+    unet = [f"unet/{form.format(stem='diffusion_pytorch_model', shard=shard)}" for shard in SHARDS]
+    unet.append("unet/diffusion_pytorch_model.safetensors.index.fp16.json")
+    plain = [f"{part}/{stem}.safetensors" for part, stem in _layout.STEMS.items()]
+    for name in (*unet, *plain, "unet/other.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [*unet, *plain, "unet/other.safetensors"]
+    assert _layout._matching(names, _layout.wanted("fp16")) == [*unet, *plain]
+    assert _layout._matching(names, _layout.wanted(None)) == plain
+    others = [name for name in plain if not name.startswith("unet/")]
+    assert _layout.files_of(tmp_path, "fp16") == sorted(tmp_path / name for name in (*unet, *others))
+    assert _layout.files_of(tmp_path, None) == sorted(tmp_path / name for name in plain)
+    _layout.check_weights("a/b", names, "fp16")
+
+
+def test_what_a_part_holds_instead_of_its_weights_says_what_to_do() -> None:
+    plain = [f"{part}/{stem}.safetensors" for part, stem in _layout.STEMS.items() if part != "unet"]
+    with pytest.raises(
+        ModelError, match=r"holds other\.safetensors\. Rename the one to use to diffusion_pytorch_model"
+    ):
+        _layout.check_weights("a/b", [*plain, "unet/other.safetensors"], None)
+    with pytest.raises(ModelError, match=r"holds diffusion_pytorch_model\.fp16\.safetensors\..*variant: fp16$"):
+        _layout.check_weights("a/b", [*plain, "unet/diffusion_pytorch_model.fp16.safetensors"], None)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "falls"),
+    [
+        ((0.9, 0.5, 0.5, 0.0), True),
+        ((0.5, 0.9, 0.1), False),
+        ((1.1, 0.5, 0.1), False),
+        ((0.9, 0.5, -0.1), False),
+        ((0.9, float("nan"), 0.1), False),
+        ((float("inf"), 0.5, 0.1), False),
+    ],
+)
+def test_cumulative_alphas_fall_from_one_to_zero(alphas: tuple[float, ...], falls: bool) -> None:
+    assert _schedule._falls(torch.tensor(alphas)) == falls
+
+
+def test_schedules_are_equal_where_their_alphas_and_what_they_predict_are() -> None:
+    own = DDIMScheduler(beta_start=0.00085, beta_end=0.012)
+    assert _schedule._equal(own, DDIMScheduler(beta_start=0.00085, beta_end=0.012))
+    assert not _schedule._equal(own, DDIMScheduler(beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"))
+    assert not _schedule._equal(own, DDIMScheduler(beta_start=0.00085, beta_end=0.0121))
