@@ -296,7 +296,8 @@ def test_a_run_that_could_confirm_nothing_passes_no_rule_on_failure_modes(
     run.store.commit("u1", "1-screen", {"arrays": embedded, "predictions": predictions})
     run.refresh()
     rule = f"- {{name: r, failure_modes: {wanted.replace('{', '{' + status)}, at_most: 0}}"
-    *_, found = outcomes(tmp_path, rule, run, audited(tmp_path / "before", [], []))  # warnings may come before
+    before = made.audited(tmp_path / "before", [], FAIR)
+    *_, found = outcomes(tmp_path, rule, run, before)  # warnings may come before
     assert found.passed is (why is None), found.message
     if why is not None:
         assert found.value is None
