@@ -35,7 +35,7 @@ from audit.sentences import claim
 
 Row = dict[str, Any]
 WORSE_CLASS = "worse_class"  # the code in accept_warnings
-RELABELLED = "relabelled"  # as well
+RELABELLED = "relabelled"  # another code in accept_warnings
 MOST_RELABELLED = 0.01  # share of the labelled images of both runs above which what got worse is not known
 
 

@@ -126,7 +126,8 @@ def screen(
     model: a torch module, or any function, from RGB float32 (b, 3, h, w) in [0, 1] to logits or probabilities (b,
     classes), or to one output (b, 1) for two classes; or its predictions on the data set, in the same order: scores
     (n, classes) or (n, 1), or one class per image, by name or number (n,). A module is set to evaluation mode during
-    the call. Consecutive images of one size share a batch.
+    the call. Consecutive images of one size share a batch. Up to eight images are also shown one by one; if the model
+    returns something else then, the warning is `unstable_output`.
 
     dataset: images, or pairs (image, label), or mappings with `image` and `label`, such as torch's and Hugging Face's
     data sets. An image is a PIL image, a uint8 array (h, w), (h, w, 3) or (h, w, 4), a float array or tensor in [0, 1]

@@ -160,6 +160,28 @@ def test_a_label_of_the_file_without_a_class_is_said_where_the_data_set_has_labe
     assert "'1.png' with 'unicorn'" in warning["message"]
 
 
+def test_labels_of_the_file_that_the_job_excuses_or_that_are_of_the_pool_are_not_unknown(tmp_path: Path) -> None:
+    images(tmp_path / "data", ["1.png", "2.png"])
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(tmp_path / "pool.png")
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool.png").rename(tmp_path / "pool" / "9.png")
+    text = "image,label,cat,dog\n1.png,cat,.8,.2\n2.png,bird,.3,.7\n9.png,unicorn,.6,.4\n"
+    excused = {"bird": None, "unicorn": None}
+    raw = {"version": 1, "name": "j", "data": {"source": "folder", "path": "data"}}
+    raw |= {"pool": {"source": "folder", "path": "pool"}, "stages": [{"kind": "screen"}]}
+    stored = {"id": "m", "loader": "predictions", "path": str(written(tmp_path / "p.csv", text)), "labels": excused}
+    run = done(parse_job(raw | {"models": [stored]}, tmp_path), tmp_path / "run", 1)
+    assert {row["code"] for row in run.rows("select code from warnings where model_id = 'm'")} == {
+        "labels_without_output"
+    }
+    (tmp_path / "data" / "dog").mkdir()
+    Image.fromarray(np.full((8, 8, 3), 77, np.uint8)).save(tmp_path / "data" / "dog" / "3.png")
+    labelled = written(tmp_path / "q.csv", text.replace("bird", "cat") + "3.png,dog,.1,.9\n")
+    stored = {"id": "m", "loader": "predictions", "path": str(labelled)}
+    run = done(parse_job(raw | {"models": [stored]}, tmp_path), tmp_path / "again", 1)
+    assert "labels_unknown" not in {row["code"] for row in run.rows("select code from warnings")}
+
+
 def test_classes_are_spelled_as_the_labels_of_the_file_that_mean_them(tmp_path: Path) -> None:
     """Else a model that is right on every image seems to have its outputs in another order."""
     names = [f"{i}.png" for i in range(40)]

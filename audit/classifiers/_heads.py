@@ -134,7 +134,7 @@ def doubts(alone: Tensor, outputs: Tensor, ref: str) -> tuple[RunWarning, ...]:
 def unstable(alone: Tensor, outputs: Tensor, ref: str) -> tuple[RunWarning, ...]:
     """A warning if a model's outputs (b, outputs) differ from those for the same images one by one."""
     one, values = alone.detach().double(), outputs.detach().double()
-    equal = (one == values) | (one.isnan() & values.isnan())  # of infinite ones, no difference is known
+    equal = (one == values) | (one.isnan() & values.isnan())  # inf - inf is NaN
     if (one - values).abs().masked_fill(equal, 0.0).max() <= 1e-3 * _scale(values):
         return ()
     message = (

@@ -84,14 +84,16 @@ def _csv_header(path: Path) -> tuple[list[str], list[str]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=_separator(path))
         columns = [name.strip() for name in next(lines, [])]
-        first: dict[str, str] = {}
+        numeric: dict[int, bool] = {}
+        empty = list(range(len(columns)))  # columns without a filled cell so far
         for line in lines:
-            first = {name: cell for name, cell in zip(columns, line, strict=False) if cell.strip()} | first
-            if len(first) == len(columns):
+            numeric |= {i: _resembles_number(line[i]) for i in empty if i < len(line) and line[i].strip()}
+            empty = [i for i in empty if i not in numeric]
+            if not empty:
                 break
     if not columns:
         raise ModelError(f"{path} is empty: its first line names the columns")
-    return columns, [name for name in columns if _resembles_number(first.get(name, ""))]
+    return columns, [name for i, name in enumerate(columns) if numeric.get(i)]
 
 
 def _resembles_number(cell: str) -> bool:

@@ -70,8 +70,12 @@ class Models:
     def matched(self, model_id: str, stored: StoredPredictions, places: Callable[[], Iterable[Place]]) -> Matched:
         """Which row of a file of predictions belongs to which image of the job. The result is cached."""
         if model_id not in self._matched:
-            class_of = self.matching(model_id).class_of
-            self._matched[model_id] = matched(stored, model_id, list(places()), class_of)
+            labels = self.matching(model_id)
+
+            def known(label: str) -> bool:
+                return label in labels.excused or labels.class_of(label) is not None
+
+            self._matched[model_id] = matched(stored, model_id, list(places()), known)
         return self._matched[model_id]
 
     def matching(self, model_id: str) -> Matching:

@@ -109,11 +109,14 @@ class StoredPredictions:
         ]
 
     def doubts(
-        self, model_id: str, places: Sequence[Place], found: Matching, class_of: Callable[[str], str | None] = str
+        self, model_id: str, places: Sequence[Place], found: Matching, known: Callable[[str], bool] | None = None
     ) -> list[RunWarning]:
-        """Warnings about differences between the file and the data sets. `class_of`: as in `prediction`."""
+        """Warnings about differences between the file and the data sets.
+
+        known: whether the model has a class for a label, or the job says that it has none; default: every label is.
+        """
         return [
-            *self._without_class(model_id, places, found, class_of),
+            *(self._without_class(model_id, places, found, known) if known else ()),
             *self._copies(model_id, found),
             *self._without_prediction(model_id, places, found),
             *self._without_image(model_id, found),
@@ -161,13 +164,13 @@ class StoredPredictions:
             yield RunWarning("copies_differ", message, model_id, items=len(differing))
 
     def _without_class(
-        self, model_id: str, places: Sequence[Place], found: Matching, class_of: Callable[[str], str | None]
+        self, model_id: str, places: Sequence[Place], found: Matching, known: Callable[[str], bool]
     ) -> Iterator[RunWarning]:
-        """Labels of the file that the model has no class for, of images without a label in the data set."""
+        """Labels of the file that the model has no class for, of images of the data without a label of their own."""
         labelled = {place.item_id for place in places if place.label is not None}
-        usable = {place.item_id for place in places if place.usable and place.item_id not in labelled}
-        rows = [row for item_id, row in found.rows.items() if item_id in usable]
-        unknown = [row for row in rows if self.labels[row] is not None and class_of(str(self.labels[row])) is None]
+        data = {place.item_id for place in places if place.usable and place.role == "data"} - labelled
+        labels = [(row, self.labels[row]) for item_id, row in found.rows.items() if item_id in data]
+        unknown = [row for row, label in labels if label is not None and not known(label)]
         if unknown:
             message = f"{self.source}: images whose label in the file is no class of the model: {len(unknown):,}, such "
             message += f"as {self.keys[unknown[0]]!r} with {self.labels[unknown[0]]!r}; they count as unlabelled"
@@ -203,9 +206,9 @@ class Matched:
 
 
 def matched(
-    stored: StoredPredictions, model_id: str, places: Sequence[Place], class_of: Callable[[str], str | None] = str
+    stored: StoredPredictions, model_id: str, places: Sequence[Place], known: Callable[[str], bool] | None = None
 ) -> Matched:
-    """Match the rows of a model. `class_of`: as in `StoredPredictions.prediction`.
+    """Match the rows of a model. `known`: as in `StoredPredictions.doubts`.
 
     Raises ModelError if no row belongs to an image of a role, or two rows to one image.
     """
@@ -214,7 +217,7 @@ def matched(
     for place in places:
         if place.usable:
             first.setdefault(place.role, place.item_id)
-    return Matched(found, tuple(stored.doubts(model_id, places, found, class_of)), first)
+    return Matched(found, tuple(stored.doubts(model_id, places, found, known)), first)
 
 
 def rows_of_stored(
